@@ -1,0 +1,112 @@
+"""What the daemon tells an engine host: one JSON file, read by every SGLang process.
+
+The daemon writes it into the engine's runtime directory and names it in ``KTD_ENGINE_SPEC``;
+without that variable ktd's SGLang plugins do nothing. Failures that end a start are reported the
+other way through :func:`report_failure`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+SPEC_VARIABLE = "KTD_ENGINE_SPEC"
+ID_VARIABLE = "KTD_ENGINE_ID"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Everything that is fixed when an engine starts.
+
+    Attributes:
+        engine_id: Unique per start; also in the environment of every child as ``KTD_ENGINE_ID``.
+        runtime_dir: Folder of ``control.sock``, ``http.sock``, rank and failure files.
+        model_path: Local folder with the checkpoint.
+        sglang_args: Command line for SGLang's own parser, without the model path.
+        device: ``"cpu"`` or ``"cuda"``.
+        moe_layers: Model layer indices that have experts, ascending.
+        num_experts: Routed experts per MoE layer.
+        slots: Slots per MoE layer, in the order of ``moe_layers``.
+        initial: Experts in slots at the start, per MoE layer, ascending; at most ``slots`` of them.
+        cpu_threads: Threads of the native pool over all ranks, or None for every core allowed.
+        isa: Kernel set to force, or None for the best one.
+        swap_rate: Limit of copying into slots per rank, bytes per second, or None.
+    """
+
+    engine_id: str
+    runtime_dir: str
+    model_path: str
+    sglang_args: tuple[str, ...]
+    device: str
+    moe_layers: tuple[int, ...]
+    num_experts: int
+    slots: tuple[int, ...]
+    initial: tuple[tuple[int, ...], ...]
+    cpu_threads: int | None = None
+    isa: str | None = None
+    swap_rate: float | None = None
+
+    @property
+    def control_socket(self) -> Path:
+        """Unix socket of the private control service."""
+        return Path(self.runtime_dir) / "control.sock"
+
+    @property
+    def http_socket(self) -> Path:
+        """Unix socket of SGLang's own OpenAI app."""
+        return Path(self.runtime_dir) / "http.sock"
+
+    def write(self) -> Path:
+        """Writes the spec into its runtime directory and returns the file's path."""
+        path = Path(self.runtime_dir) / "spec.json"
+        path.write_text(json.dumps(asdict(self), indent=1))
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> EngineSpec:
+        """Reads what :meth:`write` wrote."""
+        raw = json.loads(path.read_text())
+        for name in ("sglang_args", "moe_layers", "slots"):
+            raw[name] = tuple(raw[name])
+        raw["initial"] = tuple(tuple(layer) for layer in raw["initial"])
+        return cls(**raw)
+
+    @classmethod
+    def from_environment(cls) -> EngineSpec | None:
+        """The spec this process was started under, or None outside a ktd engine."""
+        path = os.environ.get(SPEC_VARIABLE)
+        return cls.read(Path(path)) if path else None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an engine could not start or ended.
+
+    ``kind``: ``"usage"`` (SGLang refused its arguments), ``"incompatible"``, ``"model"``,
+    ``"plugin"``, ``"memory"`` or ``"internal"``. All but ``"internal"`` will fail again.
+    """
+
+    kind: str
+    message: str
+    time_ns: int
+
+
+def report_failure(spec: EngineSpec, kind: str, message: str) -> None:
+    """Leaves a failure for the daemon; one file per process, the earliest one counts."""
+    path = Path(spec.runtime_dir) / f"failure-{os.getpid()}.json"
+    if not path.exists():
+        path.write_text(json.dumps(asdict(Failure(kind, message, time.time_ns()))))
+
+
+def read_failure(runtime_dir: Path) -> Failure | None:
+    """The earliest failure that a process of the engine reported."""
+    failures: list[Failure] = []
+    for path in runtime_dir.glob("failure-*.json"):
+        try:
+            failures.append(Failure(**json.loads(path.read_text())))
+        except (OSError, ValueError, TypeError):
+            continue
+    return min(failures, key=lambda failure: failure.time_ns, default=None)

@@ -1,0 +1,204 @@
+"""The memory-mapped file through which a SGLang rank reports to the daemon.
+
+One file per rank lies in the engine's runtime directory. The rank writes, everybody else maps it
+read-only; nothing is sent per step, so a reader can never slow the engine. All integers are
+little-endian. Layout, version 1:
+
+====== ====== =========================================================================
+offset type   meaning
+====== ====== =========================================================================
+0      8s     magic ``KTDRANK1``
+8      u32×2  version, offset of the counters (4096)
+16     u32×4  number of MoE layers, experts per layer, tiers (2: GPU slot, CPU), rank
+32     u64×2  pid, start time in Unix nanoseconds
+64     u64×32 words, see :class:`Word`
+512    -      acknowledgement of the last control call: u64 sequence, u32 status, u32 length, text
+1536   -      the same for the last finished copy
+2560   -      hello: u32 length, JSON text (0: the rank has not said hello)
+4096   u64    counters ``[layer, expert, tier]``, (token, expert) pairs since the engine's start
+====== ====== =========================================================================
+
+A block's sequence is written after its text, so a reader that sees a sequence sees its text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import struct
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+MAGIC = b"KTDRANK1"
+VERSION = 1
+TIERS = ("gpu", "cpu")
+_WORDS = 64
+_ACK = 512
+_COPY = 1536
+_HELLO = 2560
+_COUNTERS = 4096
+_BLOCK = struct.Struct("<QII")
+_TEXT_MAX = 1024 - _BLOCK.size
+
+
+class Word(IntEnum):
+    """Index of a u64 word; times are CLOCK_MONOTONIC nanoseconds."""
+
+    HEARTBEAT_NS = 0
+    DECODE_STEPS = 1
+    PREFILL_STEPS = 2
+    DECODE_TOKENS = 3
+    PREFILL_TOKENS = 4
+    LOADED_BYTES = 5
+    TOTAL_BYTES = 6
+    SWAP_BYTES = 7
+    CPU_WEIGHT_BYTES = 8
+    SLOT_BYTES = 9
+    ERROR = 10
+    # 1 while a forward pass runs: a long prefill is not a dead scheduler.
+    IN_STEP = 11
+
+
+class Status(IntEnum):
+    """Outcome in an acknowledgement block."""
+
+    NONE = 0
+    OK = 1
+    FAILED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """One acknowledgement: the call's sequence number, its outcome and, on failure, a sentence."""
+
+    sequence: int
+    status: Status
+    text: str
+
+
+def path_of(runtime_dir: Path, rank: int) -> Path:
+    """Where the file of ``rank`` lies."""
+    return runtime_dir / f"rank-{rank}.ktd"
+
+
+class RankFileReader:
+    """Read-only view of one rank's file.
+
+    Raises:
+        OSError: the file does not exist (yet).
+        ValueError: it is not a rank file of this version, or not complete yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if self._map[:8] != MAGIC:
+            raise ValueError(f"{path} is not a rank file")
+        version, offset = struct.unpack_from("<II", self._map, 8)
+        if version != VERSION or offset != _COUNTERS:
+            raise ValueError(f"{path} has rank file version {version}, expected {VERSION}")
+        self.num_layers, self.num_experts, tiers, self.rank = struct.unpack_from(
+            "<IIII", self._map, 16
+        )
+        self.pid, self.start_time_ns = struct.unpack_from("<QQ", self._map, 32)
+        size = _COUNTERS + 8 * self.num_layers * self.num_experts * tiers
+        if tiers != len(TIERS) or len(self._map) < size:
+            raise ValueError(f"{path} is truncated")
+        self._counters = memoryview(self._map)[_COUNTERS:size].cast("Q")
+
+    def word(self, word: Word) -> int:
+        """Current value of one word."""
+        (value,) = struct.unpack_from("<Q", self._map, _WORDS + 8 * word)
+        return int(value)
+
+    def counters(self) -> list[int]:
+        """Flat copy of ``[layer, expert, tier]``."""
+        return self._counters.tolist()
+
+    def call_ack(self) -> Ack:
+        """Acknowledgement of the last control call."""
+        return self._block(_ACK)
+
+    def copy_ack(self) -> Ack:
+        """Acknowledgement of the last finished copy."""
+        return self._block(_COPY)
+
+    def hello(self) -> dict[str, Any] | None:
+        """What the rank said when its model was loaded, or None before that."""
+        (length,) = struct.unpack_from("<I", self._map, _HELLO)
+        if not length:
+            return None
+        value: dict[str, Any] = json.loads(self._map[_HELLO + 4 : _HELLO + 4 + length])
+        return value
+
+    def close(self) -> None:
+        """Unmaps the file."""
+        self._counters.release()
+        self._map.close()
+
+    def _block(self, offset: int) -> Ack:
+        while True:
+            sequence, status, length = _BLOCK.unpack_from(self._map, offset)
+            start = offset + _BLOCK.size
+            text = bytes(self._map[start : start + min(length, _TEXT_MAX)])
+            if _BLOCK.unpack_from(self._map, offset)[0] == sequence:
+                return Ack(sequence, Status(status), text.decode(errors="replace"))
+
+
+class RankFileWriter:
+    """Creates and writes one rank's file; ``counters_address`` is for native code."""
+
+    def __init__(self, path: Path, *, rank: int, num_layers: int, num_experts: int) -> None:
+        size = _COUNTERS + 8 * num_layers * num_experts * len(TIERS)
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w+b") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.truncate(size)
+            self._map = mmap.mmap(file.fileno(), size)
+        struct.pack_into("<8sII", self._map, 0, MAGIC, VERSION, _COUNTERS)
+        struct.pack_into("<IIII", self._map, 16, num_layers, num_experts, len(TIERS), rank)
+        struct.pack_into("<QQ", self._map, 32, os.getpid(), time.time_ns())
+        self.words = memoryview(self._map)[_WORDS : _WORDS + 8 * 32].cast("Q")
+        self.counters = memoryview(self._map)[_COUNTERS:size]
+        # The name appears when the header is complete.
+        temporary.rename(path)
+
+    def beat(self) -> None:
+        """Says that the scheduler's loop is alive."""
+        self.words[Word.HEARTBEAT_NS] = time.monotonic_ns()
+
+    def say_hello(self, facts: dict[str, Any]) -> None:
+        """Publishes the rank's facts; the daemon becomes ready only after every rank did."""
+        data = json.dumps(facts).encode()
+        if len(data) > _COUNTERS - _HELLO - 4:
+            raise ValueError(f"hello of {len(data)} bytes does not fit into the rank file")
+        self._map[_HELLO + 4 : _HELLO + 4 + len(data)] = data
+        struct.pack_into("<I", self._map, _HELLO, len(data))
+
+    def acknowledge_call(self, sequence: int, error: str | None = None) -> None:
+        """Acknowledges a control call; ``error`` is one sentence."""
+        self._write_block(_ACK, sequence, error)
+
+    def acknowledge_copy(self, sequence: int, error: str | None = None) -> None:
+        """Acknowledges a finished (or failed) copy."""
+        self._write_block(_COPY, sequence, error)
+
+    def close(self) -> None:
+        """Releases what can be released; native code may still hold the address."""
+        with contextlib.suppress(BufferError):
+            self.words.release()
+            self.counters.release()
+            self._map.close()
+
+    def _write_block(self, offset: int, sequence: int, error: str | None) -> None:
+        text = (error or "").encode()[:_TEXT_MAX]
+        start = offset + _BLOCK.size
+        self._map[start : start + len(text)] = text
+        status = Status.FAILED if error is not None else Status.OK
+        struct.pack_into("<II", self._map, offset + 8, status, len(text))
+        struct.pack_into("<Q", self._map, offset, sequence)
