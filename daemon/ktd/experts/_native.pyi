@@ -1,0 +1,135 @@
+"""Types of the native extension (csrc/bindings.cpp).
+
+Every address is an int that points at memory of the caller, which stays valid until the call (or,
+after ``submit``, the ``wait``) has returned; the weights given to ``add_layer`` stay valid for as
+long as the pool. Addresses must be aligned to their element's size, nothing more. The GIL is
+released while anything is computed. A wrong argument raises ValueError with one sentence, and
+nothing has been written then.
+"""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+class IsaInfo(TypedDict):
+    """One row of the kernel table, best first."""
+
+    name: str
+    required: list[str]
+    missing: list[str]
+    supported: bool
+
+def isas() -> list[IsaInfo]: ...
+
+class Pool:
+    """A persistent thread pool that computes Mixture-of-Experts layers from host memory.
+
+    One call at a time computes; a second caller waits. A pool is of no use in a forked child and
+    says so there.
+
+    Args:
+        threads: Threads that compute, the caller of ``forward`` included. 0: one for each physical
+            core that this process may use, or, with ``cpus``, one for each of these.
+        isa: Name of a row of ``isas()``; "" takes KTD_ISA from the environment, else the best.
+        cpus: CPUs to pin to; worker ``i`` runs on ``cpus[i % len(cpus)]``. The first is the
+            caller's and is not imposed on it. Empty: the cores of ``threads=0``, in order.
+
+    Raises:
+        ValueError: An unknown ISA, one that this CPU lacks (named, with what is missing), a CPU
+            that this process may not use, a negative count.
+    """
+
+    def __init__(
+        self, threads: int = 0, isa: str = "", cpus: Sequence[int] = ...
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def cpus(self) -> list[int]: ...
+    def add_layer(
+        self, num_experts: int, hidden: int, intermediate: int, w13: int, w2: int
+    ) -> int:
+        """Borrow one layer's weights and return its handle (0, 1, ...).
+
+        Args:
+            num_experts: E.
+            hidden: H, any number from 1.
+            intermediate: I, any number from 1 (this rank's shard).
+            w13: bf16 ``[E, 2 * I, H]`` row-major: I gate rows, then I up rows.
+            w2: bf16 ``[E, H, I]`` row-major.
+        """
+
+    def forward(
+        self, layer: int, x: int, ids: int, weights: int, out: int, tokens: int, top_k: int
+    ) -> int:
+        """Compute this side's share of one MoE layer into ``out``.
+
+        ``out[t] = sum_k weights[t, k] * w2[ids[t, k]] @ bf16(silu(gate) * up)`` in float32, with
+        ``gate, up = w13[ids[t, k]] @ x[t]`` in float32. A token's result depends neither on the
+        other tokens nor on the number of threads. NaN propagates.
+
+        Args:
+            layer: A handle of ``add_layer``.
+            x: bf16 ``[T, H]``.
+            ids: int32 ``[T, K]``; -1 is not this side's. Others outside ``[0, E)`` are refused.
+            weights: float32 ``[T, K]``.
+            out: float32 ``[T, H]``, completely written: zeros where nothing is this side's. May
+                not overlap an input.
+            tokens: T, from 0.
+            top_k: K, from 1.
+
+        Returns:
+            Bytes of the distinct experts' weights that were read.
+
+        Raises:
+            RuntimeError: A task failed; the message names layer and expert. ``out`` is undefined,
+                the pool goes on working.
+        """
+
+    def submit(
+        self, layer: int, x: int, ids: int, weights: int, out: int, tokens: int, top_k: int
+    ) -> int:
+        """Start ``forward`` on a thread of the pool; returns the ticket for ``wait``."""
+
+    def wait(self, ticket: int) -> int:
+        """Wait for a submitted forward; returns or raises what ``forward`` would. Once a ticket."""
+
+    def heartbeat_address(self) -> int:
+        """Address of a uint64 that grows while a call makes progress; lives with the pool."""
+
+    @property
+    def calls(self) -> int: ...
+    @property
+    def bytes_read(self) -> int: ...
+
+def split(
+    ids: int,
+    ids_are_int64: bool,
+    table: int,
+    slots_out: int,
+    cpu_ids_out: int,
+    counters: int,
+    tokens: int,
+    top_k: int,
+    num_experts: int,
+) -> tuple[int, int]:
+    """Split one step's routing between slots and CPU: the CPU twin of the CUDA split kernel.
+
+    Args:
+        ids: int32 or int64 ``[T, K]``; -1 is padding: -1 in both outputs, not counted.
+        ids_are_int64: Which of the two.
+        table: int32 ``[E]``: the slot that holds an expert, or -1.
+        slots_out: int32 ``[T, K]``: ``table[id]``, -1 where the CPU computes.
+        cpu_ids_out: int32 ``[T, K]``: ``id`` where the CPU computes, else -1.
+        counters: uint64 ``[E, 2]`` (slot, CPU), grown by one per pair; 0: nothing is counted.
+        tokens: T.
+        top_k: K.
+        num_experts: E.
+
+    Returns:
+        Pairs in slots, pairs for the CPU.
+
+    Raises:
+        ValueError: An id outside ``[-1, E)``; nothing was written or counted.
+    """
