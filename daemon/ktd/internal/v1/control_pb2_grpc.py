@@ -5,7 +5,7 @@ import warnings
 
 from ktd.internal.v1 import control_pb2 as ktd_dot_internal_dot_v1_dot_control__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
