@@ -13,7 +13,7 @@ code  meaning
 130   interrupted (Ctrl-C) or, for ``ktd serve``, stopped before it could finish
 ====  ===================================================================================
 
-``systemd/ktd.service`` names 2 and 3 in ``RestartPreventExitStatus``: starting again would not help.
+``systemd/ktd.service`` has 2 and 3 in ``RestartPreventExitStatus``: a new start would not help.
 """
 
 from __future__ import annotations

@@ -1,0 +1,177 @@
+"""Every option of ``ktd serve``, as data; flags, variables, ktd.toml and ``--help`` follow it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ktd.config import values
+
+STRATEGIES = ("uniform", "frequency", "front-loading", "random")
+LOG_FORMATS = ("json", "console")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
+DEVICES = ("auto", "cpu", "cuda")
+
+MODEL = "Model"
+FRONT = "OpenAI front"
+PLACEMENT = "Expert placement"
+CPU = "CPU experts"
+DAEMON = "Daemon"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option.
+
+    Attributes:
+        name: Field of :class:`ktd.config.settings.Settings`.
+        flags: Flags that set it, the first one is shown.
+        parse: From text or a TOML value; see :mod:`ktd.config.values`.
+        group: Heading in ``--help``.
+        help: One line.
+        default: Value when nothing sets it; None also where it depends on the user or the host.
+        shown_default: Text for the default in ``--help``, where ``default`` does not say it.
+        metavar: Placeholder for the value.
+        choices: The only values allowed.
+        secret: Never printed.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    parse: Callable[[object], object]
+    group: str
+    help: str
+    default: object = None
+    shown_default: str = ""
+    metavar: str = ""
+    choices: tuple[str, ...] = ()
+    secret: bool = False
+
+    @property
+    def variable(self) -> str:
+        """Environment variable that sets it."""
+        return f"KTD_{self.name.upper()}"
+
+    @property
+    def key(self) -> str:
+        """Key in ktd.toml."""
+        return self.name.replace("_", "-")
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        "model", ("--model", "--model-path"), values.text, MODEL,
+        "Folder with a checkpoint, or a Hugging Face id; may stand first without a flag.",
+        metavar="MODEL",
+    ),
+    Option(
+        "served_model_name", ("--served-model-name",), values.text, MODEL,
+        "Name under which the OpenAI API offers the model.",
+        shown_default="MODEL as given", metavar="NAME",
+    ),
+    Option(
+        "revision", ("--revision",), values.text, MODEL,
+        "Branch, tag or commit to download from Hugging Face.", metavar="REV",
+    ),
+    Option(
+        "download_dir", ("--download-dir",), values.path, MODEL,
+        "Hugging Face cache to download into.", shown_default="HF_HUB_CACHE", metavar="DIR",
+    ),
+    Option(
+        "device", ("--device",), values.text, MODEL,
+        "Where slots live; auto is cuda on a host with an NVIDIA device.",
+        default="auto", choices=DEVICES,
+    ),
+    Option(
+        "tp", ("--tp", "--tp-size", "--tensor-parallel-size"), values.integer, MODEL,
+        "Tensor-parallel ranks.", default=1, metavar="N",
+    ),
+    Option(
+        "host", ("--host",), values.text, FRONT,
+        "Address to serve HTTP on.", default="127.0.0.1", metavar="ADDR",
+    ),
+    Option(
+        "port", ("--port", "--http-port"), values.integer, FRONT,
+        "Port to serve HTTP on; 0 takes a free one.", default=30000, metavar="PORT",
+    ),
+    Option(
+        "api_key", ("--api-key",), values.text, FRONT,
+        "Key that /v1 requests must carry as a bearer token.", metavar="KEY", secret=True,
+    ),
+    Option(
+        "gpu_experts_ratio", ("--kt-gpu-experts-ratio", "--gpu-experts-ratio"),
+        values.ratio, PLACEMENT,
+        "Share of all experts in GPU slots, 0 to 1, or auto; wins over --kt-num-gpu-experts.",
+        shown_default="auto, unless --kt-num-gpu-experts is given", metavar="RATIO",
+    ),
+    Option(
+        "num_gpu_experts", ("--kt-num-gpu-experts", "--num-gpu-experts"),
+        values.integer, PLACEMENT, "Experts per MoE layer in GPU slots.", metavar="N",
+    ),
+    Option(
+        "expert_placement_strategy",
+        ("--kt-expert-placement-strategy", "--expert-placement-strategy"), values.text, PLACEMENT,
+        "How the first placement is chosen.", default="uniform", choices=STRATEGIES,
+    ),
+    Option(
+        "init_expert_location", ("--init-expert-location",), values.path, PLACEMENT,
+        "Activation statistics for --kt-expert-placement-strategy frequency.", metavar="FILE",
+    ),
+    Option(
+        "swap_rate", ("--swap-rate",), values.size, PLACEMENT,
+        "Limit of copying into slots per rank, bytes per second (500M, 2G).",
+        shown_default="none", metavar="BYTES",
+    ),
+    Option(
+        "cpu_threads", ("--cpu-threads",), values.integer, CPU,
+        "Threads of the expert pool over all ranks.",
+        shown_default="every core allowed", metavar="N",
+    ),
+    Option(
+        "isa", ("--isa",), values.text, CPU,
+        "CPU kernels to use instead of the best that the CPU has.", choices=ISAS,
+    ),
+    Option(
+        "config", ("--config",), values.path, DAEMON,
+        "Configuration file.",
+        shown_default="/etc/ktd/ktd.toml or $XDG_CONFIG_HOME/ktd/ktd.toml", metavar="FILE",
+    ),
+    Option(
+        "state_dir", ("--state-dir",), values.path, DAEMON,
+        "Where the placement and its history are kept; one daemon each.",
+        shown_default="/var/lib/ktd or $XDG_STATE_HOME/ktd", metavar="DIR",
+    ),
+    Option(
+        "runtime_dir", ("--runtime-dir",), values.path, DAEMON,
+        "Where sockets and the engine's files are made.",
+        shown_default="/run/ktd or $XDG_RUNTIME_DIR/ktd", metavar="DIR",
+    ),
+    Option(
+        "socket", ("--socket",), values.path, DAEMON,
+        "Unix socket of the gRPC API.", shown_default="ktd.sock in the runtime folder",
+        metavar="PATH",
+    ),
+    Option(
+        "start_timeout", ("--start-timeout",), values.seconds, DAEMON,
+        "Seconds that the engine may take without any progress before its start counts as failed.",
+        default=600.0, metavar="SECONDS",
+    ),
+    Option(
+        "shutdown_timeout", ("--shutdown-timeout",), values.seconds, DAEMON,
+        "Seconds that requests in flight may take when the daemon stops, at most 20.",
+        default=20.0, metavar="SECONDS",
+    ),
+    Option(
+        "log_format", ("--log-format",), values.text, DAEMON,
+        "Log lines as JSON or for people.",
+        shown_default="console on a terminal, json elsewhere", choices=LOG_FORMATS,
+    ),
+    Option(
+        "log_level", ("--log-level",), values.text, DAEMON,
+        "Least level that is logged, by the engine too.", default="info", choices=LOG_LEVELS,
+    ),
+)  # fmt: skip
+
+BY_NAME = {option.name: option for option in OPTIONS}
+BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}

@@ -1,0 +1,110 @@
+"""The one value that configures a daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ktd.config.options import BY_NAME
+from ktd.errors import ConfigError
+
+# Everything must be gone 30 s after SIGTERM; ending the engine's processes takes up to ten of them.
+MAX_SHUTDOWN_TIMEOUT = 20.0
+# struct sockaddr_un has room for 108 bytes with the terminating zero.
+MAX_SOCKET_PATH = 107
+_PORTS = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What ``ktd serve`` was told; one field per row of :data:`ktd.config.options.OPTIONS`.
+
+    Attributes:
+        sglang_args: What was not ktd's, in order, for SGLang's own parser.
+        notices: Sentences to log at start: flags that were replaced, or that lost to others.
+        provenance: Field name → ``"flag --port"``, ``"environment KTD_PORT"``,
+            ``"file /etc/ktd/ktd.toml"`` or ``"default"``.
+
+    Raises:
+        ConfigError: a value is out of range, or two do not go together.
+    """
+
+    model: str
+    state_dir: Path
+    runtime_dir: Path
+    socket: Path
+    served_model_name: str | None = None
+    revision: str | None = None
+    download_dir: Path | None = None
+    device: str = "auto"
+    tp: int = 1
+    host: str = "127.0.0.1"
+    port: int = 30000
+    api_key: str | None = field(default=None, repr=False)
+    gpu_experts_ratio: float | str | None = None
+    num_gpu_experts: int | None = None
+    expert_placement_strategy: str = "uniform"
+    init_expert_location: Path | None = None
+    swap_rate: float | None = None
+    cpu_threads: int | None = None
+    isa: str | None = None
+    config: Path | None = None
+    start_timeout: float = 600.0
+    shutdown_timeout: float = 20.0
+    log_format: str = "console"
+    log_level: str = "info"
+    sglang_args: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Checks what no single parser can."""
+        self._between("port", self.port, 0, _PORTS - 1)
+        self._between("tp", self.tp, 1, 1024)
+        self._between("shutdown_timeout", self.shutdown_timeout, 0, MAX_SHUTDOWN_TIMEOUT)
+        if self.cpu_threads is not None:
+            self._between("cpu_threads", self.cpu_threads, 1, 4096)
+        if self.num_gpu_experts is not None:
+            self._between("num_gpu_experts", self.num_gpu_experts, 0, 1 << 20)
+        if isinstance(self.gpu_experts_ratio, float):
+            self._between("gpu_experts_ratio", self.gpu_experts_ratio, 0, 1)
+        if self.swap_rate is not None and self.swap_rate <= 0:
+            raise ConfigError(f"{self.named('swap_rate')} is {self.swap_rate:g}; it must be > 0.")
+        if self.start_timeout <= 0:
+            raise ConfigError(f"{self.named('start_timeout')} is 0; it must be > 0.")
+        for name, option in BY_NAME.items():
+            value = getattr(self, name)
+            if option.choices and value is not None and value not in option.choices:
+                raise ConfigError(
+                    f"{self.named(name)} is {value!r}; it must be one of "
+                    f"{', '.join(option.choices)}."
+                )
+        if len(bytes(self.socket)) > MAX_SOCKET_PATH:
+            raise ConfigError(
+                f"The socket path {self.socket} has {len(bytes(self.socket))} bytes, and Linux "
+                f"allows {MAX_SOCKET_PATH}; give a shorter one with --socket or --runtime-dir."
+            )
+
+    @property
+    def placement_given(self) -> bool:
+        """Whether a flag, variable or file chose the placement; then none is restored."""
+        names = (
+            "gpu_experts_ratio",
+            "num_gpu_experts",
+            "expert_placement_strategy",
+            "init_expert_location",
+        )
+        return any(self.provenance.get(name, "default") != "default" for name in names)
+
+    def named(self, name: str) -> str:
+        """How messages call a setting: its flag, and where the value came from."""
+        source = self.provenance.get(name, "")
+        flag = BY_NAME[name].flags[0]
+        return f"{flag} (from {source})" if source and not source.startswith("flag") else flag
+
+    def _between(self, name: str, value: float, low: float, high: float) -> None:
+        if not low <= value <= high:
+            raise ConfigError(
+                f"{self.named(name)} is {value:g}; it must be from {low:g} to {high:g}."
+            )
