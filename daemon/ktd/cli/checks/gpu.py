@@ -1,0 +1,116 @@
+"""GPUs and their driver, asked through NVML, which every NVIDIA driver carries.
+
+Functions and struct: https://docs.nvidia.com/deploy/nvml-api/
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ktd.cli.checks.finding import Finding, Level
+from ktd.cli.quantities import bytes_text
+
+_LIBRARY = "libnvidia-ml.so.1"
+_TEXT_SIZE = 96
+
+
+class _Memory(ctypes.Structure):
+    """``nvmlMemory_t``, bytes."""
+
+    _fields_ = (
+        ("total", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong),
+        ("used", ctypes.c_ulonglong),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One device; ``capability`` is CUDA's, for example ``9.0``."""
+
+    index: int
+    name: str
+    total_bytes: int
+    free_bytes: int
+    capability: str
+
+
+class NvmlError(Exception):
+    """The driver's library refused a call."""
+
+
+def gpu_findings() -> list[Finding]:
+    """The driver and each GPU, or one finding that says why there is none."""
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        text = "no NVIDIA driver: slots are host memory, the engine runs on the CPU"
+        return [Finding("gpu", "driver", Level.NOTE, text, data={"driver": None, "gpus": []})]
+    try:
+        with _started(library):
+            driver, gpus = _driver(library), list(_gpus(library))
+    except NvmlError as error:
+        advice = "see 'nvidia-smi'; without a working driver the engine runs on the CPU"
+        return [Finding("gpu", "driver", Level.WARNING, str(error), advice)]
+    findings = [Finding("gpu", "driver", Level.OK, driver, data={"driver": driver})]
+    for gpu in gpus:
+        text = (
+            f"{gpu.name}, {bytes_text(gpu.free_bytes)} of {bytes_text(gpu.total_bytes)} free, "
+            f"compute capability {gpu.capability}"
+        )
+        data = {name: getattr(gpu, name) for name in Gpu.__slots__}
+        findings.append(Finding("gpu", f"GPU {gpu.index}", Level.OK, text, data=data))
+    if not gpus:
+        findings.append(Finding("gpu", "devices", Level.NOTE, "the driver sees no GPU"))
+    return findings
+
+
+@contextmanager
+def _started(library: ctypes.CDLL) -> Iterator[None]:
+    _call(library, "nvmlInit_v2")
+    try:
+        yield
+    finally:
+        library.nvmlShutdown()
+
+
+def _driver(library: ctypes.CDLL) -> str:
+    text = ctypes.create_string_buffer(_TEXT_SIZE)
+    _call(library, "nvmlSystemGetDriverVersion", text, _TEXT_SIZE)
+    return text.value.decode()
+
+
+def _gpus(library: ctypes.CDLL) -> Iterator[Gpu]:
+    count = ctypes.c_uint()
+    _call(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
+    for index in range(count.value):
+        handle = ctypes.c_void_p()
+        _call(library, "nvmlDeviceGetHandleByIndex_v2", index, ctypes.byref(handle))
+        name = ctypes.create_string_buffer(_TEXT_SIZE)
+        _call(library, "nvmlDeviceGetName", handle, name, _TEXT_SIZE)
+        memory = _Memory()
+        _call(library, "nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        _call(
+            library,
+            "nvmlDeviceGetCudaComputeCapability",
+            handle,
+            ctypes.byref(major),
+            ctypes.byref(minor),
+        )
+        capability = f"{major.value}.{minor.value}"
+        yield Gpu(index, name.value.decode(), memory.total, memory.free, capability)
+
+
+def _call(library: ctypes.CDLL, function: str, *arguments: object) -> None:
+    try:
+        code = getattr(library, function)(*arguments)
+    except AttributeError as error:
+        raise NvmlError(f"{_LIBRARY} has no {function}; the driver is too old") from error
+    if code:
+        library.nvmlErrorString.restype = ctypes.c_char_p
+        reason = library.nvmlErrorString(code).decode()
+        raise NvmlError(f"{_LIBRARY}: {function} failed: {reason}")

@@ -1,0 +1,113 @@
+"""Host memory, what of it this process may use, NUMA nodes and huge pages."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+from ktd.cli.checks.finding import Finding, Level
+from ktd.cli.quantities import bytes_text, plural
+
+_KIB = 1024
+_FEW_FREE_BYTES = 8 << 30
+
+
+def memory_findings(root: Path = Path("/")) -> list[Finding]:
+    """Everything about memory; ``root`` is where ``proc`` and ``sys`` lie."""
+    return [
+        _available(root),
+        *_cgroup(root),
+        _numa(root),
+        _huge_pages(root),
+        _locked(),
+    ]
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    """``/proc/meminfo`` with sizes in bytes (see proc_meminfo(5))."""
+    values = {}
+    for line in (root / "proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        number, *unit = rest.split()
+        values[name] = int(number) * (_KIB if unit == ["kB"] else 1)
+    return values
+
+
+def _available(root: Path) -> Finding:
+    try:
+        info = _meminfo(root)
+        total, free = info["MemTotal"], info["MemAvailable"]
+    except (OSError, KeyError, ValueError) as error:
+        return Finding("memory", "available", Level.NOTE, f"could not be read ({error})")
+    data = {"total_bytes": total, "available_bytes": free}
+    text = f"{bytes_text(free)} of {bytes_text(total)} available"
+    if free < _FEW_FREE_BYTES:
+        advice = "every expert of a model lives in host memory; large models will not fit"
+        return Finding("memory", "available", Level.WARNING, text, advice, data)
+    return Finding("memory", "available", Level.OK, text, data=data)
+
+
+def _cgroup(root: Path) -> list[Finding]:
+    """The tightest cgroup v2 limit above this process, if there is one."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        own = next(line[3:] for line in lines if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return []
+    limits = []
+    top = root / "sys/fs/cgroup"
+    folder = top / own.strip("/")
+    while folder == top or top in folder.parents:
+        try:
+            text = (folder / "memory.max").read_text().strip()
+        except OSError:
+            text = "max"
+        if text.isdigit():
+            limits.append(int(text))
+        folder = folder.parent
+    if not limits:
+        return []
+    limit = min(limits)
+    text = f"this process's group may use {bytes_text(limit)}"
+    return [Finding("memory", "cgroup limit", Level.NOTE, text, data={"limit_bytes": limit})]
+
+
+def _numa(root: Path) -> Finding:
+    nodes = {}
+    for node in sorted((root / "sys/devices/system/node").glob("node[0-9]*")):
+        try:
+            nodes[node.name] = (node / "cpulist").read_text().strip()
+        except OSError:
+            continue
+    if not nodes:
+        return Finding("memory", "NUMA", Level.NOTE, "no node information", data={"nodes": {}})
+    spread = ", ".join(f"{name}: CPUs {cpus or 'none'}" for name, cpus in nodes.items())
+    text = f"{plural(len(nodes), 'node')} ({spread})"
+    return Finding("memory", "NUMA", Level.OK, text, data={"nodes": nodes})
+
+
+def _huge_pages(root: Path) -> Finding:
+    setting = root / "sys/kernel/mm/transparent_hugepage/enabled"
+    try:
+        mode = setting.read_text().partition("[")[2].partition("]")[0]
+        reserved = _meminfo(root).get("HugePages_Total", 0)
+    except (OSError, ValueError):
+        mode, reserved = "", 0
+    data = {"transparent": mode, "reserved": reserved}
+    text = f"transparent huge pages: {mode or 'not offered by this kernel'}"
+    if reserved:
+        text += f"; {reserved} reserved"
+    if mode == "never":
+        advice = "'madvise' makes reading experts faster: write it to " + str(setting)
+        return Finding("memory", "huge pages", Level.WARNING, text, advice, data)
+    return Finding("memory", "huge pages", Level.OK if mode else Level.NOTE, text, data=data)
+
+
+def _locked() -> Finding:
+    soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    unlimited = soft == resource.RLIM_INFINITY
+    text = "unlimited" if unlimited else f"{bytes_text(soft)} (matters only with a GPU)"
+    data = {"limit_bytes": None if unlimited else soft}
+    return Finding(
+        "memory", "locked memory", Level.OK if unlimited else Level.NOTE, text, data=data
+    )
