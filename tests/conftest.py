@@ -1,0 +1,45 @@
+"""Fixtures that tests of several packages use."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.live import MODEL, LiveDaemon
+
+LIVE_ARGS = ("--kt-gpu-experts-ratio", "0.25", "--max-total-tokens", "16384")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that start an engine are skipped by name where there is none to start."""
+    if item.get_closest_marker("engine") and importlib.util.find_spec("sglang") is None:
+        pytest.skip("SGLang is not installed here: pip install 'ktd[engine]'")
+
+
+@pytest.fixture(scope="session")
+def model_dir() -> Path:
+    """The small trained MoE that the repository carries."""
+    return MODEL
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A folder whose path leaves room for a Unix socket's name (107 bytes in all)."""
+    path = Path(tempfile.mkdtemp(prefix="ktd-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def live_daemon() -> Iterator[LiveDaemon]:
+    """One daemon that serves ktd-tiny with a quarter of its experts in slots, for the session.
+
+    Tests that use it are marked ``engine``, leave the placement as they please and expect no
+    particular one. Those that stop or kill a daemon start their own.
+    """
+    with LiveDaemon(*LIVE_ARGS) as daemon:
+        yield daemon
