@@ -1,0 +1,1 @@
+"""Which experts are in GPU slots, and how that changes while requests run."""

@@ -1,0 +1,1 @@
+"""The gRPC API: services, errors, health and the conversion between protobuf and domain."""

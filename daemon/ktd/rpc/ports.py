@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ktd.engine.status import EngineStatus
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from ktd.engine.status import EngineStatus
+    from ktd.stats.model import Snapshot
 
 
 class EngineControl(Protocol):
@@ -33,4 +36,20 @@ class EngineControl(Protocol):
 
     async def restart(self, drain: float | None) -> EngineStatus:
         """Stops, then starts with the last committed placement."""
+        ...
+
+
+class StatsSource(Protocol):
+    """Where statistics come from; ``ktd.stats.hub.StatsHub`` satisfies it."""
+
+    def snapshot(self) -> Snapshot:
+        """One full snapshot of now; its window is the time since the engine started.
+
+        Raises:
+            EngineNotReady: no engine has counted anything yet.
+        """
+        ...
+
+    def watch(self, min_interval: float) -> AsyncIterator[Snapshot]:
+        """A full snapshot as soon as there is one, then deltas, ``min_interval`` seconds apart."""
         ...

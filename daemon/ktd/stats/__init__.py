@@ -1,0 +1,1 @@
+"""What the router chose and where it was computed."""

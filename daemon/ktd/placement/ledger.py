@@ -1,0 +1,134 @@
+"""The current placement with its revision, etag and history, in memory and in the store."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING
+
+from ktd.placement.history import History, HistoryEntry, UndoPoint
+from ktd.placement.model import Placement, bytes_of
+from ktd.placement.store import StoredPlacement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ktd.placement.model import Experts, ModelShape, Move
+    from ktd.placement.store import PlacementStore
+
+# ``HistoryEntry.actor`` of what nobody asked for.
+DAEMON = "daemon"
+
+
+class Ledger:
+    """Numbers and remembers committed placements; reads the store once, when it is made.
+
+    Args:
+        store: Where they survive the daemon, or None.
+        model: Says which model the placements belong to; one stored for another is not restored.
+        clock: Unix seconds.
+        on_unsaved: Called with one sentence when saving failed, with None when it works again.
+    """
+
+    def __init__(
+        self,
+        store: PlacementStore | None,
+        model: str,
+        clock: Callable[[], float],
+        on_unsaved: Callable[[str | None], None],
+    ) -> None:
+        self._store = store
+        self._model = model
+        self._clock = clock
+        self._on_unsaved = on_unsaved
+        # In every etag, so that a restarted daemon revalidates nobody's old one.
+        self._boot = secrets.token_hex(4)
+        self._minted = 0
+        self._saving = asyncio.Lock()
+        self.placement: Placement | None = None
+        self.history = History()
+        stored = store.load() if store else None
+        # Revisions grow even over a change of the model.
+        self._revision = stored.revision if stored else 0
+        self.restorable = stored if stored and stored.model == model else None
+
+    def started(self, shape: ModelShape, experts: Experts, origin: str) -> None:
+        """An engine runs with ``experts``: keeps what is current or stored if it is the same."""
+        current, stored = self.placement, self.restorable
+        if current and (current.shape, current.experts) == (shape, experts):
+            return
+        if current is None and stored and (stored.shape, stored.experts) == (shape, experts):
+            self.history = stored.history
+            self.placement = Placement(
+                shape, experts, stored.revision, self._mint(), "restored", stored.update_time
+            )
+            return
+        if current is None and stored:
+            self.history = stored.history
+        self._advance(shape, experts, origin)
+        self.history = self.history.restricted(shape).recorded(self._entry(DAEMON, (), 0))
+
+    def committed(
+        self, experts: Experts, origin: str, actor: str, moves: tuple[Move, ...], *, undo: bool
+    ) -> Placement:
+        """An operator's change is in effect; ``undo`` says that it went back to an undo point."""
+        before = self._current()
+        placement = self._advance(before.shape, experts, origin)
+        entry = self._entry(actor, moves, bytes_of(before.shape, moves))
+        if undo:
+            self.history = self.history.undone(entry)
+        else:
+            self.history = self.history.applied(entry, UndoPoint(before.revision, before.experts))
+        return placement
+
+    async def save(self) -> None:
+        """Returns when the current placement is on the disk, or could not be written there."""
+        if self._store is None:
+            return
+        async with self._saving:
+            current = self._current()
+            stored = StoredPlacement(
+                model=self._model,
+                shape=current.shape,
+                experts=current.experts,
+                revision=current.revision,
+                origin=current.origin,
+                update_time=current.update_time,
+                history=self.history,
+            )
+            try:
+                await asyncio.to_thread(self._store.save, stored)
+            except OSError as error:
+                self._on_unsaved(
+                    f"The placement of revision {current.revision} could not be saved ({error}); "
+                    "it is in effect, but a restarted daemon will not know it."
+                )
+            else:
+                self._on_unsaved(None)
+
+    def _current(self) -> Placement:
+        if self.placement is None:
+            raise RuntimeError("no placement has been committed yet")
+        return self.placement
+
+    def _advance(self, shape: ModelShape, experts: Experts, origin: str) -> Placement:
+        self._revision += 1
+        self.placement = Placement(
+            shape, experts, self._revision, self._mint(), origin, self._clock()
+        )
+        return self.placement
+
+    def _mint(self) -> str:
+        self._minted += 1
+        return f'"{self._boot}-{self._minted:x}"'
+
+    def _entry(self, actor: str, moves: tuple[Move, ...], size: int) -> HistoryEntry:
+        current = self._current()
+        return HistoryEntry(
+            revision=current.revision,
+            time=current.update_time,
+            origin=current.origin,
+            moves=len(moves),
+            bytes=size,
+            actor=actor,
+        )

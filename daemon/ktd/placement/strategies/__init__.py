@@ -1,0 +1,1 @@
+"""Placement strategies: pure functions, one file each."""

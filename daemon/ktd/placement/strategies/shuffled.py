@@ -1,0 +1,50 @@
+"""``random``: a fixed shuffle of all experts, for comparison."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ktd.placement.strategies.base import Choice, Counts
+from ktd.placement.strategies.torch_random import randperm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_SEED = 42
+
+
+class Shuffled:
+    """KTransformers' ``random``: the head of ``torch.randperm(layers * experts)``, seed 42.
+
+    Pairs of layer and expert are numbered row by row, so layers get uneven shares.
+    """
+
+    name = "random"
+
+    def initial(
+        self, num_layers: int, num_experts: int, budget: int, counts: Counts | None
+    ) -> Choice:
+        """See :class:`~ktd.placement.strategies.base.Strategy`."""
+        del counts
+        chosen: list[list[int]] = [[] for _ in range(num_layers)]
+        for index in randperm(num_layers * num_experts, _SEED)[:budget]:
+            layer, expert = divmod(index, num_experts)
+            chosen[layer].append(expert)
+        return Choice(tuple(tuple(sorted(experts)) for experts in chosen))
+
+    def live(self, num_experts: int, slots: Sequence[int], counts: Counts | None) -> Choice:
+        """Walks the same shuffle and takes an expert while its layer has a slot left.
+
+        Under the counts that :meth:`initial` gave, this is what :meth:`initial` chose.
+        """
+        del counts
+        chosen: list[list[int]] = [[] for _ in slots]
+        left = sum(slots)
+        for index in randperm(len(slots) * num_experts, _SEED):
+            if not left:
+                break
+            layer, expert = divmod(index, num_experts)
+            if len(chosen[layer]) < slots[layer]:
+                chosen[layer].append(expert)
+                left -= 1
+        return Choice(tuple(tuple(sorted(experts)) for experts in chosen))

@@ -1,0 +1,110 @@
+"""A swap as others see it, the port through which it acts, and how moves become batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ktd.errors import KtdError
+    from ktd.placement.model import Move
+
+
+class SwapTarget(Protocol):
+    """The ranks of a running engine; ``ktd.engine.bridge`` satisfies it.
+
+    Each call reaches every rank and ends, with a deadline of the target's own; steps of inference
+    run between any two of them. Each raises ``SwapTargetFailed`` with one sentence.
+    """
+
+    async def prepare(self, batch_id: int, moves: Sequence[Move]) -> None:
+        """Unmaps the victims on every rank and starts the copies."""
+        ...
+
+    async def wait_copied(self, batch_id: int) -> int:
+        """Returns when the copies have finished: bytes copied, over all ranks."""
+        ...
+
+    async def publish(self, batch_id: int) -> None:
+        """Maps the loaded experts on every rank."""
+        ...
+
+    async def abort(self, batch_id: int) -> None:
+        """Leaves the slots of the batch empty on every rank, however far the batch had come there.
+
+        Also after a ``prepare`` or ``publish`` that failed, or that reached some ranks only.
+        """
+        ...
+
+
+class SwapState(IntEnum):
+    """Where a swap is; the numbers are those of ``ktd.v1.SwapState``."""
+
+    STAGING = 1
+    COMMITTING = 2
+    SUCCEEDED = 3
+    FAILED = 4
+    CANCELLED = 5
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the swap has ended."""
+        return self >= SwapState.SUCCEEDED
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """One swap at one moment.
+
+    Attributes:
+        id: Unique over the daemon's life; empty for a swap that was only validated.
+        create_time: Unix seconds; so is ``end_time``.
+        moves_done: Moves in effect; falls again while a swap is rolled back.
+        bytes_done: Bytes of the moves in effect.
+        error: Why it failed, from the moment of the failure on.
+        revision: Of the placement that it committed; 0 before.
+        etag: Of that placement; empty before.
+    """
+
+    id: str
+    state: SwapState
+    origin: str
+    moves: tuple[Move, ...]
+    create_time: float
+    bytes_total: int
+    moves_done: int = 0
+    bytes_done: int = 0
+    end_time: float | None = None
+    error: KtdError | None = None
+    revision: int = 0
+    etag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """How much one batch may unmap: tens of milliseconds of copying, few slots at once."""
+
+    moves: int = 32
+    bytes: int = 256 << 20
+
+    def split(self, moves: Sequence[Move], expert_bytes: int) -> list[tuple[Move, ...]]:
+        """``moves`` in order, in batches of at most that many moves and bytes, at least one move.
+
+        Moves that copy nothing count as moves only.
+        """
+        batches: list[tuple[Move, ...]] = []
+        batch: list[Move] = []
+        size = 0
+        for move in moves:
+            cost = expert_bytes if move.load is not None else 0
+            if batch and (len(batch) >= self.moves or size + cost > self.bytes):
+                batches.append(tuple(batch))
+                batch, size = [], 0
+            batch.append(move)
+            size += cost
+        if batch:
+            batches.append(tuple(batch))
+        return batches
