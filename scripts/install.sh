@@ -66,10 +66,12 @@ if [ "$(cat "$stamp" 2>/dev/null)" = "$dependencies $native" ] &&
     exit 0
 fi
 
+# A terminal gets pip's progress bars, a log only what is new.
 progress=off
 [ -t 1 ] && progress=on
+news() { grep --line-buffered -v -E '^Requirement already satisfied'; }
 pip() { "$python" -m pip --disable-pip-version-check --no-input "$@" --progress-bar "$progress"; }
-editable() { pip install --no-build-isolation -C build-dir="build/$(basename "$venv")" "$@"; }
+editable() { pip install --no-build-isolation --config-settings build-dir="build/$(basename "$venv")" "$@"; }
 
 if [ "$(cut -d' ' -f1 "$stamp" 2>/dev/null)" = "$dependencies" ]; then
     check_system "$python"
@@ -80,7 +82,7 @@ else
     say "installing the build tools"
     pip install -q -c "$constraints" "scikit-build-core>=1.0" "pybind11>=3.0" cmake ninja
     say "installing ktd[$extras] and what it needs; with the engine that is about 11 GB, some five minutes the first time"
-    editable -c "$constraints" -e ".[$extras]" | grep --line-buffered -v -E '^(Requirement already satisfied|  *Using cached)'
+    if [ -t 1 ]; then editable -c "$constraints" -e ".[$extras]"; else editable -c "$constraints" -e ".[$extras]" | news; fi
 fi
 printf '%s %s\n' "$dependencies" "$native" >"$stamp"
 say "$venv is ready"
