@@ -1,3 +1,172 @@
+// ktd.experts._native: addresses in, addresses out. daemon/ktd/experts/_native.pyi documents it.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
-PYBIND11_MODULE(_native, module) { module.doc() = "ktd's native CPU expert pool"; }
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "check.h"
+#include "cpu_features.h"
+#include "expert_pool.h"
+#include "kernels/kernel_table.h"
+#include "split.h"
+
+namespace py = pybind11;
+
+namespace ktd {
+namespace {
+
+template <class T>
+T* At(std::uintptr_t address, const char* name) {
+  KTD_CHECK(address % alignof(T) == 0, name, " is at an address that is no multiple of ",
+            alignof(T));
+  return reinterpret_cast<T*>(address);
+}
+
+std::size_t Count(std::int64_t value, const char* name) {
+  KTD_CHECK(value >= 0, name, " must not be negative, but is ", value);
+  return static_cast<std::size_t>(value);
+}
+
+std::unique_ptr<ExpertPool> MakePool(std::int64_t threads, const std::string& isa,
+                                     std::vector<int> cpus) {
+  std::string name = isa;
+  const char* override = std::getenv("KTD_ISA");
+  if (name.empty() && override != nullptr) name = override;
+  const Kernel& kernel = SelectKernel(name, DetectCpuFeatures());
+  const PoolOptions options{Count(threads, "threads"), std::move(cpus)};
+  const py::gil_scoped_release release;
+  return std::make_unique<ExpertPool>(kernel, options);
+}
+
+std::size_t AddLayer(ExpertPool& pool, std::int64_t num_experts, std::int64_t hidden,
+                     std::int64_t intermediate, std::uintptr_t w13, std::uintptr_t w2) {
+  const LayerWeights weights{Count(num_experts, "num_experts"), Count(hidden, "hidden"),
+                             Count(intermediate, "intermediate"), At<const Bf16>(w13, "w13"),
+                             At<const Bf16>(w2, "w2")};
+  const py::gil_scoped_release release;
+  return pool.AddLayer(weights);
+}
+
+ForwardCall MakeCall(std::int64_t layer, std::uintptr_t x, std::uintptr_t ids,
+                     std::uintptr_t weights, std::uintptr_t out, std::int64_t tokens,
+                     std::int64_t top_k) {
+  return {Count(layer, "layer"),
+          At<const Bf16>(x, "x"),
+          At<const std::int32_t>(ids, "ids"),
+          At<const float>(weights, "weights"),
+          At<float>(out, "out"),
+          Count(tokens, "tokens"),
+          Count(top_k, "top_k")};
+}
+
+std::uint64_t Forward(ExpertPool& pool, std::int64_t layer, std::uintptr_t x, std::uintptr_t ids,
+                      std::uintptr_t weights, std::uintptr_t out, std::int64_t tokens,
+                      std::int64_t top_k) {
+  const ForwardCall call = MakeCall(layer, x, ids, weights, out, tokens, top_k);
+  const py::gil_scoped_release release;
+  return pool.Forward(call);
+}
+
+std::uint64_t Submit(ExpertPool& pool, std::int64_t layer, std::uintptr_t x, std::uintptr_t ids,
+                     std::uintptr_t weights, std::uintptr_t out, std::int64_t tokens,
+                     std::int64_t top_k) {
+  const ForwardCall call = MakeCall(layer, x, ids, weights, out, tokens, top_k);
+  const py::gil_scoped_release release;
+  return pool.Submit(call);
+}
+
+std::uint64_t Wait(ExpertPool& pool, std::uint64_t ticket) {
+  const py::gil_scoped_release release;
+  return pool.Wait(ticket);
+}
+
+template <class Id>
+SplitCounts SplitFor(std::uintptr_t ids, std::uintptr_t table, std::uintptr_t slots,
+                     std::uintptr_t cpu_ids, std::uintptr_t counters, std::int64_t tokens,
+                     std::int64_t top_k, std::int64_t num_experts) {
+  const SplitCall<Id> call{At<const Id>(ids, "ids"),
+                           At<const std::int32_t>(table, "table"),
+                           At<std::int32_t>(slots, "slots_out"),
+                           At<std::int32_t>(cpu_ids, "cpu_ids_out"),
+                           At<std::uint64_t>(counters, "counters"),
+                           Count(tokens, "tokens"),
+                           Count(top_k, "top_k"),
+                           Count(num_experts, "num_experts")};
+  const py::gil_scoped_release release;
+  return Split(call);
+}
+
+std::pair<std::uint64_t, std::uint64_t> SplitAny(std::uintptr_t ids, bool ids_are_int64,
+                                                 std::uintptr_t table, std::uintptr_t slots,
+                                                 std::uintptr_t cpu_ids, std::uintptr_t counters,
+                                                 std::int64_t tokens, std::int64_t top_k,
+                                                 std::int64_t num_experts) {
+  const auto split = ids_are_int64 ? SplitFor<std::int64_t> : SplitFor<std::int32_t>;
+  const SplitCounts counts =
+      split(ids, table, slots, cpu_ids, counters, tokens, top_k, num_experts);
+  return {counts.in_slots, counts.on_cpu};
+}
+
+py::list Isas() {
+  const CpuFeatures have = DetectCpuFeatures();
+  py::list rows;
+  for (const Kernel& kernel : KernelTable()) {
+    const CpuFeatures missing = kernel.required & ~have;
+    py::dict row;
+    row["name"] = kernel.name;
+    row["required"] = FeatureNames(kernel.required);
+    row["missing"] = FeatureNames(missing);
+    row["supported"] = missing == 0;
+    rows.append(row);
+  }
+  return rows;
+}
+
+// ValueError with the sentence; where it was refused goes into a note, for developers.
+void TranslateCheckError(const CheckError& error) {
+  py::object exception = py::reinterpret_borrow<py::object>(PyExc_ValueError)(error.what());
+  exception.attr("add_note")(Concat("refused at ", error.file(), ":", error.line()));
+  PyErr_SetObject(PyExc_ValueError, exception.ptr());
+}
+
+}  // namespace
+}  // namespace ktd
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() = "ktd's native CPU expert pool";
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const ktd::CheckError& error) {
+      ktd::TranslateCheckError(error);
+    }
+  });
+  using ktd::ExpertPool;
+  py::class_<ExpertPool>(module, "Pool")
+      .def(py::init(&ktd::MakePool), py::arg("threads") = 0, py::arg("isa") = "",
+           py::arg("cpus") = std::vector<int>{})
+      .def_property_readonly("isa", [](const ExpertPool& pool) { return pool.kernel().name; })
+      .def_property_readonly("threads", &ExpertPool::threads)
+      .def_property_readonly("cpus", &ExpertPool::cpus)
+      .def("add_layer", &ktd::AddLayer, py::arg("num_experts"), py::arg("hidden"),
+           py::arg("intermediate"), py::arg("w13"), py::arg("w2"))
+      .def("forward", &ktd::Forward, py::arg("layer"), py::arg("x"), py::arg("ids"),
+           py::arg("weights"), py::arg("out"), py::arg("tokens"), py::arg("top_k"))
+      .def("submit", &ktd::Submit, py::arg("layer"), py::arg("x"), py::arg("ids"),
+           py::arg("weights"), py::arg("out"), py::arg("tokens"), py::arg("top_k"))
+      .def("wait", &ktd::Wait, py::arg("ticket"))
+      .def("heartbeat_address",
+           [](const ExpertPool& pool) {
+             return reinterpret_cast<std::uintptr_t>(&pool.heartbeat());
+           })
+      .def_property_readonly("calls", &ExpertPool::calls)
+      .def_property_readonly("bytes_read", &ExpertPool::bytes_read);
+  module.def("split", &ktd::SplitAny, py::arg("ids"), py::arg("ids_are_int64"), py::arg("table"),
+             py::arg("slots_out"), py::arg("cpu_ids_out"), py::arg("counters"), py::arg("tokens"),
+             py::arg("top_k"), py::arg("num_experts"));
+  module.def("isas", &ktd::Isas);
+}

@@ -1,0 +1,253 @@
+#include "expert_pool.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <exception>
+#include <stdexcept>
+
+#include "check.h"
+#include "ticket_queue.h"
+#include "topology.h"
+
+namespace ktd {
+namespace {
+
+using std::chrono::microseconds;
+
+// A worker is worth its wake-up (about 1 us spinning, 50 asleep) from a few microseconds of work
+// on.
+constexpr std::size_t kBytesPerWorker = 256 * 1024;
+
+// Bounds the scratch of a long prefill; beyond it the weights are streamed once more.
+constexpr std::size_t kActivationBytes = std::size_t{64} << 20;
+
+// Tokens of an expert that cost no more than its first: below it, the weights' bytes are the cost.
+constexpr std::size_t kFreeTokens = 8;
+
+constexpr std::size_t kGateUpUnit = 8;                         // rows; what a tile takes at a time
+constexpr std::size_t kDownUnit = kCacheLine / sizeof(float);  // so that no two share a line of out
+
+constexpr std::size_t Units(std::size_t rows, std::size_t unit) { return (rows + unit - 1) / unit; }
+
+// Spinning saves the wake-up between two layers of a step; when the pool has every CPU that the
+// process may use, it would take them from the caller's other threads.
+microseconds SpinFor(std::size_t threads, std::size_t cpus) {
+  return threads < cpus ? microseconds(50) : microseconds(10);
+}
+
+}  // namespace
+
+struct ExpertPool::Pass {
+  ExpertPool* pool;
+  const LayerWeights* layer;
+  ForwardCall call;
+  std::size_t total_cost;  // of phase 0, in units weighted by their tokens
+};
+
+ExpertPool::ExpertPool(const Kernel& kernel, const PoolOptions& options) : kernel_(kernel) {
+  const std::vector<int> allowed = AllowedCpus();
+  cpus_ = options.cpus.empty() ? OnePerCore(allowed, "/sys/devices/system/cpu") : options.cpus;
+  for (const int cpu : cpus_) {
+    KTD_CHECK(std::find(allowed.begin(), allowed.end(), cpu) != allowed.end(), "CPU ", cpu,
+              " is not one that this process may use (sched_getaffinity)");
+  }
+  const std::size_t threads = options.threads == 0 ? cpus_.size() : options.threads;
+  KTD_CHECK(threads <= 4096, "a pool of ", threads, " threads is refused; 4096 are the most");
+  threads_ = std::make_unique<ThreadPool>(threads, cpus_, SpinFor(threads, allowed.size()));
+}
+
+ExpertPool::~ExpertPool() {
+  // A forked child has no thread to join, and the queue's lock may have been held at the fork.
+  if (!threads_->UsableHere()) static_cast<void>(queue_.release());
+}
+
+void ExpertPool::CheckUsable() const {
+  KTD_CHECK(threads_->UsableHere(),
+            "this pool's threads stayed behind when the process forked: make a pool in the child");
+}
+
+std::size_t ExpertPool::AddLayer(const LayerWeights& weights) {
+  CheckUsable();
+  KTD_CHECK(weights.num_experts > 0 && weights.hidden > 0 && weights.intermediate > 0,
+            "a layer needs experts, a hidden and an intermediate size of at least 1, not ",
+            weights.num_experts, ", ", weights.hidden, " and ", weights.intermediate);
+  KTD_CHECK(weights.w13 != nullptr && weights.w2 != nullptr, "a layer's weights are at address 0");
+  const std::lock_guard lock(mutex_);
+  layers_.push_back(weights);
+  return layers_.size() - 1;
+}
+
+const LayerWeights& ExpertPool::CheckCall(const ForwardCall& call) const {
+  KTD_CHECK(call.layer < layers_.size(), "there is no layer with handle ", call.layer,
+            ": the pool has ", layers_.size());
+  KTD_CHECK(call.top_k > 0, "top_k must be at least 1");
+  KTD_CHECK(call.tokens <= INT32_MAX, "a call takes at most 2147483647 tokens, not ", call.tokens);
+  const LayerWeights& layer = layers_[call.layer];
+  if (call.tokens == 0) return layer;
+  KTD_CHECK(
+      call.x != nullptr && call.ids != nullptr && call.weights != nullptr && call.out != nullptr,
+      "an argument of a call with tokens is at address 0");
+  for (std::size_t i = 0; i < call.tokens * call.top_k; ++i) {
+    const std::int64_t id = call.ids[i];
+    KTD_CHECK(id >= -1 && id < static_cast<std::int64_t>(layer.num_experts), "token ",
+              i / call.top_k, " asks for expert ", id, "; layer ", call.layer, " has experts 0 to ",
+              layer.num_experts - 1, ", and -1 for none");
+  }
+  return layer;
+}
+
+std::uint64_t ExpertPool::Forward(const ForwardCall& call) {
+  CheckUsable();
+  const std::lock_guard lock(mutex_);
+  return Compute(CheckCall(call), call);
+}
+
+std::uint64_t ExpertPool::Submit(const ForwardCall& call) {
+  CheckUsable();
+  {
+    const std::lock_guard lock(mutex_);
+    CheckCall(call);
+  }
+  const std::lock_guard lock(queue_mutex_);
+  if (!queue_) queue_ = std::make_unique<TicketQueue>(cpus_.front());
+  return queue_->Submit([this, call] { return Forward(call); });
+}
+
+std::uint64_t ExpertPool::Wait(std::uint64_t ticket) {
+  CheckUsable();
+  TicketQueue* queue = nullptr;
+  {
+    const std::lock_guard lock(queue_mutex_);
+    queue = queue_.get();
+  }
+  KTD_CHECK(queue != nullptr, "ticket ", ticket, " is not outstanding: nothing was submitted");
+  return queue->Wait(ticket);
+}
+
+std::uint64_t ExpertPool::Compute(const LayerWeights& layer, const ForwardCall& call) {
+  const std::size_t token_bytes = call.top_k * layer.intermediate * sizeof(Bf16);
+  const std::size_t step = std::max<std::size_t>(1, kActivationBytes / token_bytes);
+  std::uint64_t experts = 0;
+  seen_.assign(layer.num_experts, false);
+  for (std::size_t first = 0; first < call.tokens; first += step) {
+    ForwardCall part = call;
+    part.tokens = std::min(step, call.tokens - first);
+    part.x += first * layer.hidden;
+    part.ids += first * call.top_k;
+    part.weights += first * call.top_k;
+    part.out += first * layer.hidden;
+    Pass pass{this, &layer, part, 0};
+    experts += ComputePass(pass);
+  }
+  const std::uint64_t bytes = experts * 3 * layer.hidden * layer.intermediate * sizeof(Bf16);
+  calls_.fetch_add(1, std::memory_order_relaxed);
+  bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  return bytes;
+}
+
+// Returns how many experts this pass is the first of its call to read.
+std::uint64_t ExpertPool::ComputePass(Pass& pass) {
+  const LayerWeights& layer = *pass.layer;
+  const ForwardCall& call = pass.call;
+  routing_.Build(call.ids, call.weights, call.tokens, call.top_k, layer.num_experts);
+  activations_.Reserve(routing_.pairs() * layer.intermediate);
+  std::uint64_t fresh = 0;
+  std::size_t weighted_experts = 0;
+  for (const ExpertGroup& group : routing_.groups()) {
+    weighted_experts += Units(group.count(), kFreeTokens);
+    if (!seen_[group.expert]) ++fresh;
+    seen_[group.expert] = true;
+  }
+  pass.total_cost = weighted_experts * Units(layer.intermediate, kGateUpUnit);
+  const std::size_t bytes = weighted_experts * 3 * layer.hidden * layer.intermediate * sizeof(Bf16);
+  const std::size_t workers = std::clamp<std::size_t>(bytes / kBytesPerWorker, 1, threads());
+  threads_->Run({2, RunPhase, &pass}, workers);
+  return fresh;
+}
+
+void ExpertPool::RunPhase(void* context, std::size_t phase, std::size_t worker,
+                          std::size_t workers) {
+  const Pass& pass = *static_cast<const Pass*>(context);
+  if (phase == 0) {
+    pass.pool->GateUp(pass, worker, workers);
+  } else {
+    pass.pool->Down(pass, worker, workers);
+  }
+}
+
+// Phase 0, split by cost over all experts' gate and up rows.
+void ExpertPool::GateUp(const Pass& pass, std::size_t worker, std::size_t workers) {
+  const LayerWeights& layer = *pass.layer;
+  const std::size_t units = Units(layer.intermediate, kGateUpUnit);
+  std::size_t before = 0;
+  for (const ExpertGroup& group : routing_.groups()) {
+    const std::size_t unit_cost = Units(group.count(), kFreeTokens);
+    const UnitRange range = ShareOf(pass.total_cost, before, units, unit_cost, worker, workers);
+    before += units * unit_cost;
+    if (range.begin == range.end) continue;
+    const Bf16* gate = layer.w13 + group.expert * 2 * layer.intermediate * layer.hidden;
+    GateUpJob job{};
+    job.gate = gate;
+    job.up = gate + layer.intermediate * layer.hidden;
+    job.hidden = layer.hidden;
+    job.row_begin = range.begin * kGateUpUnit;
+    job.row_end = std::min(range.end * kGateUpUnit, layer.intermediate);
+    job.x = pass.call.x;
+    job.tokens = routing_.tokens() + group.begin;
+    job.count = group.count();
+    job.act = activations_.data() + group.begin * layer.intermediate;
+    job.act_stride = layer.intermediate;
+    try {
+      kernel_.gate_up(job);
+    } catch (const std::exception& error) {
+      throw std::runtime_error(Concat("layer ", pass.call.layer, ", expert ", group.expert,
+                                      ": gate and up failed: ", error.what()));
+    }
+    Beat(worker);
+  }
+}
+
+// Phase 1: every worker owns some columns of out and adds all experts' rows for them, in the order
+// of the experts, so that no sum depends on timing.
+void ExpertPool::Down(const Pass& pass, std::size_t worker, std::size_t workers) {
+  const LayerWeights& layer = *pass.layer;
+  const ForwardCall& call = pass.call;
+  const std::size_t units = Units(layer.hidden, kDownUnit);
+  const std::size_t begin = units * worker / workers * kDownUnit;
+  const std::size_t end = std::min(units * (worker + 1) / workers * kDownUnit, layer.hidden);
+  if (begin == end) return;
+  for (std::size_t token = 0; token < call.tokens; ++token) {
+    float* row = call.out + token * layer.hidden;
+    std::fill(row + begin, row + end, 0.0f);
+  }
+  for (const ExpertGroup& group : routing_.groups()) {
+    DownJob job{};
+    job.down = layer.w2 + group.expert * layer.hidden * layer.intermediate;
+    job.intermediate = layer.intermediate;
+    job.row_begin = begin;
+    job.row_end = end;
+    job.act = activations_.data() + group.begin * layer.intermediate;
+    job.act_stride = layer.intermediate;
+    job.tokens = routing_.tokens() + group.begin;
+    job.weights = routing_.weights() + group.begin;
+    job.count = group.count();
+    job.out = call.out;
+    job.out_stride = layer.hidden;
+    try {
+      kernel_.down(job);
+    } catch (const std::exception& error) {
+      throw std::runtime_error(
+          Concat("layer ", call.layer, ", expert ", group.expert, ": down failed: ", error.what()));
+    }
+    Beat(worker);
+  }
+}
+
+void ExpertPool::Beat(std::size_t worker) noexcept {
+  // One writer, so no read-modify-write is needed.
+  if (worker != 0) return;
+  heartbeat_.store(heartbeat_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+}
+
+}  // namespace ktd

@@ -1,0 +1,106 @@
+// The Mixture-of-Experts forward over host memory: layers, calls, and the pool that computes them.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "aligned.h"
+#include "kernels/kernel_table.h"
+#include "routing.h"
+#include "thread_pool.h"
+
+namespace ktd {
+
+// Borrowed weights of one layer; the caller keeps them alive and unmoved as long as the pool.
+struct LayerWeights {
+  std::size_t num_experts;
+  std::size_t hidden;
+  std::size_t intermediate;
+  const Bf16* w13;  // [num_experts, 2 * intermediate, hidden]: gate rows, then up rows
+  const Bf16* w2;   // [num_experts, hidden, intermediate]
+};
+
+// One call's arguments. Everything is borrowed until the call has returned. Pointers are aligned to
+// their elements and may be null only if tokens is 0. `out` overlaps nothing else.
+struct ForwardCall {
+  std::size_t layer;
+  const Bf16* x;            // [tokens, hidden]
+  const std::int32_t* ids;  // [tokens, top_k], -1: not ours
+  const float* weights;     // [tokens, top_k]
+  float* out;               // [tokens, hidden], completely written
+  std::size_t tokens;
+  std::size_t top_k;
+};
+
+struct PoolOptions {
+  std::size_t threads = 0;     // 0: one per CPU of `cpus`
+  std::vector<int> cpus = {};  // empty: one CPU of each physical core that this thread may use
+};
+
+class TicketQueue;
+
+// Thread-safe: calls are computed one after the other. In a forked child every call is refused.
+class ExpertPool {
+ public:
+  // `kernel` outlives the pool. Throws CheckError for a CPU that may not be used, or no threads.
+  ExpertPool(const Kernel& kernel, const PoolOptions& options);
+  ~ExpertPool();
+  ExpertPool(const ExpertPool&) = delete;
+  ExpertPool& operator=(const ExpertPool&) = delete;
+
+  const Kernel& kernel() const noexcept { return kernel_; }
+  std::size_t threads() const noexcept { return threads_->threads(); }
+  const std::vector<int>& cpus() const noexcept { return cpus_; }
+
+  // Returns the layer's handle: 0, 1, ... in the order of the calls.
+  std::size_t AddLayer(const LayerWeights& weights);
+
+  // Computes `call` with the calling thread as a worker; returns the bytes of the distinct experts'
+  // weights. CheckError: nothing was written. std::runtime_error: a task failed, the message names
+  // layer and expert, out is undefined and the pool usable.
+  std::uint64_t Forward(const ForwardCall& call);
+
+  // The same on a thread of the pool. Arguments are checked here; Wait returns or throws what
+  // Forward would, once for each ticket.
+  std::uint64_t Submit(const ForwardCall& call);
+  std::uint64_t Wait(std::uint64_t ticket);
+
+  // Grows with every expert's share that worker 0 has finished; so it grows while a call makes
+  // progress, and stops when the pool hangs.
+  const std::atomic<std::uint64_t>& heartbeat() const noexcept { return heartbeat_; }
+  std::uint64_t calls() const noexcept { return calls_.load(std::memory_order_relaxed); }
+  std::uint64_t bytes_read() const noexcept { return bytes_.load(std::memory_order_relaxed); }
+
+ private:
+  struct Pass;  // a slice of a call's tokens whose activations fit in the scratch
+
+  void CheckUsable() const;
+  const LayerWeights& CheckCall(const ForwardCall& call) const;
+  std::uint64_t Compute(const LayerWeights& layer, const ForwardCall& call);
+  std::uint64_t ComputePass(Pass& pass);
+  static void RunPhase(void* pass, std::size_t phase, std::size_t worker, std::size_t workers);
+  void GateUp(const Pass& pass, std::size_t worker, std::size_t workers);
+  void Down(const Pass& pass, std::size_t worker, std::size_t workers);
+  void Beat(std::size_t worker) noexcept;
+
+  const Kernel& kernel_;
+  std::vector<int> cpus_;
+  std::mutex mutex_;  // held by the one call that computes, or adds a layer
+  std::vector<LayerWeights> layers_;
+  std::unique_ptr<ThreadPool> threads_;
+  Routing routing_;
+  AlignedArray<Bf16> activations_;  // [pairs, intermediate] of the pass
+  std::vector<bool> seen_;          // by expert: counted in this call's bytes
+  alignas(kCacheLine) std::atomic<std::uint64_t> heartbeat_{0};
+  std::atomic<std::uint64_t> calls_{0};
+  std::atomic<std::uint64_t> bytes_{0};
+  std::mutex queue_mutex_;
+  std::unique_ptr<TicketQueue> queue_;  // declared last: ends before what it computes with
+};
+
+}  // namespace ktd

@@ -1,0 +1,47 @@
+// AVX512 F, BW, VL and DQ.
+#include "avx512_math.h"
+#include "tile.h"
+
+namespace ktd {
+namespace {
+
+// Values 0, 2, 4, ... and 1, 3, 5, ... of 32 bf16: two operations widen all of them, where
+// vpmovzxwd would need four. The order within a sum is free, as both factors share it.
+struct Pairs {
+  __m512 even;
+  __m512 odd;
+};
+
+struct Avx512 {
+  using Acc = __m512;
+  using Wide = Pairs;
+  static constexpr std::size_t kStep = 32;
+  static constexpr int kTokens = 4;  // 4 rows x 4 tokens: 16 of 32 registers, 8 for x, 2 for w
+
+  static Acc Zero() noexcept { return _mm512_setzero_ps(); }
+  static Wide Load(const Bf16* p) noexcept { return Split(_mm512_loadu_si512(p)); }
+  static Wide LoadTail(const Bf16* p, std::size_t n) noexcept {
+    return Split(_mm512_maskz_loadu_epi16(First32(n), p));
+  }
+  static Acc Madd(Acc acc, const Wide& w, const Wide& x) noexcept {
+    return _mm512_fmadd_ps(w.odd, x.odd, _mm512_fmadd_ps(w.even, x.even, acc));
+  }
+  static float Sum(Acc acc) noexcept { return SumSixteen(acc); }
+  static void SiluMul(const float* gate, const float* up, Bf16* act, std::size_t n) noexcept {
+    SiluMulMasked(gate, up, act, n);
+  }
+
+ private:
+  static Wide Split(__m512i values) noexcept {
+    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(values, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(values, high))};
+  }
+};
+
+}  // namespace
+
+void GateUpAvx512(const GateUpJob& job) noexcept { GateUpTiled<Avx512>(job); }
+void DownAvx512(const DownJob& job) noexcept { DownTiled<Avx512>(job); }
+
+}  // namespace ktd

@@ -1,0 +1,43 @@
+#include "routing.h"
+
+#include <algorithm>
+
+namespace ktd {
+
+void Routing::Build(const std::int32_t* ids, const float* weights, std::size_t tokens,
+                    std::size_t top_k, std::size_t num_experts) {
+  next_.assign(num_experts, 0);
+  const std::size_t slots = tokens * top_k;
+  for (std::size_t i = 0; i < slots; ++i) {
+    if (ids[i] >= 0) ++next_[static_cast<std::size_t>(ids[i])];
+  }
+  groups_.clear();
+  std::size_t position = 0;
+  for (std::size_t expert = 0; expert < num_experts; ++expert) {
+    const std::size_t count = next_[expert];
+    if (count == 0) continue;
+    groups_.push_back({expert, position, position + count});
+    next_[expert] = position;
+    position += count;
+  }
+  tokens_.resize(position);
+  weights_.resize(position);
+  for (std::size_t i = 0; i < slots; ++i) {
+    if (ids[i] < 0) continue;
+    const std::size_t at = next_[static_cast<std::size_t>(ids[i])]++;
+    tokens_[at] = static_cast<std::int32_t>(i / top_k);
+    weights_[at] = weights[i];
+  }
+}
+
+UnitRange ShareOf(std::size_t total_cost, std::size_t before, std::size_t units,
+                  std::size_t unit_cost, std::size_t worker, std::size_t workers) noexcept {
+  // The unit that a cost falls into belongs to the worker on whose side it begins.
+  const auto unit_at = [&](std::size_t cost) noexcept {
+    if (cost <= before) return std::size_t{0};
+    return std::min(units, (cost - before + unit_cost - 1) / unit_cost);
+  };
+  return {unit_at(total_cost * worker / workers), unit_at(total_cost * (worker + 1) / workers)};
+}
+
+}  // namespace ktd

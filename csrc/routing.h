@@ -1,0 +1,50 @@
+// One call's (token, expert) pairs, grouped by expert.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace ktd {
+
+// The pairs of one expert: positions [begin, end) of Routing::tokens() and weights().
+struct ExpertGroup {
+  std::size_t expert;
+  std::size_t begin;
+  std::size_t end;
+
+  std::size_t count() const noexcept { return end - begin; }
+};
+
+// Reused from call to call, so that a decode step allocates nothing.
+class Routing {
+ public:
+  // Groups ids and weights, both [tokens, top_k]; -1 is skipped, other ids are in [0, num_experts).
+  // Groups come by ascending expert, pairs within a group by ascending token.
+  void Build(const std::int32_t* ids, const float* weights, std::size_t tokens, std::size_t top_k,
+             std::size_t num_experts);
+
+  std::span<const ExpertGroup> groups() const noexcept { return groups_; }
+  const std::int32_t* tokens() const noexcept { return tokens_.data(); }
+  const float* weights() const noexcept { return weights_.data(); }
+  std::size_t pairs() const noexcept { return tokens_.size(); }
+
+ private:
+  std::vector<std::size_t> next_;  // by expert: its count, then where its next pair goes
+  std::vector<ExpertGroup> groups_;
+  std::vector<std::int32_t> tokens_;
+  std::vector<float> weights_;
+};
+
+// An even split of work whose units differ in cost: worker `worker` of `workers` takes, of a group
+// that has `units` units of `unit_cost` each behind `before` cost of earlier groups, the units
+// [begin, end). All workers together take every unit once.
+struct UnitRange {
+  std::size_t begin;
+  std::size_t end;
+};
+UnitRange ShareOf(std::size_t total_cost, std::size_t before, std::size_t units,
+                  std::size_t unit_cost, std::size_t worker, std::size_t workers) noexcept;
+
+}  // namespace ktd

@@ -1,0 +1,17 @@
+// Threads that belong to a pool: named, deaf to signals, pinned.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <thread>
+
+namespace ktd {
+
+// Starts a thread with all signals blocked, so that they stay with the threads that expect them
+// (Python's main one). `name` has at most 15 characters. Throws std::system_error.
+std::thread StartWorkerThread(const std::string& name, std::function<void()> body);
+
+// Throws std::runtime_error if the thread may not run on `cpu`.
+void PinThread(std::thread& thread, int cpu);
+
+}  // namespace ktd
