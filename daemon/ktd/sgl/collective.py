@@ -1,0 +1,95 @@
+"""Control calls from the engine host to every rank, through SGLang's own RPC broadcast.
+
+SGLang runs such a call on every rank at the same point between two launches, which gives swaps
+their order (invariant 3). Its reply speaks for rank 0 only, so each rank also acknowledges in its
+rank file. The call blocks its caller: one thread owns it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ktd.rankfile import Ack, RankFileReader, Status, Word
+
+# A scheduler between steps answers in milliseconds; one that neither computes nor goes round its
+# loop for this long will not answer any more.
+_SILENCE_SECONDS = 30.0
+_POLL_SECONDS = 0.002
+
+
+class CallFailed(Exception):  # says what happened
+    """A rank refused or failed; one sentence."""
+
+
+class RanksSilent(CallFailed):
+    """The schedulers do not answer any more; the engine has to be ended."""
+
+
+class CollectiveCalls:
+    """Calls ``Scheduler.ktd_call`` on every rank and collects the acknowledgements.
+
+    Args:
+        broadcast: Sends one request string to every rank and blocks for rank 0's reply.
+        ranks: Rank files, one per rank.
+    """
+
+    def __init__(self, broadcast: Callable[[str], None], ranks: Sequence[RankFileReader]) -> None:
+        self._broadcast = broadcast
+        self._ranks = ranks
+        self._sequence = itertools.count(1)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ktd-collective")
+
+    async def call(self, name: str, **fields: Any) -> int:
+        """Runs one call on every rank and returns its sequence number.
+
+        Raises:
+            CallFailed: a rank refused, with its sentence.
+            RanksSilent: the schedulers have stopped.
+        """
+        sequence = next(self._sequence)
+        request = json.dumps({"sequence": sequence, "call": name, **fields})
+        loop = asyncio.get_running_loop()
+        reply = loop.run_in_executor(self._thread, self._broadcast, request)
+        while not (await asyncio.wait({reply}, timeout=1.0))[0]:
+            if all(self._silent(rank) for rank in self._ranks):
+                raise RanksSilent(
+                    f"SGLang's schedulers did not answer {name!r} within {_SILENCE_SECONDS:.0f} s"
+                )
+        await reply
+        for rank in self._ranks:
+            self._require(rank.call_ack(), sequence, rank.rank)
+        return sequence
+
+    async def copied(self, batch_id: int) -> None:
+        """Waits until every rank has finished copying a batch.
+
+        Raises:
+            CallFailed: a rank's copy failed.
+        """
+        for rank in self._ranks:
+            # The acknowledgement is a word in another process's memory: nothing can wake us.
+            while (ack := rank.copy_ack()).sequence < batch_id:  # noqa: ASYNC110
+                await asyncio.sleep(_POLL_SECONDS)
+            self._require(ack, batch_id, rank.rank)
+
+    def swap_bytes(self) -> int:
+        """Bytes copied into slots so far, over all ranks."""
+        return sum(rank.word(Word.SWAP_BYTES) for rank in self._ranks)
+
+    @staticmethod
+    def _require(ack: Ack, sequence: int, rank: int) -> None:
+        if ack.sequence != sequence:
+            raise CallFailed(f"rank {rank} did not acknowledge call {sequence}")
+        if ack.status is not Status.OK:
+            raise CallFailed(ack.text)
+
+    @staticmethod
+    def _silent(rank: RankFileReader) -> bool:
+        age = (time.monotonic_ns() - rank.word(Word.HEARTBEAT_NS)) / 1e9
+        return age > _SILENCE_SECONDS and not rank.word(Word.IN_STEP)

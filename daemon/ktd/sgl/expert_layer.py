@@ -1,0 +1,117 @@
+"""One MoE layer of one rank: the complete host copy, the slots, and the table between them.
+
+The table is the only thing that says where a (token, expert) pair is computed (invariant 3). It
+changes only through :meth:`ExpertLayer.unmap` and :meth:`ExpertLayer.publish`, which the scheduler
+calls between two steps. A slot that is being written is in neither direction of the mapping.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+EMPTY = -1
+
+
+class MoveRefused(Exception):  # reads as what happened; it never reaches a user as is
+    """A move contradicts the slots as they are; the sentence names layer, expert and slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotCopy:
+    """One expert on its way into one slot: pairs of (destination, source) tensors."""
+
+    layer: int
+    expert: int
+    slot: int
+    tensors: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes to copy."""
+        return sum(source.numel() * source.element_size() for _, source in self.tensors)
+
+
+@dataclass(slots=True)
+class ExpertLayer:
+    """Host store, slots and table of one layer.
+
+    Attributes:
+        layer: Index of the layer in the model.
+        num_experts: Experts of the layer, E.
+        num_slots: Slots of the layer, S.
+        store: Host tensors by parameter name, ``[E, …]``, complete for as long as the engine lives.
+        slots: Slot tensors by parameter name, ``[S, …]``, in SGLang's own method's layout.
+        table: int32 ``[E]`` on the device that splits the routing: slot of each expert, or -1.
+    """
+
+    layer: int
+    num_experts: int
+    num_slots: int
+    store: dict[str, torch.Tensor]
+    slots: dict[str, torch.Tensor]
+    table: torch.Tensor
+    _occupants: list[int] = field(init=False)
+    _slot_of: dict[int, int] = field(init=False, default_factory=dict)
+    _writing: dict[int, int] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._occupants = [EMPTY] * self.num_slots
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of one expert of this rank's shard."""
+        return sum(t[0].numel() * t.element_size() for t in self.store.values())
+
+    def mapped(self) -> list[int]:
+        """Mapped expert of each slot, or -1."""
+        return list(self._occupants)
+
+    def check(self, evict: int, load: int) -> None:
+        """Raises :class:`MoveRefused` when a move does not go with the mapping as it is."""
+        where = f"layer {self.layer}"
+        for expert in (evict, load):
+            if not EMPTY <= expert < self.num_experts:
+                raise MoveRefused(f"{where} has experts 0..{self.num_experts - 1}, not {expert}")
+        if evict != EMPTY and evict not in self._slot_of:
+            raise MoveRefused(f"expert {evict} of {where} is not in a slot")
+        if load != EMPTY and (load in self._slot_of or load in self._writing):
+            raise MoveRefused(f"expert {load} of {where} is in a slot already")
+
+    def unmap(self, expert: int) -> int:
+        """Gives the expert to the CPU from the next step on; returns the slot that became free."""
+        slot = self._slot_of.pop(expert)
+        self.table[expert] = EMPTY
+        self._occupants[slot] = EMPTY
+        return slot
+
+    def restore(self, expert: int, slot: int) -> None:
+        """Takes back an :meth:`unmap` whose slot nobody has written."""
+        self._occupants[slot] = expert
+        self._slot_of[expert] = slot
+        self.table[expert] = slot
+
+    def reserve(self, expert: int, slot: int | None = None) -> SlotCopy:
+        """Takes a free slot, the lowest by default, for an expert that will be copied into it."""
+        if slot is None:
+            taken = set(self._writing.values())
+            free = (
+                s
+                for s, occupant in enumerate(self._occupants)
+                if occupant == EMPTY and s not in taken
+            )
+            slot = next(free, None)
+            if slot is None:
+                raise MoveRefused(f"layer {self.layer} has no free slot for expert {expert}")
+        self._writing[expert] = slot
+        pairs = tuple((self.slots[name][slot], self.store[name][expert]) for name in self.store)
+        return SlotCopy(self.layer, expert, slot, pairs)
+
+    def publish(self, expert: int) -> None:
+        """Maps an expert whose copy has finished."""
+        self.restore(expert, self._writing.pop(expert))
+
+    def release(self, expert: int) -> None:
+        """Leaves the slot of an expert that was being written empty."""
+        self._writing.pop(expert, None)

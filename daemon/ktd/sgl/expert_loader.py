@@ -1,0 +1,116 @@
+"""Loads one layer's experts into host memory, past SGLang's own parameters.
+
+SGLang's models look parameters up by name and call the ``weight_loader`` they find on them. The
+slot parameters of a hybrid layer carry this module's loader, which hands SGLang's own loader a
+host tensor for all experts instead: SGLang still does what it knows about the format (which shard,
+which rows of it belong to this rank), and no expert is ever in device memory except in a slot.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ktd.experts.store import HostStore
+
+# Shards that one parameter of an expert is put together from.
+_SHARDS = {"w13_weight": ("w1", "w3"), "w2_weight": ("w2",)}
+
+WeightLoader = Callable[..., None]
+
+
+class LayerTemplate(nn.Module):
+    """Stands in for a layer while SGLang's method lists its parameters on the meta device.
+
+    Whatever the method reads from the layer comes from the real one.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        # Not registered as a submodule: its parameters are not this module's.
+        object.__setattr__(self, "_layer", layer)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "_layer"), name)
+
+
+class ExpertLoader:
+    """Destination of all shards of one layer.
+
+    Args:
+        template: Meta parameters for all E experts, as SGLang's method wants them.
+        store: Where host memory comes from.
+        load: SGLang's own ``weight_loader`` of the layer.
+        loaded: Called with the bytes of each shard that has arrived.
+    """
+
+    def __init__(
+        self,
+        template: Mapping[str, nn.Parameter],
+        *,
+        store: HostStore,
+        load: WeightLoader,
+        loaded: Callable[[int], None],
+    ) -> None:
+        self._load = load
+        self._loaded = loaded
+        self._lock = threading.Lock()
+        self._arrived: set[tuple[str, int, str]] = set()
+        self._names: dict[int, str] = {}
+        self._parameters: dict[str, nn.Parameter] = {}
+        for name, meta in template.items():
+            tensor = store.allocate(tuple(meta.shape), meta.dtype)
+            parameter = nn.Parameter(tensor, requires_grad=False)
+            # SGLang keeps what its loader needs as attributes of the parameter.
+            for attribute, value in vars(meta).items():
+                setattr(parameter, attribute, value)
+            self._parameters[name] = parameter
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Host tensors ``[E, …]`` by parameter name."""
+        return {name: parameter.data for name, parameter in self._parameters.items()}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all experts of this rank's shard."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+    def attach(self, name: str, slots: nn.Parameter) -> None:
+        """Makes ``slots`` the parameter under which the model finds the experts of ``name``."""
+        self._names[id(slots)] = name
+
+    def __call__(
+        self,
+        param: nn.Parameter,
+        loaded_weight: torch.Tensor,
+        weight_name: str,
+        shard_id: str,
+        expert_id: int,
+    ) -> None:
+        """SGLang's ``weight_loader`` signature; may be called from several threads."""
+        name = self._names[id(param)]
+        destination = self._parameters[name]
+        self._load(destination, loaded_weight, weight_name, shard_id, expert_id)
+        per_expert = destination[0].numel() * destination.element_size()
+        with self._lock:
+            if (name, expert_id, shard_id) in self._arrived:
+                return
+            self._arrived.add((name, expert_id, shard_id))
+        self._loaded(per_expert // len(_SHARDS[name]))
+
+    def missing(self) -> str | None:
+        """Names the first shard that the checkpoint did not have, or None."""
+        for name, parameter in self._parameters.items():
+            for expert in range(parameter.shape[0]):
+                for shard in _SHARDS[name]:
+                    if (name, expert, shard) not in self._arrived:
+                        return f"shard {shard} of expert {expert}"
+        return None

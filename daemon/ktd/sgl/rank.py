@@ -1,0 +1,227 @@
+"""What ktd keeps in one SGLang scheduler process: its layers, pool, copier and rank file."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ktd.enginespec import EngineSpec, report_failure
+from ktd.experts.pool import Pool
+from ktd.rankfile import TIERS, RankFileWriter, Word, path_of
+from ktd.sgl.copier import Copier
+from ktd.sgl.expert_layer import EMPTY, ExpertLayer, MoveRefused, SlotCopy
+from ktd.version import __version__
+
+logger = logging.getLogger(__name__)
+
+
+class StartRefused(RuntimeError):
+    """The engine cannot go on; the sentence has been left for the daemon."""
+
+
+class Rank:
+    """State of this rank, and the control calls on it.
+
+    It is created when the model's first MoE layer is built, when SGLang knows the rank. Every
+    control call arrives in the scheduler's thread between two launches.
+    """
+
+    def __init__(self, spec: EngineSpec, *, rank: int, world_size: int) -> None:
+        self.spec = spec
+        self.rank = rank
+        self.world_size = world_size
+        self.layers: dict[int, ExpertLayer] = {}
+        self.file = RankFileWriter(
+            path_of(Path(spec.runtime_dir), rank),
+            rank=rank,
+            num_layers=len(spec.moe_layers),
+            num_experts=spec.num_experts,
+        )
+        self._counters_address = ctypes.addressof(ctypes.c_char.from_buffer(self.file.counters))
+        self._counters_stride = 8 * spec.num_experts * len(TIERS)
+        threads, cpus = _share_of_cores(spec.cpu_threads, rank, world_size)
+        self.pool = Pool(threads=threads, isa=spec.isa or "", cpus=cpus)
+        self._copier = Copier(
+            finished=self.file.acknowledge_copy,
+            copied=lambda num_bytes: self._add(Word.SWAP_BYTES, num_bytes),
+            bytes_per_second=spec.swap_rate,
+        )
+        self._batches: dict[int, Sequence[SlotCopy]] = {}
+        self._load_lock = threading.Lock()
+        self._calls: dict[str, Callable[[dict[str, Any]], None]] = {
+            "prepare": self._prepare,
+            "publish": self._publish,
+            "abort": self._abort,
+            "reset_statistics": self._reset_statistics,
+            "slots": self._report_slots,
+        }
+
+    # --- loading -------------------------------------------------------------------------
+
+    def refuse(self, kind: str, message: str) -> StartRefused:
+        """Leaves a sentence for the daemon and returns the exception to raise."""
+        report_failure(self.spec, kind, message)
+        return StartRefused(message)
+
+    def position_of(self, layer: int) -> int:
+        """Index of a model layer among the MoE layers."""
+        return self.spec.moe_layers.index(layer)
+
+    def expect_bytes(self, num_bytes: int) -> None:
+        """Announces expert bytes that will be loaded."""
+        self._add(Word.TOTAL_BYTES, num_bytes)
+
+    def loaded_bytes(self, num_bytes: int) -> None:
+        """Counts expert bytes that are in the host store; called from loader threads."""
+        with self._load_lock:
+            self._add(Word.LOADED_BYTES, num_bytes)
+
+    def add_layer(self, layer: ExpertLayer) -> None:
+        """Registers a layer whose store is complete and whose initial slots are filled."""
+        self.layers[layer.layer] = layer
+        self._add(Word.SLOT_BYTES, layer.num_slots * layer.expert_bytes)
+
+    def say_hello(self, device: str) -> None:
+        """Publishes the facts the daemon waits for before it declares the engine ready."""
+        store = sum(layer.num_experts * layer.expert_bytes for layer in self.layers.values())
+        slots = sum(layer.num_slots * layer.expert_bytes for layer in self.layers.values())
+        self.file.beat()
+        self.file.say_hello(
+            {
+                "ktd": __version__,
+                "sglang": distribution_version("sglang"),
+                "torch": torch.__version__,
+                "rank": self.rank,
+                "world_size": self.world_size,
+                "pid": os.getpid(),
+                "isa": self.pool.isa,
+                "threads": self.pool.threads,
+                "device": device,
+                "moe_layers_hooked": len(self.layers),
+                "host_store_bytes": store,
+                "slot_bytes": slots,
+            }
+        )
+
+    # --- steps ---------------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """A forward pass starts."""
+        self.file.words[Word.IN_STEP] = 1
+        self.file.beat()
+
+    def end_step(self, *, decode: bool, tokens: int) -> None:
+        """A forward pass has been launched (on a CPU host: has finished)."""
+        self._add(Word.DECODE_STEPS if decode else Word.PREFILL_STEPS, 1)
+        self._add(Word.DECODE_TOKENS if decode else Word.PREFILL_TOKENS, tokens)
+        self.file.words[Word.IN_STEP] = 0
+        self.file.beat()
+
+    def counters_of(self, position: int) -> int:
+        """Address of the u64 ``[experts, tiers]`` counters of one MoE layer, for native code."""
+        return self._counters_address + position * self._counters_stride
+
+    def count_weight_bytes(self, num_bytes: int) -> None:
+        """Expert weights that the pool read for one layer."""
+        self._add(Word.CPU_WEIGHT_BYTES, num_bytes)
+
+    # --- control calls -------------------------------------------------------------------
+
+    def call(self, request: str) -> None:
+        """Runs one control call and acknowledges it; never raises, so that all ranks answer.
+
+        Args:
+            request: JSON object with ``sequence``, ``call`` and the call's own fields.
+        """
+        fields = json.loads(request)
+        try:
+            self._calls[fields["call"]](fields)
+        except MoveRefused as refused:
+            self.file.acknowledge_call(fields["sequence"], f"rank {self.rank}: {refused}")
+        except Exception as error:
+            logger.exception("control call %s failed", fields["call"])
+            self.file.acknowledge_call(
+                fields["sequence"], f"rank {self.rank}: {fields['call']} failed: {error}"
+            )
+        else:
+            self.file.acknowledge_call(fields["sequence"])
+
+    def _prepare(self, fields: dict[str, Any]) -> None:
+        unmapped: list[tuple[int, int, int]] = []
+        copies: list[SlotCopy] = []
+        try:
+            for layer, evict, load in fields["moves"]:
+                self._layer(layer).check(evict, load)
+                slot = None
+                if evict != EMPTY:
+                    slot = self.layers[layer].unmap(evict)
+                    unmapped.append((layer, evict, slot))
+                if load != EMPTY:
+                    copies.append(self.layers[layer].reserve(load, slot))
+        except MoveRefused:
+            # Nothing has been copied yet, so the batch leaves no trace.
+            for copy in copies:
+                self.layers[copy.layer].release(copy.expert)
+            for layer, expert, slot in reversed(unmapped):
+                self.layers[layer].restore(expert, slot)
+            raise
+        self._batches[fields["batch"]] = copies
+        self._copier.submit(fields["batch"], copies)
+
+    def _layer(self, layer: int) -> ExpertLayer:
+        if layer not in self.layers:
+            raise MoveRefused(f"layer {layer} has no experts")
+        return self.layers[layer]
+
+    def _publish(self, fields: dict[str, Any]) -> None:
+        for copy in self._take(fields["batch"]):
+            self.layers[copy.layer].publish(copy.expert)
+
+    def _abort(self, fields: dict[str, Any]) -> None:
+        for copy in self._take(fields["batch"]):
+            self.layers[copy.layer].release(copy.expert)
+
+    def _take(self, batch_id: int) -> Sequence[SlotCopy]:
+        if batch_id not in self._batches:
+            raise MoveRefused(f"batch {batch_id} was not prepared")
+        return self._batches.pop(batch_id)
+
+    def _reset_statistics(self, _: dict[str, Any]) -> None:
+        """Forgets what warming up counted: statistics begin with the first request served."""
+        self.file.counters[:] = bytes(len(self.file.counters))
+        for word in (
+            Word.DECODE_STEPS,
+            Word.PREFILL_STEPS,
+            Word.DECODE_TOKENS,
+            Word.PREFILL_TOKENS,
+            Word.CPU_WEIGHT_BYTES,
+        ):
+            self.file.words[word] = 0
+
+    def _report_slots(self, fields: dict[str, Any]) -> None:
+        slots = {layer: expert_layer.mapped() for layer, expert_layer in self.layers.items()}
+        path = Path(self.spec.runtime_dir) / f"slots-{self.rank}.json"
+        path.write_text(json.dumps({"sequence": fields["sequence"], "slots": slots}))
+
+    def _add(self, word: Word, amount: int) -> None:
+        self.file.words[word] += amount
+
+
+def _share_of_cores(limit: int | None, rank: int, world_size: int) -> tuple[int, list[int]]:
+    """Threads and cores of one rank's pool: all allowed cores are divided among the ranks."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if world_size == 1:
+        return (limit or 0), []
+    share = max(1, len(allowed) // world_size)
+    mine = allowed[rank * share : (rank + 1) * share] or [allowed[rank % len(allowed)]]
+    threads = max(1, limit // world_size) if limit else len(mine)
+    return threads, mine

@@ -1,0 +1,154 @@
+"""Every place where ktd holds on to SGLang, and what it does there.
+
+SGLang's MoE layers ask ``create_kt_config_from_server_args`` for a configuration and, when they get
+one, wrap their quantisation method in ``KTEPWrapperMethod(method, configuration)``. Both names are
+replaced. DeepSeek and GLM models test for that class to multiply by ``routed_scaling_factor`` once
+more, so its replacement builds something else than itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from ktd.enginespec import EngineSpec, report_failure
+
+SCHEDULER_MODULE = "sglang.srt.managers.scheduler"
+KT_WRAPPER = "sglang.srt.layers.moe.kt_ep_wrapper.KTEPWrapperMethod"
+KT_CONFIG = "sglang.srt.layers.moe.kt_ep_wrapper.create_kt_config_from_server_args"
+SCHEDULER_INIT = f"{SCHEDULER_MODULE}.Scheduler.__init__"
+SCHEDULER_IDLE = f"{SCHEDULER_MODULE}.Scheduler.on_idle"
+LOAD_MODEL = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
+FORWARD = "sglang.srt.model_executor.model_runner.ModelRunner.forward"
+
+# The method that the engine host calls through Engine.collective_rpc.
+CALL = "ktd_call"
+
+
+def install(spec: EngineSpec) -> None:
+    """Registers the hooks in a scheduler process; elsewhere there is nothing to hook.
+
+    SGLang starts a scheduler by unpickling a function of that module, before it loads plugins, so
+    the module's presence tells the processes apart without importing it into the detokenizer.
+    """
+    if SCHEDULER_MODULE not in sys.modules:
+        return
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    hooks = SchedulerHooks(spec)
+    register = HookRegistry.register
+    register(KT_CONFIG, hooks.layer_configuration, HookType.REPLACE)
+    register(KT_WRAPPER, hooks.wrapper_class(), HookType.REPLACE)
+    register(SCHEDULER_INIT, hooks.around_init, HookType.AROUND)
+    register(SCHEDULER_IDLE, hooks.before_idle, HookType.BEFORE)
+    register(LOAD_MODEL, hooks.after_load_model, HookType.AFTER)
+    register(FORWARD, hooks.around_forward, HookType.AROUND)
+    # SGLang resolves the method of an RPC by name.
+    setattr(sys.modules[SCHEDULER_MODULE].Scheduler, CALL, hooks.call)
+    logging.getLogger(SCHEDULER_MODULE).addFilter(_is_not_a_ktd_call)
+
+
+class SchedulerHooks:
+    """The hooks of one scheduler process; owns its :class:`~ktd.sgl.rank.Rank`."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._rank: Any = None
+
+    def layer_configuration(self, _server_args: Any, layer_idx: int) -> int | None:
+        """In place of SGLang's: a layer's configuration is its index, None leaves it alone."""
+        return layer_idx if layer_idx in self._spec.moe_layers else None
+
+    def wrapper_class(self) -> type:
+        """In place of SGLang's wrapper: a class whose construction gives a hybrid method."""
+        hooks = self
+
+        class HybridWrapper:
+            def __new__(cls, gpu_method: Any, kt_config: int) -> Any:
+                return hooks.hybrid_method(gpu_method, kt_config)
+
+        return HybridWrapper
+
+    def hybrid_method(self, gpu_method: Any, layer_id: int) -> Any:
+        """Builds the hybrid method of one layer; the first creates this process's state."""
+        # torch-heavy, and only wanted where a model is built.
+        from ktd.sgl.hybrid_method import HybridMoEMethod
+
+        return HybridMoEMethod(gpu_method, self.rank_of, layer_id)
+
+    def rank_of(self, layer: Any) -> Any:
+        """This process's state, created with the first MoE layer: it knows the parallel sizes."""
+        from ktd.sgl.rank import Rank
+
+        if self._rank is None:
+            self._rank = Rank(self._spec, rank=layer.moe_tp_rank, world_size=layer.moe_tp_size)
+        return self._rank
+
+    def around_init(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Turns whatever ends the scheduler's start into one sentence for the daemon."""
+        try:
+            return original(*args, **kwargs)
+        except Exception as error:
+            kind, sentence = _explain(error)
+            report_failure(self._spec, kind, sentence)
+            raise
+
+    def after_load_model(self, result: Any, runner: Any, *_: Any, **__: Any) -> Any:
+        """The model is complete: say hello."""
+        if self._rank is not None and not getattr(runner, "is_draft_worker", False):
+            self._rank.say_hello(str(runner.device))
+        return result
+
+    def before_idle(self, *_: Any, **__: Any) -> None:
+        """The scheduler's loop goes round."""
+        if self._rank is not None:
+            self._rank.file.beat()
+
+    def around_forward(
+        self, original: Any, runner: Any, forward_batch: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Counts steps and tokens, and shows that a step is running."""
+        rank = self._rank
+        if rank is None:
+            return original(runner, forward_batch, *args, **kwargs)
+        rank.begin_step()
+        result = original(runner, forward_batch, *args, **kwargs)
+        decode = forward_batch.forward_mode.is_decode()
+        tokens = forward_batch.batch_size if decode else forward_batch.input_ids.shape[0]
+        rank.end_step(decode=decode, tokens=int(tokens))
+        return result
+
+    @property
+    def call(self) -> Any:
+        """``Scheduler.ktd_call(request)``."""
+        hooks = self
+
+        def ktd_call(_scheduler: Any, request: str) -> None:
+            hooks._rank.call(request)
+
+        return ktd_call
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    """Failure kind and sentence for an exception that ended a scheduler's start."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    lowered = text.lower()
+    if isinstance(error, MemoryError) or any(
+        sign in lowered
+        for sign in (
+            "not enough memory",
+            "out of memory",
+            "can't allocate memory",
+            "cannot allocate",
+        )
+    ):
+        return "memory", f"the engine ran out of memory while starting: {text}"
+    if isinstance(error, ValueError | AssertionError | NotImplementedError):
+        return "usage", f"SGLang refused to start: {text}"
+    return "internal", f"SGLang's scheduler failed while starting: {type(error).__name__}: {text}"
+
+
+def _is_not_a_ktd_call(record: logging.LogRecord) -> bool:
+    """SGLang logs every RPC with its parameters at INFO; swaps would fill the log."""
+    return f"handle_rpc_request: {CALL}" not in record.getMessage()

@@ -1,0 +1,77 @@
+"""Copies beside the steps."""
+
+import threading
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from ktd.sgl.copier import Copier
+from ktd.sgl.expert_layer import SlotCopy
+
+
+class Outcomes:
+    """Collects what a copier reports and lets a test wait for it."""
+
+    def __init__(self):
+        self.finished = []
+        self.bytes = 0
+        self._arrived = threading.Condition()
+
+    def finish(self, batch_id, error):
+        with self._arrived:
+            self.finished.append((batch_id, error))
+            self._arrived.notify_all()
+
+    def count(self, num_bytes):
+        self.bytes += num_bytes
+
+    def wait(self, batches):
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: len(self.finished) >= batches, timeout=30)
+
+
+@pytest.fixture
+def outcomes():
+    return Outcomes()
+
+
+def copy_of(destination, source):
+    return SlotCopy(layer=0, expert=0, slot=0, tensors=((destination, source),))
+
+
+def test_batches_are_copied_in_order_and_every_byte_is_counted(outcomes):
+    """Both directions of the copy agree and the acknowledgements come in order."""
+    copier = Copier(finished=outcomes.finish, copied=outcomes.count, bytes_per_second=None)
+    source = torch.randn(3, 1000)
+    targets = [torch.zeros(3, 1000) for _ in range(3)]
+    for batch, target in enumerate(targets, start=1):
+        copier.submit(batch, [copy_of(target, source)])
+    outcomes.wait(3)
+    copier.stop()
+    assert outcomes.finished == [(1, None), (2, None), (3, None)]
+    assert all(torch.equal(target, source) for target in targets)
+    assert outcomes.bytes == 3 * source.numel() * 4
+
+
+def test_a_failed_copy_fails_its_batch_and_not_the_thread(outcomes):
+    """The next batch is copied as if nothing had happened."""
+    copier = Copier(finished=outcomes.finish, copied=outcomes.count, bytes_per_second=None)
+    good = torch.zeros(4)
+    copier.submit(1, [copy_of(torch.zeros(3), torch.ones(4))])
+    copier.submit(2, [copy_of(good, torch.ones(4))])
+    outcomes.wait(2)
+    copier.stop()
+    assert outcomes.finished[0][0] == 1
+    assert "copying into a slot failed" in outcomes.finished[0][1]
+    assert outcomes.finished[1] == (2, None)
+    assert good.tolist() == [1.0] * 4
+
+
+def test_stop_interrupts_a_slow_copy_and_says_so(outcomes):
+    """A limit of 100 bytes a second does not hold up the end of the engine."""
+    copier = Copier(finished=outcomes.finish, copied=outcomes.count, bytes_per_second=100.0)
+    copier.submit(1, [copy_of(torch.zeros(100_000), torch.ones(100_000))])
+    copier.stop()
+    assert outcomes.finished == [(1, "copying into a slot failed: the engine is stopping")]
+    assert outcomes.bytes < 400_000
