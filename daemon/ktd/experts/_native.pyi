@@ -38,18 +38,14 @@ class Pool:
             that this process may not use, a negative count.
     """
 
-    def __init__(
-        self, threads: int = 0, isa: str = "", cpus: Sequence[int] = ...
-    ) -> None: ...
+    def __init__(self, threads: int = 0, isa: str = "", cpus: Sequence[int] = ...) -> None: ...
     @property
     def isa(self) -> str: ...
     @property
     def threads(self) -> int: ...
     @property
     def cpus(self) -> list[int]: ...
-    def add_layer(
-        self, num_experts: int, hidden: int, intermediate: int, w13: int, w2: int
-    ) -> int:
+    def add_layer(self, num_experts: int, hidden: int, intermediate: int, w13: int, w2: int) -> int:
         """Borrow one layer's weights and return its handle (0, 1, ...).
 
         Args:

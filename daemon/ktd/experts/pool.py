@@ -1,0 +1,213 @@
+"""The native pool for torch tensors: checks what the extension takes on trust.
+
+The extension borrows memory by address. Here every tensor's device, dtype, shape and contiguity is
+checked first, and the weights are kept alive.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ktd.errors import ConfigError
+from ktd.experts import _native
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    w13: torch.Tensor
+    w2: torch.Tensor
+
+    @property
+    def num_experts(self) -> int:
+        return self.w2.shape[0]
+
+    @property
+    def hidden(self) -> int:
+        return self.w2.shape[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One step's routing, divided.
+
+    Attributes:
+        slots: int32 ``[T, K]``: the slot of each pair, -1 where the CPU computes or nothing is.
+        cpu_ids: int32 ``[T, K]``: the expert of each pair that the CPU computes, else -1.
+        in_slots: Pairs in slots.
+        on_cpu: Pairs for the CPU.
+    """
+
+    slots: torch.Tensor
+    cpu_ids: torch.Tensor
+    in_slots: int
+    on_cpu: int
+
+
+class ExpertPool:
+    """Computes this rank's experts on its CPU cores.
+
+    One call at a time computes, a second caller waits. Unusable in a forked child.
+
+    Args:
+        threads: Threads that compute, the caller of ``forward`` included; 0: one for each physical
+            core that this process may use, or, with ``cpus``, one for each of these.
+        isa: Kernel to use; "" takes ``KTD_ISA`` from the environment, else the best.
+        cpus: CPUs to pin to; the first is the caller's. Empty: the cores of ``threads=0``.
+
+    Raises:
+        ConfigError: An unknown ISA, or one that this CPU lacks; a CPU that may not be used.
+    """
+
+    def __init__(self, *, threads: int = 0, isa: str = "", cpus: Sequence[int] = ()) -> None:
+        try:
+            self._native = _native.Pool(threads, isa, list(cpus))
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(f"the CPU expert pool cannot be made: {error}") from error
+        self._layers: list[_Layer] = []
+        _log.info("CPU expert pool: %s kernels, %d threads", self.isa, self.threads)
+
+    @property
+    def isa(self) -> str:
+        """Name of the kernels in use."""
+        return self._native.isa
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute, the caller included."""
+        return self._native.threads
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of experts' weights that all calls so far have read, each expert once a call."""
+        return self._native.bytes_read
+
+    @property
+    def native(self) -> _native.Pool:
+        """The extension's pool, for callers that have addresses."""
+        return self._native
+
+    def add_layer(self, w13: torch.Tensor, w2: torch.Tensor) -> int:
+        """Register one layer's weights, which must not move or be freed; they are kept alive.
+
+        Args:
+            w13: bf16 ``[E, 2 * I, H]``, I gate rows and then I up rows.
+            w2: bf16 ``[E, H, I]``.
+
+        Returns:
+            The layer's handle: 0, 1, ... in the order of the calls.
+
+        Raises:
+            ValueError: A tensor is not as described.
+        """
+        _check(w13, "w13", torch.bfloat16, (None, None, None))
+        _check(w2, "w2", torch.bfloat16, (None, None, None))
+        experts, hidden, intermediate = w2.shape
+        _check(w13, "w13", torch.bfloat16, (experts, 2 * intermediate, hidden))
+        layer = self._native.add_layer(experts, hidden, intermediate, w13.data_ptr(), w2.data_ptr())
+        self._layers.append(_Layer(w13, w2))
+        return layer
+
+    def forward(
+        self,
+        layer: int,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute the weighted sum of this side's experts.
+
+        Args:
+            layer: A handle of ``add_layer``.
+            x: bf16 ``[T, H]``.
+            ids: int32 ``[T, K]``; -1: not this side's.
+            weights: float32 ``[T, K]``.
+            out: float32 ``[T, H]`` to write; made if None.
+
+        Returns:
+            ``out``: zeros where no expert of this side was chosen.
+
+        Raises:
+            ValueError: An argument is not as described, or names an expert that does not exist.
+            RuntimeError: A task failed; the message names layer and expert.
+        """
+        if not 0 <= layer < len(self._layers):
+            raise ValueError(f"there is no layer with handle {layer}: {len(self._layers)} exist")
+        hidden = self._layers[layer].hidden
+        _check(x, "x", torch.bfloat16, (None, hidden))
+        tokens = x.shape[0]
+        _check(ids, "ids", torch.int32, (tokens, None))
+        top_k = ids.shape[1]
+        _check(weights, "weights", torch.float32, (tokens, top_k))
+        if out is None:
+            out = torch.empty(tokens, hidden, dtype=torch.float32)
+        else:
+            _check(out, "out", torch.float32, (tokens, hidden))
+        self._native.forward(
+            layer,
+            x.data_ptr(),
+            ids.data_ptr(),
+            weights.data_ptr(),
+            out.data_ptr(),
+            tokens,
+            top_k,
+        )
+        return out
+
+
+def split(ids: torch.Tensor, table: torch.Tensor, counters: torch.Tensor | None = None) -> Split:
+    """Divide one step's routing between slots and the CPU; each pair goes to one side.
+
+    Args:
+        ids: int32 or int64 ``[T, K]``; -1 is padding, which goes nowhere and is not counted.
+        table: int32 ``[E]``: the slot that holds an expert, or -1.
+        counters: uint64 or int64 ``[E, 2]`` (slot, CPU), grown by one per pair; None: not counted.
+
+    Raises:
+        ValueError: An argument is not as described, or an id is outside ``[-1, E)``; nothing is
+            counted then.
+    """
+    _check(table, "table", torch.int32, (None,))
+    experts = table.shape[0]
+    wide = ids.dtype == torch.int64
+    _check(ids, "ids", torch.int64 if wide else torch.int32, (None, None))
+    if counters is not None:
+        signed = counters.dtype == torch.int64
+        _check(counters, "counters", torch.int64 if signed else torch.uint64, (experts, 2))
+    tokens, top_k = ids.shape
+    slots = torch.empty(tokens, top_k, dtype=torch.int32)
+    cpu_ids = torch.empty(tokens, top_k, dtype=torch.int32)
+    in_slots, on_cpu = _native.split(
+        ids.data_ptr(),
+        wide,
+        table.data_ptr(),
+        slots.data_ptr(),
+        cpu_ids.data_ptr(),
+        0 if counters is None else counters.data_ptr(),
+        tokens,
+        top_k,
+        experts,
+    )
+    return Split(slots, cpu_ids, in_slots, on_cpu)
+
+
+def _check(
+    tensor: torch.Tensor, name: str, dtype: torch.dtype, shape: tuple[int | None, ...]
+) -> None:
+    """Refuse a tensor that is not a contiguous CPU tensor of this dtype and shape (None: any)."""
+    fits = len(shape) == tensor.dim() and all(
+        wanted in (None, size) for wanted, size in zip(shape, tensor.shape, strict=True)
+    )
+    if not (fits and tensor.dtype == dtype and tensor.is_contiguous() and tensor.is_cpu):
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        order = "contiguous" if tensor.is_contiguous() else "not contiguous"
+        raise ValueError(
+            f"{name} must be a contiguous {dtype} CPU tensor of shape [{sizes}], not {order} "
+            f"{tensor.dtype} of shape {list(tensor.shape)} on {tensor.device}"
+        )
