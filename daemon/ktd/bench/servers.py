@@ -1,0 +1,133 @@
+"""Servers that a benchmark starts for itself, compares and ends again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ktd.bench.timed_stream import TcpEndpoint, UnixEndpoint
+from ktd.errors import EngineFailed
+
+_START_SECONDS = 900.0
+_STOP_SECONDS = 40.0
+# SGLang options of both sides: idle servers must not take the other's cores.
+_COMMON = ("--sleep-on-idle",)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that answers.
+
+    Attributes:
+        name: For the report.
+        endpoint: Its OpenAI port.
+        upstream: SGLang's own application behind ktd's front, if it has one.
+        socket: ktd's control socket, if it has one.
+    """
+
+    name: str
+    endpoint: TcpEndpoint
+    upstream: UnixEndpoint | None = None
+    socket: Path | None = None
+
+
+@contextlib.contextmanager
+def ktd_server(model: Path, arguments: Sequence[str]) -> Iterator[RunningServer]:
+    """``ktd serve`` with folders and a port of its own."""
+    with _folder() as base:
+        port = _free_port()
+        socket_path = base / "run" / "ktd.sock"
+        command = [
+            *(sys.executable, "-m", "ktd", "serve", str(model), "--port", str(port)),
+            *("--runtime-dir", str(base / "run"), "--state-dir", str(base / "state")),
+            *("--socket", str(socket_path), "--log-format", "json", *arguments),
+        ]
+        with _process(command, base / "ktd.log", port, "/health", {}):
+            upstream = next((base / "run").rglob("http.sock"))
+            yield RunningServer("ktd", TcpEndpoint(port), UnixEndpoint(str(upstream)), socket_path)
+
+
+@contextlib.contextmanager
+def stock_server(model: Path, arguments: Sequence[str], *, gpu: bool) -> Iterator[RunningServer]:
+    """SGLang's own server, without ktd's plugin (on a host without a GPU: on ktd's platform)."""
+    with _folder() as base:
+        port = _free_port()
+        environment = {"SGLANG_PLUGINS": "none"}
+        command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
+        command += ["--host", "127.0.0.1", "--port", str(port), *_COMMON]
+        if not gpu:
+            environment |= {"SGLANG_PLATFORM": "ktd", "SGLANG_PLUGINS": ""}
+            command += ["--device", "cpu", "--attention-backend", "torch_native"]
+            command += ["--disable-cuda-graph", "--dtype", "bfloat16"]
+            if "--max-total-tokens" not in arguments:
+                command += ["--max-total-tokens", "65536"]
+        command += arguments
+        with _process(command, base / "sglang.log", port, "/health_generate", environment):
+            yield RunningServer("stock SGLang", TcpEndpoint(port))
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    # Unix sockets allow 107 bytes of path, so the folder lies close to the root.
+    base = Path(tempfile.mkdtemp(prefix="ktd-bench-"))
+    try:
+        yield base
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _process(
+    command: Sequence[str], log: Path, port: int, health: str, environment: dict[str, str]
+) -> Iterator[None]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("KTD_")}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            env=inherited | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _wait_healthy(process, log, f"http://127.0.0.1:{port}{health}")
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait_healthy(process: subprocess.Popen[bytes], log: Path, url: str) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while True:
+        if process.poll() is not None or time.monotonic() > deadline:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+            raise EngineFailed(f"{' '.join(process.args[:4])} did not serve:\n{tail}")  # type: ignore[arg-type, index] # a list here
+        try:
+            # The address is this module's own; errors other than 2xx are raised.
+            with urllib.request.urlopen(url, timeout=30):  # noqa: S310
+                return
+        except OSError:
+            time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
