@@ -1,7 +1,40 @@
-"""Typed async client of the ktd daemon, for the CLI, the TUI and tests."""
+"""Typed async client of the ktd daemon, for the CLI, the TUI and tests.
+
+The API's messages are handed on from here, so that programs of a user need nothing else of ktd.
+"""
 
 from ktd.client.client import KtdClient
 from ktd.client.errors import DaemonUnreachable
 from ktd.client.socket import default_socket
+from ktd.errors import KtdError
+from ktd.v1.engine_pb2 import Condition, EnginePhase, EngineStatus, Version
+from ktd.v1.placement_pb2 import (
+    HistoryEntry,
+    LayerPlacement,
+    Move,
+    Placement,
+    Plan,
+    Swap,
+    SwapState,
+)
+from ktd.v1.stats_pb2 import LayerCounts, StatsSnapshot
 
-__all__ = ["DaemonUnreachable", "KtdClient", "default_socket"]
+__all__ = [
+    "Condition",
+    "DaemonUnreachable",
+    "EnginePhase",
+    "EngineStatus",
+    "HistoryEntry",
+    "KtdClient",
+    "KtdError",
+    "LayerCounts",
+    "LayerPlacement",
+    "Move",
+    "Placement",
+    "Plan",
+    "StatsSnapshot",
+    "Swap",
+    "SwapState",
+    "Version",
+    "default_socket",
+]
