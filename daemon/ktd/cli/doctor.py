@@ -20,7 +20,8 @@ from ktd.cli.checks.software import software_findings
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.quantities import plural
 from ktd.cli.terminal import Terminal, out
-from ktd.config.paths import default_socket, default_state_dir
+from ktd.client import default_socket
+from ktd.config.paths import default_state_dir
 
 if TYPE_CHECKING:
     from ktd.cli.arguments import Subparsers

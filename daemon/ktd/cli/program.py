@@ -47,6 +47,8 @@ def run(argv: Sequence[str]) -> int:
         return _fail(str(error), ExitCode.USAGE)
     except KtdError as error:
         return _fail(str(error), exit_code_of(error))
+    except SystemExit as exit_:  # argparse leaves this way after --help and --version.
+        return exit_.code if isinstance(exit_.code, int) else ExitCode.OK
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:

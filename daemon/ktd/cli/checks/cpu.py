@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 from pathlib import Path
@@ -67,12 +68,10 @@ def _kernels() -> Finding:
         text = f"the native expert pool cannot be loaded ({error})"
         advice = "install ktd from a wheel, or from its checkout with a C++20 compiler"
         return Finding("cpu", "kernels", Level.PROBLEM, text, advice, {"kernels": []})
-    rows = isa.table()
-    data = {"kernels": [dict(row) for row in rows]}
-    usable = [row["name"] for row in rows if row["supported"]]
-    absent = [
-        f"{row['name']} (lacks {', '.join(row['missing'])})" for row in rows if row["missing"]
-    ]
+    rows = isa.isas()
+    data = {"kernels": [dataclasses.asdict(row) for row in rows]}
+    usable = [row.name for row in rows if row.supported]
+    absent = [f"{row.name} (lacks {', '.join(row.missing)})" for row in rows if row.missing]
     text = f"{usable[0]} will be used; also {', '.join(usable[1:]) or 'nothing else'}"
     if absent:
         text += f"; not here: {', '.join(absent)}"
