@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.live import MODEL, LiveDaemon
 
 LIVE_ARGS = ("--kt-gpu-experts-ratio", "0.25", "--max-total-tokens", "16384")

@@ -44,6 +44,7 @@ PLANTS = {
     "sgl": Plant("daemon/ktd/app.py", "import ktd.sgl"),
     "services": Plant("daemon/ktd/cli/planted.py", "import ktd.rpc"),
     "app": Plant("daemon/ktd/cli/planted.py", "import ktd.app"),
+    "bench": Plant("daemon/ktd/http/planted.py", "import ktd.bench"),
     "client": Plant("daemon/ktd/rpc/planted.py", "import ktd.client"),
     "cli": Plant("daemon/ktd/config/planted.py", "import ktd.cli"),
     "v1": Plant("daemon/ktd/stats/planted.py", "from ktd.v1 import stats_pb2"),

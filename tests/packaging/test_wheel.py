@@ -13,10 +13,10 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
-from tests.live import ROOT
 
 from ktd.cli.exit_codes import ExitCode
 from ktd.version import __version__
+from tests.live import ROOT
 
 pytestmark = pytest.mark.packaging
 
