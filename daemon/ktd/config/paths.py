@@ -1,8 +1,7 @@
-"""Where ktd keeps things when nobody says otherwise; also read by every client command."""
+"""Where ktd keeps things when nobody says otherwise; ``ktd.client.socket`` agrees."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,10 +31,3 @@ def default_config_files(env: Mapping[str, str], uid: int) -> tuple[Path, ...]:
     own = Path(base) / "ktd" / CONFIG_NAME
     system = Path("/etc/ktd") / CONFIG_NAME
     return (system, own) if uid == 0 else (own, system)
-
-
-def default_socket(env: Mapping[str, str] | None = None) -> Path:
-    """The daemon's gRPC socket: ``KTD_SOCKET``, else in the default runtime folder."""
-    env = os.environ if env is None else env
-    named = env.get("KTD_SOCKET")
-    return Path(named) if named else default_runtime_dir(env, os.getuid()) / SOCKET_NAME

@@ -1,0 +1,207 @@
+"""What ktd must know of a model before it starts an engine, from its folder, without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ktd.errors import ModelUnsupported
+from ktd.model.checkpoint import Checkpoint, read_checkpoint
+from ktd.model.moe_layers import moe_layers
+from ktd.model.supported import ACTIVATIONS, ARCHITECTURES, EXPERT_DTYPES, names
+
+_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+_WIDTH = ("moe_intermediate_size", "expert_intermediate_size", "intermediate_size")
+_ACTIVATION = ("hidden_act", "hidden_activation", "activation_function", "mlp_hidden_act")
+# Names that these models use for something else than a plain SiLU gate.
+_CLAMPS = ("swiglu_limit", "gemm1_alpha", "gemm1_clamp_limit")
+_TEXT = ("text_config", "llm_config", "language_config")
+_BF16_BYTES = 2
+_PROJECTIONS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """Shape and format.
+
+    Attributes:
+        path: Folder of the checkpoint.
+        moe_layers: Indices of layers with experts, ascending.
+        expert_format: Of the experts in the checkpoint; ``"bf16"``.
+        expert_bytes: One expert, whole: gate, up and down.
+        other_bytes: All weights that are not experts.
+        max_context: Longest context in tokens, or 0 if the configuration does not say.
+    """
+
+    path: Path
+    architecture: str
+    num_layers: int
+    moe_layers: tuple[int, ...]
+    num_experts: int
+    experts_per_token: int
+    hidden_size: int
+    expert_intermediate_size: int
+    activation: str
+    expert_format: str
+    expert_bytes: int
+    other_bytes: int
+    max_context: int = 0
+
+    @property
+    def total_experts(self) -> int:
+        """Over all layers."""
+        return len(self.moe_layers) * self.num_experts
+
+    @property
+    def host_store_bytes(self) -> int:
+        """All experts."""
+        return self.total_experts * self.expert_bytes
+
+
+def read_facts(folder: Path, *, device: str) -> ModelFacts:
+    """Reads and checks a model folder for serving on ``device``.
+
+    Raises:
+        ModelUnsupported: it is missing, incomplete, dense, or uses something ktd does not
+            implement; the sentence names it.
+    """
+    whole = _read_config(folder)
+    architecture = _architecture(whole, folder)
+    config = next((whole[key] for key in _TEXT if isinstance(whole.get(key), dict)), whole)
+    num_experts = _first(config, _NUM_EXPERTS) or 0
+    num_layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
+    try:
+        layers = moe_layers(config, num_layers) if num_experts > 1 else ()
+    except (TypeError, ValueError) as error:
+        raise ModelUnsupported(
+            f"{folder}/config.json says in an unknown way which layers have experts: {error}."
+        ) from error
+    if not layers:
+        raise ModelUnsupported(
+            f"{folder} is a dense model ({architecture} without experts); ktd serves "
+            "Mixture-of-Experts models, plain SGLang serves this one."
+        )
+    _check_architecture(architecture, device)
+    activation = _check_activation(config, folder)
+    _check_not_quantised(whole, config, folder)
+    checkpoint = read_checkpoint(folder)
+    _check_dtypes(checkpoint, folder)
+    _check_head(architecture, whole, config, checkpoint, folder)
+    hidden, width = int(config.get("hidden_size") or 0), int(_first(config, _WIDTH) or 0)
+    top_k = int(_first(config, _TOP_K) or 0)
+    if not (hidden and width and 0 < top_k <= num_experts):
+        raise ModelUnsupported(
+            f"{folder}/config.json does not say how large its experts are (hidden size {hidden}, "
+            f"expert width {width}, {top_k} of {num_experts} experts per token)."
+        )
+    return ModelFacts(
+        path=folder,
+        architecture=architecture,
+        num_layers=num_layers,
+        moe_layers=layers,
+        num_experts=int(num_experts),
+        experts_per_token=top_k,
+        hidden_size=hidden,
+        expert_intermediate_size=width,
+        activation=activation,
+        expert_format="bf16",
+        expert_bytes=_PROJECTIONS * hidden * width * _BF16_BYTES,
+        other_bytes=checkpoint.other_bytes,
+        max_context=int(config.get("max_position_embeddings") or 0),
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise ModelUnsupported(f"There is no model folder {folder}.")
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ModelUnsupported(
+            f"{folder} has no config.json; it is not a Hugging Face model folder, or "
+            "half-downloaded."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelUnsupported(f"{path} cannot be read: {error}.") from error
+    if not isinstance(config, dict):
+        raise ModelUnsupported(f"{path} is not a JSON object.")
+    return config
+
+
+def _architecture(config: Mapping[str, Any], folder: Path) -> str:
+    listed = config.get("architectures")
+    if not isinstance(listed, list) or not listed:
+        raise ModelUnsupported(f"{folder}/config.json names no architecture.")
+    return str(listed[0])
+
+
+def _check_architecture(architecture: str, device: str) -> None:
+    row = ARCHITECTURES.get(architecture)
+    if row is None or device not in row.devices:
+        where = f" on {device}" if row is not None else ""
+        raise ModelUnsupported(
+            f"{architecture} is not supported{where}; supported on {device}: {names(device)}."
+        )
+
+
+def _check_activation(config: Mapping[str, Any], folder: Path) -> str:
+    activation = str(_first(config, _ACTIVATION) or "silu").lower()
+    if activation not in ACTIVATIONS:
+        raise ModelUnsupported(
+            f"{folder} uses the activation {activation!r}, and the CPU kernel implements "
+            f"{ACTIVATIONS[0]} only."
+        )
+    clamp = next((name for name in _CLAMPS if config.get(name)), None)
+    if clamp:
+        raise ModelUnsupported(
+            f"{folder} clamps its activation ({clamp} = {config[clamp]}), which the CPU kernel "
+            "does not implement."
+        )
+    return activation
+
+
+def _check_not_quantised(whole: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
+    quantisation = whole.get("quantization_config") or config.get("quantization_config")
+    if quantisation:
+        known = quantisation if isinstance(quantisation, dict) else {}
+        method = known.get("quant_method") or known.get("format") or "an unnamed method"
+        raise ModelUnsupported(
+            f"{folder} has experts quantised by {method}; this version computes bf16 experts only, "
+            "so take the unquantised checkpoint."
+        )
+
+
+def _check_dtypes(checkpoint: Checkpoint, folder: Path) -> None:
+    if not checkpoint.expert_dtypes:
+        raise ModelUnsupported(f"{folder} has no tensors of experts in its weight files.")
+    other = [dtype for dtype in checkpoint.expert_dtypes if dtype not in EXPERT_DTYPES]
+    if other:
+        raise ModelUnsupported(
+            f"{folder} has experts in {', '.join(other)}; this version computes "
+            f"{', '.join(EXPERT_DTYPES)} experts only."
+        )
+
+
+def _check_head(
+    architecture: str,
+    whole: Mapping[str, Any],
+    config: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    folder: Path,
+) -> None:
+    tied = config.get("tie_word_embeddings", whole.get("tie_word_embeddings", False))
+    if tied and not ARCHITECTURES[architecture].tied_head:
+        head = "" if checkpoint.has_head else " and the checkpoint has no lm_head.weight"
+        raise ModelUnsupported(
+            f"{folder} ties its output head to its embeddings (tie_word_embeddings){head}; SGLang "
+            f"leaves the head of a tied {architecture} at zero, so untie it first."
+        )
+
+
+def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((config[key] for key in keys if config.get(key) is not None), None)

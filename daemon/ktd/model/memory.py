@@ -1,0 +1,114 @@
+"""Whether the host's memory holds a model, with the sum that says so."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ktd.errors import DoesNotFit
+from ktd.model.facts import ModelFacts
+
+GIB = 1 << 30
+# What SGLang's processes take beside weights, seen with 0.5.23 and torch 2.14 on a CPU host.
+ENGINE_BYTES = 3 * GIB // 2
+RANK_BYTES = 3 * GIB // 4
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """Bytes that this process and its children may still take."""
+
+    available: int
+
+    @classmethod
+    def read(cls, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> HostMemory:
+        """``MemAvailable``, or less where a cgroup (version 2) of this process limits it."""
+        text = (proc / "meminfo").read_text()
+        match = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+        available = int(match.group(1)) << 10 if match else 0
+        for line in (proc / "self/cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                available = min(available, _cgroup_room(cgroups, line[3:].lstrip("/"), available))
+        return cls(available)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Bytes of host memory that an engine will take, by what for."""
+
+    experts: int
+    slots: int
+    others: int
+    engine: int
+
+    @property
+    def total(self) -> int:
+        """Of all."""
+        return self.experts + self.slots + self.others + self.engine
+
+    def sum_text(self) -> str:
+        """The sum for people."""
+        parts = [f"{_gib(self.experts)} experts"]
+        if self.slots:
+            parts.append(f"{_gib(self.slots)} expert slots")
+        if self.others:
+            parts.append(f"{_gib(self.others)} other weights")
+        parts.append(f"{_gib(self.engine)} the engine itself")
+        return f"{' + '.join(parts)} = {_gib(self.total)}"
+
+
+def needs_of(facts: ModelFacts, *, slots: int, ranks: int, device: str) -> Needs:
+    """What ``facts`` take with ``slots`` expert slots over all layers.
+
+    On a GPU host slots and other weights are in device memory.
+    """
+    on_host = device == "cpu"
+    return Needs(
+        experts=facts.host_store_bytes,
+        slots=slots * facts.expert_bytes if on_host else 0,
+        others=facts.other_bytes if on_host else 0,
+        engine=ENGINE_BYTES + ranks * RANK_BYTES,
+    )
+
+
+def check_fits(needs: Needs, memory: HostMemory) -> None:
+    """Refuses what cannot fit.
+
+    Raises:
+        DoesNotFit: with the sum, and how much is missing.
+    """
+    if needs.total > memory.available:
+        fewer = "; with fewer experts in slots" if needs.slots else ""
+        without = needs.total - needs.slots
+        hint = f"{fewer} it takes {_gib(without)}" if fewer and without <= memory.available else ""
+        raise DoesNotFit(
+            f"The model needs {needs.sum_text()} of host memory, and "
+            f"{_gib(memory.available)} are available{hint}."
+        )
+
+
+def fitting_ratio(facts: ModelFacts, room: int) -> float:
+    """The largest share of experts, in steps of 1 %, whose slots fit into ``room`` bytes."""
+    share = max(0, room) / facts.host_store_bytes
+    return min(1.0, int(share * 100) / 100)
+
+
+def _cgroup_room(cgroups: Path, name: str, most: int) -> int:
+    """Room below the tightest ``memory.max`` from the process's cgroup up to the root."""
+    room = most
+    folder = cgroups / name
+    while folder != folder.parent and folder.is_relative_to(cgroups):
+        try:
+            limit = (folder / "memory.max").read_text().strip()
+            used = int((folder / "memory.current").read_text())
+        except (OSError, ValueError):
+            limit, used = "max", 0
+        if limit.isdigit():
+            room = min(room, max(0, int(limit) - used))
+        folder = folder.parent
+    return room
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.1f} MiB"

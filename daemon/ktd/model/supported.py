@@ -1,0 +1,38 @@
+"""Which architectures ktd serves, on which device, and with what remark.
+
+An architecture is here when a test serves it. SGLang knows many more; one that is not here is
+refused by name before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """One row.
+
+    Attributes:
+        devices: Where it is served: ``"cpu"``, ``"cuda"``.
+        tied_head: Whether SGLang's class copes with ``tie_word_embeddings``; where it does not, it
+            leaves the output head at zero and serves uniform logits without a word.
+    """
+
+    devices: tuple[str, ...]
+    tied_head: bool = True
+
+
+ARCHITECTURES = {
+    "MixtralForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
+    "Qwen3MoeForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
+}
+
+# What the CPU kernels implement (csrc/).
+ACTIVATIONS = ("silu", "swish")
+EXPERT_DTYPES = ("BF16",)
+
+
+def names(device: str) -> str:
+    """The architectures served on ``device``, for messages."""
+    return ", ".join(sorted(name for name, row in ARCHITECTURES.items() if device in row.devices))
