@@ -187,11 +187,14 @@ class PlacementManager:
         self,
         plan_id: str,
         *,
+        etag: str = "",
         validate_only: bool = False,
         request_id: str = "",
         actor: str = DAEMON,
     ) -> Swap:
         """Starts the swap that a plan describes, and forgets the plan.
+
+        A plan carries its own etag; one that is given too must agree with the placement as well.
 
         Raises:
             PlanNotFound: the plan is unknown, used or expired.
@@ -201,6 +204,7 @@ class PlacementManager:
         if (repeated := self._repeated(request_id)) is not None:
             return repeated
         plan = self._plans.get(plan_id)
+        self._check_etag(etag or plan.etag)
         self._check_etag(plan.etag)
         change = _Change(plan.experts, plan.origin, actor)
         swap = self._change(change, validate_only=validate_only, request_id=request_id)
