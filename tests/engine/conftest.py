@@ -48,7 +48,7 @@ class FakeEngines:
         self.drained.set()
         self.initial = ((0, 1), (2, 3))
 
-    def next_spec(self) -> EngineSpec:
+    async def next_spec(self) -> EngineSpec:
         engine_id = new_engine_id(self.base / "state")
         spec = EngineSpec(
             engine_id=engine_id,

@@ -11,7 +11,7 @@ import pytest
 
 from ktd.engine.leftovers import id_prefix, processes_of
 from ktd.engine.status import EnginePhase
-from ktd.errors import EngineFailed, EngineNotStopped
+from ktd.errors import EngineFailed, EngineNotStopped, ModelUnsupported
 
 READY, BACKOFF, FAILED, STOPPED = (
     EnginePhase.READY,
@@ -106,11 +106,32 @@ class TestStart:
                 await rig.task
 
     async def test_a_failing_plan_is_reported_as_it_is(self, rig):
-        """What next_spec raises ends the first start with its own sentence."""
-        rig.engines.next_spec = lambda: (_ for _ in ()).throw(EngineNotStopped("No plan."))
+        """What next_spec raises ends the first start as it is."""
+
+        async def refuse():
+            raise ModelUnsupported("It is dense.")
+
+        rig.engines.next_spec = refuse
         async with rig.supervised():
-            with pytest.raises(EngineFailed, match=r"No plan\."):
+            with pytest.raises(ModelUnsupported, match=r"It is dense\."):
                 await rig.task
+
+    async def test_a_stop_cancels_what_comes_before_the_launch(self, rig):
+        """A download in next_spec does not keep the daemon from stopping."""
+        cancelled = asyncio.Event()
+
+        async def forever():
+            try:
+                await asyncio.sleep(600)
+            finally:
+                cancelled.set()
+
+        rig.engines.next_spec = forever
+        async with rig.supervised() as supervisor:
+            await rig.until(supervisor, EnginePhase.STARTING)
+            await asyncio.sleep(0.05)
+            await supervisor.close()
+            assert cancelled.is_set()
 
 
 class TestCrash:

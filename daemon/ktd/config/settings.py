@@ -88,14 +88,14 @@ class Settings:
 
     @property
     def placement_given(self) -> bool:
-        """Whether a flag, variable or file chose the placement; then none is restored."""
+        """Whether flags on the command line chose the placement; then none is restored."""
         names = (
             "gpu_experts_ratio",
             "num_gpu_experts",
             "expert_placement_strategy",
             "init_expert_location",
         )
-        return any(self.provenance.get(name, "default") != "default" for name in names)
+        return any(self.provenance.get(name, "").startswith("flag") for name in names)
 
     def named(self, name: str) -> str:
         """How messages call a setting: its flag, and where the value came from."""

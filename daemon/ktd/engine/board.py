@@ -56,11 +56,11 @@ class StatusBoard:
             self._status = status
             self._wake()
 
-    def report(self, reason: str, message: str) -> None:
-        """Adds a condition; one with the same reason replaces the older one."""
-        kept = [item for item in self._status.conditions if item.reason != reason]
-        new = Condition(reason, message, time.time())
-        self.update(conditions=(*kept, new)[-_MAX_CONDITIONS:])
+    def report(self, reason: str, message: str | None) -> None:
+        """Adds a condition in place of an older one with that reason; None only removes that."""
+        kept = tuple(item for item in self._status.conditions if item.reason != reason)
+        new = () if message is None else (Condition(reason, message, time.time()),)
+        self.update(conditions=(*kept, *new)[-_MAX_CONDITIONS:])
 
     def close(self) -> None:
         """Nothing changes any more: watchers end."""

@@ -18,6 +18,7 @@ from ktd.engine.launcher import EngineProcess
 from ktd.engine.ranks import Ranks
 from ktd.engine.status import EnginePhase
 from ktd.enginespec import read_failure
+from ktd.errors import KtdError
 from ktd.version import __version__
 
 _TICK_SECONDS = 0.25
@@ -32,12 +33,15 @@ class Ending:
     """Why an engine ended.
 
     Attributes:
-        kind: As :class:`ktd.enginespec.Failure`; all but ``"internal"`` will fail again.
+        kind: As :class:`ktd.enginespec.Failure`, or ``"refused"`` when it was not even started;
+            all but ``"internal"`` will fail again.
         message: One sentence, or a few when the engine's own message has them.
+        error: What refused it.
     """
 
     kind: str
     message: str
+    error: KtdError | None = None
 
 
 class EngineEnded(Exception):

@@ -8,12 +8,13 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from ktd.engine.board import StatusBoard
 from ktd.engine.bridge import EngineBridge
 from ktd.engine.launcher import HOST_COMMAND, EngineProcess, launched
 from ktd.engine.life import Ending, EngineEnded, EngineLife, alive
+from ktd.engine.ports import Engines, Log
 from ktd.engine.status import EnginePhase, EngineStatus, Versions
 from ktd.enginespec import EngineSpec
 from ktd.errors import EngineFailed, EngineNotStopped, KtdError, SwapTargetFailed
@@ -25,48 +26,8 @@ _STABLE_SECONDS = 60.0
 # An engine that was never ready and crashes this often will not become ready.
 _FIRST_START_ATTEMPTS = 3
 # Shutdown asked for, SIGTERM, SIGKILL: with the drain of at most 20 s all is over within 30.
-_ASKED_SECONDS = 3.0
-_TERM_SECONDS = 3.0
-
-
-class Engines(Protocol):
-    """What the supervisor needs from the rest of the daemon."""
-
-    def next_spec(self) -> EngineSpec:
-        """What to start now, with an id of its own and the last committed placement."""
-        ...
-
-    async def attach(self, bridge: EngineBridge, spec: EngineSpec) -> None:
-        """The engine is ready: requests and swaps may go to it."""
-        ...
-
-    async def detach(self) -> None:
-        """The engine is gone or about to be stopped: no more requests and swaps."""
-        ...
-
-    async def drain(self, seconds: float) -> None:
-        """Takes no new requests and returns when none is in flight, or after ``seconds``."""
-        ...
-
-    def advice(self) -> str:
-        """What an operator can do about too little memory, with values, as a sentence."""
-        ...
-
-
-class Log(Protocol):
-    """The log; a structlog logger satisfies it."""
-
-    def info(self, event: str, **fields: Any) -> Any:
-        """Logs something that is as it should be."""
-        ...
-
-    def warning(self, event: str, **fields: Any) -> Any:
-        """Logs something that an operator may want to know."""
-        ...
-
-    def error(self, event: str, **fields: Any) -> Any:
-        """Logs something that is wrong."""
-        ...
+_ASKED_SECONDS = 2.0
+_TERM_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +78,25 @@ class Supervisor:
         """The status now, then each change; ends when the daemon shuts down."""
         return self._board.watch()
 
-    def report(self, reason: str, message: str) -> None:
-        """Adds something that an operator should know; the same reason replaces the older one."""
+    def report(self, reason: str, message: str | None) -> None:
+        """Says something that an operator should know, or with None that it is over."""
         self._board.report(reason, message)
+
+    def describe(self, **fields: Any) -> None:
+        """Fills in fields of the status that somebody else knows: model, memory, http_address."""
+        self._board.update(**fields)
+
+    def say(self, message: str) -> None:
+        """What is being done before the engine is launched, for people."""
+        if self._life is None and self._board.status.phase is EnginePhase.STARTING:
+            self._board.enter(EnginePhase.STARTING, message)
+
+    def complaint(self) -> str:
+        """Why no request is served, in one sentence, or an empty string; looks at heartbeats."""
+        status = self._board.status
+        if not status.phase.serving or self._life is None:
+            return status.message
+        return self._life.ranks.complaint()
 
     async def start(self) -> EngineStatus:
         """Starts a stopped or failed engine and returns at once.
@@ -173,6 +150,7 @@ class Supervisor:
         Raises:
             EngineFailed: the first start failed in a way that will not change; the ``kind``
                 of :class:`ktd.enginespec.Failure` is in its metadata.
+            KtdError: the first ``next_spec`` raised it.
         """
         while not self._closing:
             if not self._wanted:
@@ -191,15 +169,16 @@ class Supervisor:
 
     async def _one_life(self) -> Ending | None:
         """Runs one engine to its end: None if that was asked for."""
+        self._board.update(ranks=(), next_start_time=None)
+        self._board.enter(EnginePhase.STARTING, "The engine is being started.")
         try:
-            spec = self._engines.next_spec()
-            self._board.update(engine_id=spec.engine_id, ranks=(), next_start_time=None)
-            self._board.enter(
-                EnginePhase.STARTING, "The engine is starting; SGLang is being imported."
-            )
-            emit = self._emitter(spec.engine_id)
+            spec = await self._planned()
+            if spec is None:
+                return None
+            self._board.update(engine_id=spec.engine_id)
+            self.say("The engine is starting; SGLang is being imported.")
             async with (
-                launched(spec, emit=emit, command=self._command) as process,
+                launched(spec, emit=self._emitter(spec), command=self._command) as process,
                 alive(process, self._refresh) as life,
             ):
                 self._log.info("engine started", pid=process.pid, engine_id=spec.engine_id)
@@ -211,9 +190,25 @@ class Supervisor:
                     await self._engines.detach()
         except EngineEnded as ended:
             return ended.ending
+        except SwapTargetFailed as error:
+            return Ending("internal", str(error))
+        except OSError as error:
+            return Ending("internal", f"The engine host cannot be started: {error}.")
         except KtdError as error:
-            return Ending("model", str(error))
+            return Ending("refused", str(error), error)
         return None
+
+    async def _planned(self) -> EngineSpec | None:
+        """The next spec, or None if a stop was asked for meanwhile."""
+        planning = asyncio.ensure_future(self._engines.next_spec())
+        asked = asyncio.ensure_future(self._asked.wait())
+        try:
+            await asyncio.wait((planning, asked), return_when=asyncio.FIRST_COMPLETED)
+            return planning.result() if planning.done() else None
+        finally:
+            planning.cancel()
+            asked.cancel()
+            await asyncio.gather(planning, asked, return_exceptions=True)
 
     async def _live(self, life: EngineLife, spec: EngineSpec) -> None:
         ready = life.until_ready(num_ranks=self._num_ranks, timeout=self._timings.start)
@@ -261,7 +256,7 @@ class Supervisor:
         if not self._was_ready and (hopeless or tried):
             self._board.enter(EnginePhase.FAILED, message)
             self._board.close()
-            raise EngineFailed(message, kind=ending.kind)
+            raise ending.error or EngineFailed(message, kind=ending.kind)
         if hopeless:
             self._log.error("engine cannot be started", reason=message, kind=ending.kind)
             self._wanted = False
@@ -308,9 +303,9 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _emitter(self, engine_id: str) -> Callable[[str], None]:
+    def _emitter(self, spec: EngineSpec) -> Callable[[str], None]:
         def emit(line: str) -> None:
-            self._log.info("engine", line=line, engine_id=engine_id)
+            self._log.info("engine", line=line, engine_id=spec.engine_id)
 
         return emit
 

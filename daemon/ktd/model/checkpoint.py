@@ -54,8 +54,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ModelUnsupported(
-            f"{folder} is half-downloaded: {len(missing)} of {len(names)} weight files are missing, "
-            f"for example {missing[0]}; download it again, which resumes."
+            f"{folder} is half-downloaded: {len(missing)} of {len(names)} weight files are "
+            f"missing, for example {missing[0]}; download it again, which resumes."
         )
     tensors: dict[str, tuple[str, int]] = {}
     for name in names:

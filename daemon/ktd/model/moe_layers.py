@@ -31,7 +31,7 @@ def _by_frequency(config: Mapping[str, Any], index: int) -> bool:
         # A list has one flag per layer, and says all there is to say.
         return index < len(frequency) and bool(frequency[index])
     first = config.get("first_k_dense_replace") or 0
-    return index >= first and index % (frequency or 1) == 0
+    return bool(index >= first and index % int(frequency or 1) == 0)
 
 
 def _by_sparse_step(config: Mapping[str, Any], index: int) -> bool:
