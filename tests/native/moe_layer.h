@@ -1,0 +1,47 @@
+// A random layer with a call on it, and the exact answer.
+#pragma once
+
+#include <vector>
+
+#include "expert_pool.h"
+#include "moe_reference.h"
+
+namespace ktd::testing {
+
+struct Layer {
+  std::size_t num_experts;
+  std::size_t hidden;
+  std::size_t intermediate;
+  std::vector<Bf16> w13;
+  std::vector<Bf16> w2;
+
+  LayerWeights Weights() const {
+    return {num_experts, hidden, intermediate, w13.data(), w2.data()};
+  }
+  std::uint64_t BytesOf(std::size_t experts) const {
+    return experts * 3 * hidden * intermediate * sizeof(Bf16);
+  }
+};
+
+Layer RandomLayer(std::size_t num_experts, std::size_t hidden, std::size_t intermediate);
+
+struct Call {
+  std::vector<Bf16> x;
+  std::vector<std::int32_t> ids;
+  std::vector<float> weights;
+  std::vector<float> out;  // starts as NaN
+  std::size_t tokens;
+  std::size_t top_k;
+
+  ForwardCall On(std::size_t layer) {
+    return {layer, x.data(), ids.data(), weights.data(), out.data(), tokens, top_k};
+  }
+};
+
+// Random ids, about a quarter of them -1; the same expert may come twice for a token.
+Call RandomCall(const Layer& layer, std::size_t tokens, std::size_t top_k, unsigned seed);
+
+// Fails unless call.out is what the layer gives.
+void ExpectRight(const Layer& layer, const Call& call, const std::string& what);
+
+}  // namespace ktd::testing

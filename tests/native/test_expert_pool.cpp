@@ -1,0 +1,99 @@
+// The whole forward, over threads, kernels, shapes and routings.
+#include "checker.h"
+#include "moe_layer.h"
+#include "topology.h"
+
+namespace ktd::testing {
+namespace {
+
+// More threads than this machine may have cores: pinned round robin.
+PoolOptions Threads(std::size_t threads) { return {threads, AllowedCpus()}; }
+
+std::uint64_t RunAndCheck(ExpertPool& pool, const Layer& layer, Call& call,
+                          const std::string& what) {
+  const std::size_t handle = pool.AddLayer(layer.Weights());
+  const std::uint64_t bytes = pool.Forward(call.On(handle));
+  ExpectRight(layer, call, what);
+  return bytes;
+}
+
+void CheckForward(const char* name) {
+  const Kernel& kernel = KernelOrSkip(name);
+  ExpertPool one(kernel, Threads(1));
+  ExpertPool three(kernel, Threads(3));
+  for (const std::size_t tokens : {0, 1, 2, 17}) {
+    const Layer small = RandomLayer(7, 53, 21);
+    Call call = RandomCall(small, tokens, 3, 5);
+    RunAndCheck(one, small, call, Concat(name, ", small, tokens ", tokens));
+  }
+  // Large enough for all three workers, with sizes that no unit divides.
+  const Layer large = RandomLayer(3, 451, 301);
+  Call first = RandomCall(large, 5, 2, 6);
+  Call second = first;
+  RunAndCheck(one, large, first, Concat(name, ", one thread"));
+  RunAndCheck(three, large, second, Concat(name, ", three threads"));
+  EXPECT(first.out == second.out, name, ": the number of threads changed the result");
+}
+
+}  // namespace
+
+TEST(ScalarForwardIsRight) { CheckForward("scalar"); }
+TEST(Avx2ForwardIsRight) { CheckForward("avx2"); }
+TEST(Avx512ForwardIsRight) { CheckForward("avx512"); }
+TEST(Avx512Bf16ForwardIsRight) { CheckForward("avx512_bf16"); }
+
+TEST(TokensWithoutAnExpertOfOursGetZeros) {
+  ExpertPool pool(KernelTable().back(), Threads(2));
+  const Layer layer = RandomLayer(4, 33, 9);
+  Call call = RandomCall(layer, 3, 2, 1);
+  call.ids.assign(call.ids.size(), -1);
+  EXPECT(RunAndCheck(pool, layer, call, "all masked") == 0);
+  EXPECT(call.out == std::vector<float>(3 * 33, 0.0f));
+}
+
+TEST(OneExpertMayGetAllTokensAndATokenTheSameExpertTwice) {
+  ExpertPool pool(SelectKernel("", DetectCpuFeatures()), Threads(2));
+  const Layer layer = RandomLayer(4, 40, 24);
+  Call call = RandomCall(layer, 70, 2, 1);
+  call.ids.assign(call.ids.size(), 2);
+  EXPECT(RunAndCheck(pool, layer, call, "one expert") == layer.BytesOf(1));
+}
+
+TEST(TheBytesAreThoseOfTheDistinctExperts) {
+  ExpertPool pool(KernelTable().back(), Threads(1));
+  const Layer layer = RandomLayer(8, 16, 8);
+  Call call = RandomCall(layer, 3, 2, 1);
+  call.ids = {1, 5, 5, -1, 7, 1};
+  EXPECT(RunAndCheck(pool, layer, call, "bytes") == layer.BytesOf(3));
+  EXPECT(pool.bytes_read() == layer.BytesOf(3) && pool.calls() == 1);
+}
+
+// 64 MiB of activations hold 32 tokens here, so this call takes three passes over the weights.
+TEST(ALongCallIsComputedInPassesWithTheSameResult) {
+  const Kernel& kernel = SelectKernel("", DetectCpuFeatures());
+  if (std::string(kernel.name) == "scalar") SKIP("the naive kernel would take minutes");
+  ExpertPool pool(kernel, Threads(2));
+  constexpr std::size_t kInner = 4096;
+  constexpr std::size_t kTopK = 256;
+  const Layer layer = RandomLayer(2, 3, kInner);
+  Call call = RandomCall(layer, 70, kTopK, 1);
+  const std::size_t handle = pool.AddLayer(layer.Weights());
+  EXPECT(pool.Forward(call.On(handle)) == layer.BytesOf(2));
+  for (const std::size_t token : {0, 31, 32, 69}) {
+    Call single{{call.x.begin() + static_cast<std::ptrdiff_t>(token * 3),
+                 call.x.begin() + static_cast<std::ptrdiff_t>(token * 3 + 3)},
+                {call.ids.begin() + static_cast<std::ptrdiff_t>(token * kTopK),
+                 call.ids.begin() + static_cast<std::ptrdiff_t>((token + 1) * kTopK)},
+                {call.weights.begin() + static_cast<std::ptrdiff_t>(token * kTopK),
+                 call.weights.begin() + static_cast<std::ptrdiff_t>((token + 1) * kTopK)},
+                std::vector<float>(3),
+                1,
+                kTopK};
+    pool.Forward(single.On(handle));
+    for (std::size_t h = 0; h < 3; ++h) {
+      EXPECT(single.out[h] == call.out[token * 3 + h], "token ", token, " column ", h);
+    }
+  }
+}
+
+}  // namespace ktd::testing
