@@ -36,18 +36,12 @@ class LinkChanged(Burst):
     detail: str = ""
     retry_in: float = 0.0
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
 
 @dataclass
 class StatusArrived(Burst):
     """The engine's status."""
 
     status: EngineStatus
-
-    def __post_init__(self) -> None:
-        super().__init__()
 
 
 @dataclass
@@ -56,9 +50,6 @@ class ActivityArrived(Burst):
 
     activity: Activity
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
 
 @dataclass
 class PlacementArrived(Burst):
@@ -66,18 +57,12 @@ class PlacementArrived(Burst):
 
     placement: Placement
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
 
 @dataclass
 class SwapArrived(Burst):
     """Progress or the end of a swap."""
 
     swap: Swap
-
-    def __post_init__(self) -> None:
-        super().__init__()
 
 
 @dataclass
@@ -87,9 +72,6 @@ class PlanArrived(Message):
     strategy: str
     plan: Plan
 
-    def __post_init__(self) -> None:
-        super().__init__()
-
 
 @dataclass
 class Refused(Message):
@@ -97,6 +79,3 @@ class Refused(Message):
 
     what: str
     reason: str
-
-    def __post_init__(self) -> None:
-        super().__init__()

@@ -5,6 +5,8 @@ The anchors are samples of viridis (Smith and van der Walt, released into the pu
 
 from __future__ import annotations
 
+import math
+
 _COLD = "#1b1b22"
 _ANCHORS = (
     "#440154",
@@ -25,10 +27,13 @@ SHADES = " ░▒▓█"
 
 
 def heat_index(share: float) -> int:
-    """Index into ``HEAT`` for a share of the hottest cell, 0 to 1; only 0 is cold."""
+    """Index into ``HEAT`` for a share of the hottest cell, 0 to 1; only 0 is cold.
+
+    By the square root: routing is skewed, and the middle is where placements differ.
+    """
     if share <= 0:
         return 0
-    return min(len(HEAT) - 1, 1 + int(share * len(_ANCHORS)))
+    return min(len(HEAT) - 1, 1 + int(math.sqrt(share) * len(_ANCHORS)))
 
 
 def mark_colour(index: int) -> str:

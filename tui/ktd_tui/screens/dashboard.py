@@ -14,6 +14,7 @@ from ktd.client import EngineStatus, Placement, Swap
 from ktd_tui.activity import Activity
 from ktd_tui.grid_model import GridRow
 from ktd_tui.messages import LinkChanged
+from ktd_tui.swaps import is_running
 from ktd_tui.widgets.banner import Banner
 from ktd_tui.widgets.conditions import Conditions
 from ktd_tui.widgets.engine_panel import EnginePanel
@@ -34,6 +35,7 @@ class Dashboard(Screen[None]):
         super().__init__()
         self._activity = Activity()
         self._placement: Placement | None = None
+        self._swap: Swap | None = None
         self._recent = True
 
     def compose(self) -> ComposeResult:
@@ -69,12 +71,12 @@ class Dashboard(Screen[None]):
             hits.clear()
         self._activity = activity
         speed.record(activity.tokens_per_second, f"{activity.tokens_per_second:.1f}")
-        since_start = f"{100 * activity.total_hit_rate:.1f} % since start"
+        in_all = f"all {100 * activity.total_hit_rate:.1f} %"
         if activity.window_hit_rate is None:
-            hits.remark = since_start
+            hits.remark = in_all
         else:
             rate = activity.window_hit_rate
-            hits.record(rate, f"{100 * rate:.1f} %", since_start)
+            hits.record(rate, f"{100 * rate:.1f} %", in_all)
         self._show_grid()
 
     def show_placement(self, placement: Placement) -> None:
@@ -86,6 +88,8 @@ class Dashboard(Screen[None]):
     def show_swap(self, swap: Swap) -> None:
         """Shows a swap's progress."""
         self.query_one(SwapProgress).swap = swap
+        self._swap = swap
+        self._show_grid()
 
     def action_toggle_heat(self) -> None:
         """Heat of the last seconds, or since the engine's start."""
@@ -114,6 +118,7 @@ class Dashboard(Screen[None]):
     def _show_grid(self) -> None:
         placed = {layer.layer: layer for layer in self._placement.layers} if self._placement else {}
         heats = {layer.layer: layer for layer in self._activity.layers}
+        on_gpu = self._on_gpu()
         rows = []
         for index in sorted(placed.keys() | heats.keys()):
             heat: tuple[float, ...] = ()
@@ -121,6 +126,18 @@ class Dashboard(Screen[None]):
                 heat = heats[index].recent if self._recent else heats[index].counts
             if not heat:
                 heat = (0.0,) * placed[index].num_experts
-            on_gpu = tuple(placed[index].gpu_experts) if index in placed else ()
-            rows.append(GridRow(index, heat, on_gpu))
+            rows.append(GridRow(index, heat, frozenset(on_gpu.get(index, ()))))
         self.query_one(ExpertGrid).rows = tuple(rows)
+
+    def _on_gpu(self) -> dict[int, set[int]]:
+        """The committed placement, and what a running swap has already moved."""
+        if self._placement is None:
+            return {}
+        on_gpu = {layer.layer: set(layer.gpu_experts) for layer in self._placement.layers}
+        if self._swap is not None and is_running(self._swap):
+            for move in self._swap.moves[: self._swap.moves_done]:
+                if move.HasField("evict"):
+                    on_gpu[move.layer].discard(move.evict)
+                if move.HasField("load"):
+                    on_gpu[move.layer].add(move.load)
+        return on_gpu

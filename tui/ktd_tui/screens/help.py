@@ -11,23 +11,23 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 _TEXT = """\
-[b]The map[/b]  One line for each MoE layer, one cell for each expert. Brightness says how
-much of the layer's work an expert gets; a dot says that it is in a GPU slot.
-Bright cells without a dot are work that the CPU does.
-With many experts, neighbours share a cell: • most of them are in slots, · some.
+[b]The map[/b]
+One line for each MoE layer, one cell for each expert. The brighter a cell,
+the more of the layer's work its expert gets (by the square root). A dot:
+it is in a GPU slot. Bright without a dot is work that the CPU does.
 
 [b]Keys[/b]
-  a        apply a strategy: plan it, look at the plan, confirm
-  u        undo the newest change of the placement
-  h        heat of the last seconds, or since the engine's start
-  z        fold the map so that all experts fit, or unfold it and scroll
-  arrows   scroll the map
-  ? F1     this page
-  q        quit; the daemon goes on
+a       plan a strategy, look at the plan, confirm
+u       undo the newest change of the placement
+h       heat of the last seconds, or since the engine's start
+z       fold the map so that all experts fit, or unfold it
+arrows  scroll the map
+q       quit; the daemon goes on
 
 [b]Numbers[/b]
-  tokens/s       tokens that decode steps made in the last sample
-  GPU hit rate   share of (token, expert) pairs that a GPU slot computed
+tokens/s      tokens of decode steps in the last half second
+GPU hit rate  share of (token, expert) pairs that GPU slots computed,
+              in the last half second and in all
 """
 
 

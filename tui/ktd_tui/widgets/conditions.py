@@ -17,7 +17,10 @@ class Conditions(Widget):
     """The newest conditions, one a line; hidden when there is none."""
 
     DEFAULT_CSS = """
-    Conditions { height: auto; max-height: 3; padding: 0 1; display: none; }
+    Conditions {
+        height: auto; max-height: 3; padding: 0 1; display: none;
+        text-wrap: nowrap; text-overflow: ellipsis;
+    }
     Conditions.any { display: block; }
     """
 

@@ -30,7 +30,10 @@ class EnginePanel(Widget):
     """Two lines: phase, progress or message; the model."""
 
     DEFAULT_CSS = """
-    EnginePanel { height: 4; width: 2fr; border: round $panel; padding: 0 1; }
+    EnginePanel {
+        height: 4; width: 1fr; border: round $foreground 30%; padding: 0 1;
+        text-wrap: nowrap; text-overflow: ellipsis;
+    }
     """
 
     status: reactive[EngineStatus | None] = reactive(None)
@@ -66,6 +69,6 @@ class EnginePanel(Widget):
         name = model.served_name or model.path
         name = name.rstrip("/").rpartition("/")[2]
         isa = f", {status.ranks[0].isa}" if status.ranks else ""
-        shape = f"{model.num_moe_layers}×{model.num_experts} experts {model.expert_format}{isa}"
+        shape = f"{model.num_moe_layers}×{model.num_experts} {model.expert_format}{isa}"
         running = f", {status.requests_in_flight} running" if status.requests_in_flight else ""
         return f"{name}: {shape}{running}"

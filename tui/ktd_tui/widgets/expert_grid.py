@@ -59,7 +59,8 @@ class ExpertGrid(ScrollView, can_focus=True):
         else:
             index = y - 1 + self.scroll_offset.y
             if index >= len(self.rows):
-                return Strip.blank(width)
+                last = y == self.scrollable_content_region.height - 1
+                return (self._legend() if last else Strip([])).adjust_cell_length(width)
             row = self.rows[index]
             line, label = self._cells(row), f"L{row.layer}".ljust(_LABEL)
         # Labels stay where they are while the cells scroll sideways.
@@ -86,6 +87,14 @@ class ExpertGrid(ScrollView, can_focus=True):
                 text = text.ljust(at) + str(expert)
         columns = fit.columns(self._experts)
         return Strip([Segment(text[:columns].ljust(columns), _DIM)])
+
+    def _legend(self) -> Strip:
+        draw = _plain if self.app.no_color else _coloured
+        scale = [draw(GridCell(index, 0.0), 1) for index in range(len(HEAT))]
+        text = " hot   • in a GPU slot"
+        if self.fit.group > 1:
+            text += f"   {self.fit.group} experts a cell: • most in slots, · some"
+        return Strip([Segment(" " * _LABEL + "cold ", _DIM), *scale, Segment(text, _DIM)])
 
     def _cells(self, row: GridRow) -> Strip:
         fit = self.fit

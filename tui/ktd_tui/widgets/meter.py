@@ -22,7 +22,10 @@ class Meter(Widget):
     """
 
     DEFAULT_CSS = """
-    Meter { height: 4; width: 1fr; border: round $panel; padding: 0 1; }
+    Meter {
+        height: 4; width: 22; border: round $foreground 30%; padding: 0 1;
+        text-wrap: nowrap; text-overflow: ellipsis;
+    }
     """
 
     value: reactive[str] = reactive("–")

@@ -16,7 +16,9 @@ class SwapProgress(Widget):
     """A bar while experts move, then the outcome."""
 
     DEFAULT_CSS = """
-    SwapProgress { height: 1; padding: 0 1; display: none; }
+    SwapProgress {
+        height: 1; padding: 0 1; display: none; text-wrap: nowrap; text-overflow: ellipsis;
+    }
     SwapProgress.seen { display: block; }
     """
 
@@ -39,7 +41,8 @@ class SwapProgress(Widget):
         if is_running(swap):
             return self._bar(swap)
         if swap.state == SwapState.SWAP_STATE_SUCCEEDED:
-            text = f"✓ {swap.origin}: {swap.moves_total} moves, revision {swap.revision}"
+            moves = f"{swap.moves_total} move{'' if swap.moves_total == 1 else 's'}"
+            text = f"✓ {swap.origin}: {moves}, revision {swap.revision}"
             return Text(text, self._colour("green"))
         if swap.state == SwapState.SWAP_STATE_CANCELLED:
             return Text(f"· {swap.origin}: cancelled, placement unchanged", self._colour("yellow"))
