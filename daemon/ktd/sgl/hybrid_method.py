@@ -16,8 +16,7 @@ from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from torch import nn
 
-from ktd.sgl.split import split
-from ktd.experts.store import HostStore
+from ktd.experts.pool import split
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.expert_loader import ExpertLoader, LayerTemplate
 from ktd.sgl.limits import why_not_supported
@@ -45,6 +44,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self._loader: ExpertLoader
         self._layer: ExpertLayer
         self._handle: int
+        self._counters: torch.Tensor
 
     # --- construction and loading ----------------------------------------------------------
 
@@ -78,7 +78,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
             )
         self._loader = ExpertLoader(
             dict(template.named_parameters()),
-            store=HostStore(),
+            store=self._rank.store,
             load=weight_loader,
             loaded=self._rank.loaded_bytes,
         )
@@ -119,6 +119,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
             self._layer.publish(expert)
         self.gpu_method.process_weights_after_loading(layer)
         self._handle = self._rank.pool.add_layer(tensors["w13_weight"], tensors["w2_weight"])
+        self._counters = self._rank.counters_of(self._position)
         self._rank.add_layer(self._layer)
 
     def create_moe_runner(self, layer: nn.Module, moe_runner_config: Any) -> None:
@@ -147,17 +148,14 @@ class HybridMoEMethod(FusedMoEMethodBase):
         hidden = dispatch_output.hidden_states
         topk = dispatch_output.topk_output
         ids, weights = topk.topk_ids, topk.topk_weights.float().contiguous()
-        counters = self._rank.counters_of(self._position)
-        routed = split(ids.contiguous(), self._layer.table, counters)
-        if routed.cpu_pairs:
-            out = torch.empty(hidden.shape, dtype=torch.float32)
-            read = self._rank.pool.forward(
-                self._handle, hidden.contiguous(), routed.cpu_ids, weights, out
+        routed = split(ids.contiguous(), self._layer.table, self._counters)
+        if routed.on_cpu:
+            out = self._rank.pool.forward(
+                self._handle, hidden.contiguous(), routed.cpu_ids, weights
             )
-            self._rank.count_weight_bytes(read)
         else:
             out = torch.zeros(hidden.shape, dtype=torch.float32)
-        if routed.slot_pairs:
+        if routed.in_slots:
             self._add_slots(layer, dispatch_output, routed.slots, weights, out)
         return StandardCombineInput(hidden_states=out.to(hidden.dtype))
 
@@ -187,6 +185,6 @@ class HybridMoEMethod(FusedMoEMethodBase):
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else SGLang asks of its method, the wrapped one answers."""
-        if name in ("gpu_method", "_rank", "_position", "_loader", "_layer", "_handle"):
+        if name == "gpu_method" or name.startswith("_"):
             raise AttributeError(name)
         return getattr(self.gpu_method, name)

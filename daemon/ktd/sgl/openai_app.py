@@ -20,12 +20,14 @@ def build_server(engine: Any, server_args: Any, path: Path) -> uvicorn.Server:
     from sglang.srt.entrypoints import http_server
 
     http_server.set_global_state(
-        http_server._GlobalState(  # noqa: SLF001 # what launch_server sets; a contract test watches it
+        http_server._GlobalState(
             tokenizer_manager=engine.tokenizer_manager,
             template_manager=engine.template_manager,
-            scheduler_info=engine._scheduler_init_result.scheduler_infos[0],  # noqa: SLF001
+            scheduler_info=engine._scheduler_init_result.scheduler_infos[0],
         )
     )
+    # 0.5.23 freezes garbage collection through a request over TCP; warm_up() does it here.
+    http_server._freeze_gc_after_server_warmup = lambda *_: None
     app = http_server.app
     app.is_single_tokenizer_mode = True
     app.server_args = server_args
@@ -59,22 +61,28 @@ class _UnixConnection(http.client.HTTPConnection):
 def warm_up(path: Path, timeout: float) -> None:
     """Generates two tokens, so that the first user does not pay for first-time work.
 
+    Then freezes the garbage collectors of all processes, as SGLang does after its own warm-up:
+    what exists now stays, and collecting it again would only pause steps.
+
     Raises:
         RuntimeError: the request failed.
         OSError: the socket is not served yet.
     """
-    connection = _UnixConnection(path, timeout)
     body = {
         "input_ids": [1, 2, 3, 4],
         "sampling_params": {"temperature": 0, "max_new_tokens": 2, "ignore_eos": True},
     }
+    _post(path, "/generate", body, timeout)
+    _post(path, "/freeze_gc", {}, timeout)
+
+
+def _post(path: Path, route: str, body: dict[str, Any], timeout: float) -> None:
+    connection = _UnixConnection(path, timeout)
     try:
-        connection.request(
-            "POST", "/generate", json.dumps(body), {"Content-Type": "application/json"}
-        )
+        connection.request("POST", route, json.dumps(body), {"Content-Type": "application/json"})
         response = connection.getresponse()
         text = response.read().decode(errors="replace")
         if response.status != 200:  # noqa: PLR2004 # HTTP OK
-            raise RuntimeError(f"the first request failed with HTTP {response.status}: {text}")
+            raise RuntimeError(f"{route} answered {response.status}: {text}")
     finally:
         connection.close()

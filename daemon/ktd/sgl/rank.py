@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -15,7 +14,8 @@ from typing import Any
 import torch
 
 from ktd.enginespec import EngineSpec, report_failure
-from ktd.experts.pool import Pool
+from ktd.experts.pool import ExpertPool
+from ktd.experts.store import HostStore
 from ktd.rankfile import TIERS, RankFileWriter, Word, path_of
 from ktd.sgl.copier import Copier
 from ktd.sgl.expert_layer import EMPTY, ExpertLayer, MoveRefused, SlotCopy
@@ -46,10 +46,14 @@ class Rank:
             num_layers=len(spec.moe_layers),
             num_experts=spec.num_experts,
         )
-        self._counters_address = ctypes.addressof(ctypes.c_char.from_buffer(self.file.counters))
-        self._counters_stride = 8 * spec.num_experts * len(TIERS)
+        self.store = HostStore()
+        # int64 stands for uint64: torch has no view of a uint64 buffer in every release we run on.
+        self._counters = torch.frombuffer(self.file.counters, dtype=torch.int64).view(
+            len(spec.moe_layers), spec.num_experts, len(TIERS)
+        )
+        self._weight_bytes_at_reset = 0
         threads, cpus = _share_of_cores(spec.cpu_threads, rank, world_size)
-        self.pool = Pool(threads=threads, isa=spec.isa or "", cpus=cpus)
+        self.pool = ExpertPool(threads=threads, isa=spec.isa or "", cpus=cpus)
         self._copier = Copier(
             finished=self.file.acknowledge_copy,
             copied=lambda num_bytes: self._add(Word.SWAP_BYTES, num_bytes),
@@ -123,16 +127,13 @@ class Rank:
         """A forward pass has been launched (on a CPU host: has finished)."""
         self._add(Word.DECODE_STEPS if decode else Word.PREFILL_STEPS, 1)
         self._add(Word.DECODE_TOKENS if decode else Word.PREFILL_TOKENS, tokens)
+        self.file.words[Word.CPU_WEIGHT_BYTES] = self.pool.bytes_read - self._weight_bytes_at_reset
         self.file.words[Word.IN_STEP] = 0
         self.file.beat()
 
-    def counters_of(self, position: int) -> int:
-        """Address of the u64 ``[experts, tiers]`` counters of one MoE layer, for native code."""
-        return self._counters_address + position * self._counters_stride
-
-    def count_weight_bytes(self, num_bytes: int) -> None:
-        """Expert weights that the pool read for one layer."""
-        self._add(Word.CPU_WEIGHT_BYTES, num_bytes)
+    def counters_of(self, position: int) -> torch.Tensor:
+        """Counters ``[experts, tiers]`` of one MoE layer, in the rank file itself."""
+        return self._counters[position]
 
     # --- control calls -------------------------------------------------------------------
 
@@ -206,6 +207,7 @@ class Rank:
             Word.CPU_WEIGHT_BYTES,
         ):
             self.file.words[word] = 0
+        self._weight_bytes_at_reset = self.pool.bytes_read
 
     def _report_slots(self, fields: dict[str, Any]) -> None:
         slots = {layer: expert_layer.mapped() for layer, expert_layer in self.layers.items()}

@@ -36,6 +36,9 @@ def install(spec: EngineSpec) -> None:
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
+    from ktd.sgl import gloo
+
+    gloo.share_device()
     hooks = SchedulerHooks(spec)
     register = HookRegistry.register
     register(KT_CONFIG, hooks.layer_configuration, HookType.REPLACE)
