@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ktd.placement.model import Experts
 
 # Per MoE layer, per expert: how often the router chose it.
-Counts: TypeAlias = "Sequence[Sequence[int]]"
+Counts: TypeAlias = "Sequence[Sequence[float]]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,6 @@ class Frequency:
         )
 
 
-def _ranked(counts: Sequence[int]) -> list[int]:
+def _ranked(counts: Sequence[float]) -> list[int]:
     # Sorting is stable, also in reverse: of equal counts the lower index stays first.
     return sorted(range(len(counts)), key=counts.__getitem__, reverse=True)

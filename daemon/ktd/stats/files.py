@@ -1,0 +1,168 @@
+"""Activation statistics in files, for ``frequency`` before anything was served.
+
+``.pt``: what SGLang's recorder writes in mode ``stat``, a dict with ``logical_count`` of shape
+``[buffer, layers, experts]``; also ``[layers, experts]``, and such a tensor by itself. ``.json``:
+``{"logical_count": [[…]]}``, or what ``ktd stats --json`` prints. Layers are all layers of the
+model, or its MoE layers only.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import repeat
+from operator import add
+from typing import TYPE_CHECKING, Any
+
+from ktd.errors import ConfigError
+from ktd.stats.torch_file import Tensor, read_torch_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+_KEY = "logical_count"
+
+
+@dataclass(frozen=True, slots=True)
+class CountsShape:
+    """What a model's statistics look like.
+
+    Attributes:
+        num_layers: All layers of the model.
+        moe_layers: Those that have experts, ascending.
+        num_experts: Routed experts per MoE layer.
+    """
+
+    num_layers: int
+    moe_layers: tuple[int, ...]
+    num_experts: int
+
+
+def read_counts(path: Path, shape: CountsShape) -> list[list[float]]:
+    """Counts per MoE layer and expert, summed over the buffer.
+
+    Raises:
+        ConfigError: the file is missing or unreadable, is not of a known form, or belongs to a
+            model of another shape.
+    """
+    try:
+        if path.suffix == ".pt":
+            return _checked(path, _from_torch(path, shape))
+        if path.suffix == ".json":
+            return _checked(path, _from_json(path, shape))
+    except OSError as error:
+        raise ConfigError(
+            f"The statistics file {path} cannot be read ({error.strerror}); check "
+            "--init-expert-location."
+        ) from None
+    raise ConfigError(f"{path} is neither a .pt nor a .json file of activation statistics.")
+
+
+def _from_torch(path: Path, shape: CountsShape) -> list[list[float]]:
+    value = read_torch_file(path)
+    if isinstance(value, dict):
+        if _KEY not in value:
+            raise _without_counts(path, value)
+        value = value[_KEY]
+    if not isinstance(value, Tensor):
+        raise ConfigError(f"{path} holds no tensor under {_KEY!r}; record it in mode stat.")
+    layers = _matching_layers(path, value.shape, shape)
+    row = value.shape[-1]
+    width = value.shape[-2] * row
+    values = value.values()
+    total: Sequence[float] = [0] * width
+    for start in range(0, len(values), width):
+        part = values[start : start + width]
+        # The recorder's ring is mostly empty: passes that were never recorded are all zero.
+        if any(part):
+            total = list(map(add, total, part))
+    return [list(total[layer * row : (layer + 1) * row]) for layer in layers]
+
+
+def _from_json(path: Path, shape: CountsShape) -> list[list[float]]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}.") from None
+    if isinstance(value, dict) and isinstance(value.get("layers"), list):
+        return _from_report(path, value["layers"], shape)
+    if isinstance(value, dict):
+        if _KEY not in value:
+            raise _without_counts(path, value)
+        value = value[_KEY]
+    found = _nested_shape(value)
+    if found is None:
+        raise ConfigError(f"{path}: {_KEY} must be rows of equal length, one per layer.")
+    layers = _matching_layers(path, found, shape)
+    passes = value if len(found) == 3 else [value]  # noqa: PLR2004  # a leading buffer dimension
+    return [
+        [float(sum(column)) for column in zip(*(one[layer] for one in passes), strict=True)]
+        for layer in layers
+    ]
+
+
+def _from_report(path: Path, layers: list[Any], shape: CountsShape) -> list[list[float]]:
+    try:
+        rows = {
+            int(layer["layer"]): [float(count) for count in layer["counts"]] for layer in layers
+        }
+    except (TypeError, KeyError, ValueError):
+        raise ConfigError(
+            f'{path}: each of "layers" needs "layer" and "counts", as `ktd stats --json` prints.'
+        ) from None
+    widths = {len(row) for row in rows.values()}
+    if tuple(sorted(rows)) != shape.moe_layers or widths != {shape.num_experts}:
+        raise ConfigError(
+            f"{path} has counts for {len(rows)} layers of {_either(widths)} experts, but the "
+            f"model has {len(shape.moe_layers)} MoE layers of {shape.num_experts} experts."
+        )
+    return [rows[layer] for layer in shape.moe_layers]
+
+
+def _matching_layers(path: Path, found: tuple[int, ...], shape: CountsShape) -> tuple[int, ...]:
+    """Which rows of the file are the MoE layers, in order."""
+    if len(found) in (2, 3) and found[-1] == shape.num_experts:
+        if found[-2] == len(shape.moe_layers):
+            return tuple(range(found[-2]))
+        if found[-2] == shape.num_layers:
+            return shape.moe_layers
+    wanted = _either({shape.num_layers, len(shape.moe_layers)})
+    raise ConfigError(
+        f"{path} has counts of shape {list(found)}, but this model needs "
+        f"[{wanted}, {shape.num_experts}], or that behind a buffer dimension: they were recorded "
+        "with another model."
+    )
+
+
+def _nested_shape(value: Any) -> tuple[int, ...] | None:
+    """The shape of nested lists of numbers, or None if they are ragged or hold something else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return ()
+    if not isinstance(value, list) or not value:
+        return None
+    shapes = {_nested_shape(item) for item in value}
+    inner = shapes.pop()
+    return None if inner is None or shapes else (len(value), *inner)
+
+
+def _checked(path: Path, counts: list[list[float]]) -> list[list[float]]:
+    for row in counts:
+        # Written so that NaN is refused too.
+        if not all(map(float.__ge__, map(float, row), repeat(0.0))):
+            raise ConfigError(f"{path} has counts that are negative or not a number.")
+    return counts
+
+
+def _without_counts(path: Path, value: dict[Any, Any]) -> ConfigError:
+    keys = ", ".join(map(str, list(value)[:5])) or "nothing"
+    return ConfigError(
+        f"{path} has no {_KEY!r} (it has {keys}); record it with "
+        "--expert-distribution-recorder-mode stat."
+    )
+
+
+def _either(numbers: Iterable[int]) -> str:
+    return " or ".join(map(str, sorted(numbers))) or "0"
