@@ -44,7 +44,7 @@ format: install ## Rewrite Python and C++ as the formatters want it
 
 .PHONY: native-test
 native-test: install ## C++ with warnings as errors, its tests under ASan/UBSan and TSan
-	tests/native/run.sh
+	PATH="$(abspath $(VENV))/bin:$$PATH" tests/native/run.sh
 
 .PHONY: test-py
 test-py: install ## pytest; ARGS is passed on
