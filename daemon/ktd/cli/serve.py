@@ -38,6 +38,6 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         return 0
     settings = from_process(argv)
     # Imported late: `ktd serve --help` and wrong flags need none of it.
-    from ktd.app import serve  # noqa: PLC0415
+    from ktd.app.daemon import serve  # noqa: PLC0415
 
     return serve(settings)

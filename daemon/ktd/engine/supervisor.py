@@ -54,8 +54,10 @@ class Supervisor:
         initial: EngineStatus,
         timings: Timings | None = None,
         command: Sequence[str] = HOST_COMMAND,
+        in_flight: Callable[[], int] = lambda: 0,
     ) -> None:
         self._engines = engines
+        self._in_flight = in_flight
         self._log = log
         self._num_ranks = num_ranks
         self._timings = timings or Timings()
@@ -72,7 +74,7 @@ class Supervisor:
 
     def status(self) -> EngineStatus:
         """The status now."""
-        return self._board.status
+        return replace(self._board.status, requests_in_flight=self._in_flight())
 
     def watch(self) -> AsyncIterator[EngineStatus]:
         """The status now, then each change; ends when the daemon shuts down."""
@@ -114,7 +116,7 @@ class Supervisor:
         self._crashes = 0
         self._board.enter(EnginePhase.STARTING, "The engine is being started.")
         self._asked.set()
-        return self._board.status
+        return self.status()
 
     async def stop(self, drain: float | None) -> EngineStatus:
         """Drains for up to ``drain`` seconds, stops the engine and returns when it is gone."""
@@ -122,7 +124,7 @@ class Supervisor:
         self._drain = self._timings.drain if drain is None else drain
         self._asked.set()
         await self._until(lambda status: status.phase is EnginePhase.STOPPED)
-        return self._board.status
+        return self.status()
 
     async def restart(self, drain: float | None) -> EngineStatus:
         """Stops the engine, starts it with the last committed placement, and returns then."""

@@ -1,0 +1,207 @@
+"""The composition root of ``ktd serve``: builds the parts, joins them, and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from ktd.app.engines import JoinedEngines
+from ktd.app.lock import state_lock
+from ktd.app.logs import to_standard_error
+from ktd.app.notify import Notifier
+from ktd.app.observe import Observer
+from ktd.app.starts import EngineStarts, detect_device
+from ktd.config.settings import Settings
+from ktd.config.sources import unknown_variables
+from ktd.engine.leftovers import clear
+from ktd.engine.ports import Log
+from ktd.engine.status import EngineStatus
+from ktd.engine.supervisor import Supervisor, Timings
+from ktd.errors import ConfigError, DoesNotFit, EngineFailed, KtdError
+from ktd.http.auth import KeyCheck
+from ktd.http.gate import Gate
+from ktd.http.metrics import Metrics
+from ktd.http.passthrough import Passthrough
+from ktd.http.server import HttpFront, address_of, bind
+from ktd.model.facts import ModelFacts
+from ktd.model.hub import download
+from ktd.model.source import folder_or_id
+from ktd.placement.manager import PlacementManager
+from ktd.placement.store import PlacementStore
+from ktd.placement.strategies.base import Counts
+from ktd.rpc.server import RpcServer
+from ktd.stats.files import CountsShape, read_counts
+from ktd.stats.hub import StatsHub
+
+_RPC_GRACE_SECONDS = 1.0
+
+
+def serve(settings: Settings) -> int:
+    """Runs the daemon until it is told to stop; returns 0.
+
+    Raises:
+        KtdError: what kept it from starting; the daemon is gone and has left nothing.
+    """
+    with to_standard_error(settings.log_format, settings.log_level) as log:
+        return asyncio.run(_serve(settings, log))
+
+
+async def _serve(settings: Settings, log: Log) -> int:
+    _say_notices(settings, log)
+    notifier = Notifier.from_environment()
+    with state_lock(settings.state_dir):
+        _make_runtime_dir(settings.runtime_dir)
+        # Held before the long start, so that a port or socket in use is said at once.
+        sock = bind(settings.host, settings.port)
+        try:
+            async with _daemon(settings, log, sock) as (supervisor, rpc):
+                return await _run(supervisor, rpc, notifier, log)
+        finally:
+            sock.close()
+
+
+@contextlib.asynccontextmanager
+async def _daemon(
+    settings: Settings, log: Log, sock: socket.socket
+) -> AsyncIterator[tuple[Supervisor, RpcServer]]:
+    """All parts, joined; they are ended in the reverse order."""
+    ended = await clear(settings.state_dir, settings.runtime_dir)
+    if ended:
+        log.warning("processes of an earlier daemon were ended", pids=ended)
+    gate, hub = Gate(), StatsHub()
+    address = address_of(sock)
+    joined: list[Supervisor] = []
+
+    def report(reason: str, message: str | None) -> None:
+        joined[0].report(reason, message)
+
+    manager = PlacementManager(
+        store=PlacementStore(settings.state_dir),
+        model=settings.model,
+        counts=hub.counts,
+        on_condition=report,
+    )
+    starts = EngineStarts(
+        settings,
+        device=detect_device(settings.device),
+        manager=manager,
+        find_model=lambda wanted: find_model(wanted, joined[0].say),
+        read_counts=_read_counts,
+    )
+    engines = JoinedEngines(
+        starts,
+        gate=gate,
+        manager=manager,
+        hub=hub,
+        describe=lambda **fields: joined[0].describe(**fields),
+    )
+    supervisor = Supervisor(
+        engines,
+        log=log,
+        num_ranks=settings.tp,
+        initial=EngineStatus(http_address=address),
+        timings=Timings(start=settings.start_timeout, drain=settings.shutdown_timeout),
+        in_flight=lambda: gate.in_flight,
+    )
+    joined.append(supervisor)
+    observer = Observer(supervisor, manager, hub, gate)
+    metrics = Metrics(observer)
+    passthrough = Passthrough(gate, KeyCheck(settings.api_key), metrics)
+    async with (
+        manager,
+        HttpFront(sock, passthrough, observer, metrics),
+        RpcServer(settings.socket, supervisor, manager, hub, grace=_RPC_GRACE_SECONDS) as rpc,
+    ):
+        log.info("listening", http=address, grpc=str(settings.socket))
+        yield supervisor, rpc
+
+
+async def _run(supervisor: Supervisor, rpc: RpcServer, notifier: Notifier, log: Log) -> int:
+    """Runs the engine until a signal, or until its first start has failed."""
+    engine = asyncio.create_task(supervisor.run(), name="supervisor")
+    helpers = [
+        asyncio.create_task(notifier.follow(supervisor.watch()), name="sd_notify"),
+        asyncio.create_task(notifier.beat(), name="watchdog"),
+    ]
+    closing: list[asyncio.Task[None]] = []
+
+    def stop(name: str) -> None:
+        if closing:
+            log.warning("stopping at once", signal=name)
+            supervisor.force()
+            return
+        log.info("stopping", signal=name, in_flight=supervisor.status().requests_in_flight)
+        notifier.send(STOPPING=1, STATUS="Finishing requests in flight.")
+        rpc.drain()
+        closing.append(asyncio.create_task(supervisor.close(), name="stop"))
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number.name)
+    try:
+        await engine
+    except EngineFailed as error:
+        raise _as_refusal(error) from error
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        for task in helpers:
+            task.cancel()
+        await asyncio.gather(*closing, *helpers, return_exceptions=True)
+    log.info("stopped")
+    return 0
+
+
+async def find_model(settings: Settings, say: Callable[[str], None]) -> Path:
+    """The model's folder, downloaded if it is not here.
+
+    Raises:
+        ModelUnsupported, DoesNotFit: it cannot be had.
+    """
+    found = folder_or_id(settings.model)
+    if isinstance(found, Path):
+        return found
+    return await download(
+        found, revision=settings.revision, cache_dir=settings.download_dir, say=say
+    )
+
+
+def _read_counts(path: Path, facts: ModelFacts) -> Counts:
+    shape = CountsShape(facts.num_layers, facts.moe_layers, facts.num_experts)
+    return read_counts(path, shape)
+
+
+def _as_refusal(error: EngineFailed) -> KtdError:
+    """The error whose exit code says what kind of failure it was."""
+    kind = error.metadata.get("kind")
+    if kind == "usage":
+        return ConfigError(str(error))
+    return KtdError(str(error)) if kind == "internal" else error
+
+
+def _say_notices(settings: Settings, log: Log) -> None:
+    for notice in settings.notices:
+        log.warning("configuration", notice=notice)
+    for name in unknown_variables(os.environ):
+        log.warning("configuration", notice=f"The variable {name} is none of ktd's.")
+
+
+def _make_runtime_dir(runtime_dir: Path) -> None:
+    try:
+        runtime_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        owner = runtime_dir.stat().st_uid
+    except OSError as error:
+        raise DoesNotFit(
+            f"The runtime folder {runtime_dir} cannot be made ({error.strerror}); choose another "
+            "one with --runtime-dir."
+        ) from error
+    if owner not in (os.getuid(), 0):
+        raise DoesNotFit(
+            f"The runtime folder {runtime_dir} belongs to user {owner}, not to {os.getuid()}; "
+            "choose another one with --runtime-dir."
+        )

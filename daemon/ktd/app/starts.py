@@ -1,0 +1,203 @@
+"""What to start an engine with: settings, the model's facts and a placement become a spec."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from ktd.config.settings import Settings
+from ktd.engine.leftovers import new_engine_id
+from ktd.engine.status import MemorySummary, ModelSummary
+from ktd.enginespec import EngineSpec
+from ktd.errors import KtdError
+from ktd.model.facts import ModelFacts, read_facts
+from ktd.model.memory import HostMemory, check_fits, needs_of
+from ktd.placement.budget import budget_of
+from ktd.placement.manager import PlacementManager
+from ktd.placement.model import Experts, ModelShape
+from ktd.placement.strategies.base import Counts
+from ktd.placement.strategies.registry import initial_placement
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One start: the shape and placement in domain terms, and the spec made of them."""
+
+    spec: EngineSpec
+    shape: ModelShape
+    experts: Experts
+    origin: str
+
+
+class EngineStarts:
+    """Plans every start of the engine; the model is looked at once, before the first.
+
+    Args:
+        settings: What the daemon was told.
+        device: ``"cpu"`` or ``"cuda"``.
+        manager: Has the placement that was committed last.
+        find_model: From MODEL to a folder; may download.
+        read_counts: From a statistics file to counts per MoE layer and expert.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        device: str,
+        manager: PlacementManager,
+        find_model: Callable[[Settings], Awaitable[Path]],
+        read_counts: Callable[[Path, ModelFacts], Counts],
+    ) -> None:
+        self._settings = settings
+        self._device = device
+        self._manager = manager
+        self._find_model = find_model
+        self._read_counts = read_counts
+        self.facts: ModelFacts | None = None
+
+    @property
+    def served_name(self) -> str:
+        """Under which name the OpenAI API offers the model."""
+        return self._settings.served_model_name or self._settings.model
+
+    async def next_start(self) -> Start:
+        """What to start now.
+
+        Raises:
+            KtdError: the model or this host cannot do it, or a setting does not go with them.
+        """
+        first = self.facts is None
+        facts = self.facts or await self._look_at_model()
+        shape, experts, origin = self._placement(facts)
+        if first:
+            # Not later: the memory of an engine that has just been killed may still be coming back.
+            needs = needs_of(
+                facts, slots=shape.total_slots, ranks=self._settings.tp, device=self._device
+            )
+            check_fits(needs, HostMemory.read())
+            self.facts = facts
+        return Start(self._spec(facts, shape, experts), shape, experts, origin)
+
+    def summaries(self) -> tuple[ModelSummary | None, MemorySummary | None]:
+        """Model and memory for the status; None before the model was looked at."""
+        facts = self.facts
+        if facts is None:
+            return None, None
+        model = ModelSummary(
+            path=str(facts.path),
+            served_name=self.served_name,
+            architecture=facts.architecture,
+            expert_format=facts.expert_format,
+            num_layers=facts.num_layers,
+            num_moe_layers=len(facts.moe_layers),
+            num_experts=facts.num_experts,
+            experts_per_token=facts.experts_per_token,
+            hidden_size=facts.hidden_size,
+            expert_intermediate_size=facts.expert_intermediate_size,
+        )
+        return model, MemorySummary(
+            expert_bytes=facts.expert_bytes, total_experts=facts.total_experts
+        )
+
+    async def _look_at_model(self) -> ModelFacts:
+        folder = await self._find_model(self._settings)
+        # Headers of hundreds of files are read.
+        return await asyncio.to_thread(read_facts, folder, device=self._device)
+
+    def _placement(self, facts: ModelFacts) -> tuple[ModelShape, Experts, str]:
+        """The last committed placement, the stored one, or a fresh one."""
+        try:
+            current = self._manager.placement()
+        except KtdError:
+            current = None
+        if current is not None:
+            return current.shape, current.experts, current.origin
+        settings = self._settings
+        ratio = settings.gpu_experts_ratio
+        budget = budget_of(
+            len(facts.moe_layers),
+            facts.num_experts,
+            ratio=ratio if isinstance(ratio, float) else None,
+            per_layer=None if ratio is not None else settings.num_gpu_experts,
+        )
+        stored = self._manager.restorable
+        if stored is not None and not settings.placement_given:
+            same_model = (
+                stored.shape.moe_layers == facts.moe_layers
+                and stored.shape.num_experts == facts.num_experts
+                and stored.shape.expert_bytes == facts.expert_bytes
+            )
+            # A budget in ktd.toml or the environment counts when it is another one than before.
+            configured = ratio is not None or settings.num_gpu_experts is not None
+            if same_model and not (configured and stored.shape.total_slots != budget.slots):
+                _log.info("placement restored", revision=stored.revision, origin=stored.origin)
+                return stored.shape, stored.experts, "restored"
+        return self._fresh(facts, budget.slots, budget.notes)
+
+    def _fresh(
+        self, facts: ModelFacts, slots: int, notes: tuple[str, ...]
+    ) -> tuple[ModelShape, Experts, str]:
+        settings = self._settings
+        strategy = settings.expert_placement_strategy
+        counts = None
+        if strategy == "frequency" and settings.init_expert_location is not None:
+            counts = self._read_counts(settings.init_expert_location, facts)
+        choice = initial_placement(
+            strategy, len(facts.moe_layers), facts.num_experts, slots, counts
+        )
+        for note in (*notes, *choice.notes):
+            _log.warning("placement", note=note)
+        shape = ModelShape(
+            moe_layers=facts.moe_layers,
+            num_experts=facts.num_experts,
+            slots=tuple(len(chosen) for chosen in choice.experts),
+            expert_bytes=facts.expert_bytes,
+        )
+        return shape, choice.experts, strategy
+
+    def _spec(self, facts: ModelFacts, shape: ModelShape, experts: Experts) -> EngineSpec:
+        settings = self._settings
+        engine_id = new_engine_id(settings.state_dir)
+        return EngineSpec(
+            engine_id=engine_id,
+            runtime_dir=str(settings.runtime_dir / engine_id),
+            model_path=str(facts.path),
+            sglang_args=self._sglang_args(),
+            device=self._device,
+            moe_layers=shape.moe_layers,
+            num_experts=shape.num_experts,
+            slots=shape.slots,
+            initial=experts,
+            cpu_threads=settings.cpu_threads,
+            isa=settings.isa,
+            swap_rate=settings.swap_rate,
+        )
+
+    def _sglang_args(self) -> tuple[str, ...]:
+        settings = self._settings
+        return (
+            "--served-model-name",
+            self.served_name,
+            "--tp-size",
+            str(settings.tp),
+            "--log-level",
+            settings.log_level,
+            # An idle scheduler would spin on a core, and fused shared experts bypass the seam.
+            "--sleep-on-idle",
+            "--disable-shared-experts-fusion",
+            *settings.sglang_args,
+        )
+
+
+def detect_device(wanted: str, nvidia: Path = Path("/dev/nvidia0")) -> str:
+    """``wanted``, or for ``"auto"`` cuda where an NVIDIA device node is, else cpu."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if nvidia.exists() else "cpu"
