@@ -1,0 +1,42 @@
+"""What the model should say: Transformers in float32."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = ("prose", "code", "docs")
+POSITIONS = 256
+
+
+class Reference:
+    """Log-probabilities of a checkpoint, computed by Transformers in float32."""
+
+    def __init__(self, model: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self._torch = torch
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
+            self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+
+    def text(self, name: str) -> list[int]:
+        """The first tokens of a held-out text."""
+        text = (ROOT / "models" / "text" / f"{name}.txt").read_text()
+        ids: list[int] = self.tokenizer(text[:8000])["input_ids"]
+        return ids[:POSITIONS]
+
+    def table(self, ids: list[int]) -> Any:
+        """``[tokens, vocabulary]``: log-probabilities of what follows each token."""
+        with self._torch.inference_mode():
+            logits = self._model(self._torch.tensor([ids])).logits[0]
+            return self._torch.log_softmax(logits.double(), dim=-1)
+
+    def logprobs(self, ids: list[int]) -> list[float]:
+        """Log-probability of each token but the first."""
+        table = self.table(ids)
+        return [float(table[i, token]) for i, token in enumerate(ids[1:])]

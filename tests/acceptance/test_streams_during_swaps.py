@@ -1,0 +1,87 @@
+"""Eight streams and a thousand random swaps: nothing fails, nothing is lost, nothing changes."""
+
+import asyncio
+
+import aiohttp
+import pytest
+
+from ktd.client import KtdClient
+from tests.acceptance.conftest import TOKENS
+from tests.acceptance.openai import largest_error, prompt_logprobs, stream
+from tests.acceptance.reference import TEXTS
+from tests.acceptance.storm import Storm
+from tests.live import LiveDaemon
+
+pytestmark = pytest.mark.engine
+
+SWAPS = 1000
+STREAMS = 8
+LENGTH = 96
+
+
+def prompts_of(reference):
+    """Eight different beginnings from the three held-out texts."""
+    prompts = []
+    for number in range(STREAMS):
+        ids = reference.text(TEXTS[number % len(TEXTS)])
+        start = 20 * (number // len(TEXTS))
+        prompts.append(reference.tokenizer.decode(ids[start : start + 24]))
+    return prompts
+
+
+async def run_streams(url, prompts, until):
+    """Streams every prompt again and again until ``until`` is done; at least once each."""
+    results = [[] for _ in prompts]
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+
+        async def repeat(number):
+            while not results[number] or not until.done():
+                results[number].append(await stream(session, url, prompts[number], LENGTH))
+
+        await asyncio.gather(*(repeat(number) for number in range(len(prompts))))
+    return results
+
+
+async def storm_and_streams(daemon, prompts):
+    done = asyncio.get_running_loop().create_future()
+    done.set_result(None)
+    quiet = [runs[0] for runs in await run_streams(daemon.http_url, prompts, done)]
+    async with KtdClient(daemon.socket) as client:
+        storm = Storm(client, seed=7)
+        swaps = asyncio.create_task(storm.run(SWAPS))
+        stormy = await run_streams(daemon.http_url, prompts, swaps)
+        await swaps
+    return quiet, stormy, storm.committed
+
+
+def first_difference(a, b):
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--tp", "2")], ids=["one-rank", "two-ranks"])
+def test_streams_do_not_notice_a_thousand_swaps(arguments, reference, stock_url):
+    """Greedy output equals a quiet run's, or differs first where the reference is undecided too."""
+    prompts = prompts_of(reference)
+    with LiveDaemon("--gpu-experts-ratio", "0.37", *TOKENS, *arguments) as daemon:
+        quiet, stormy, committed = asyncio.run(storm_and_streams(daemon, prompts))
+    assert committed == SWAPS
+    runs = differing = 0
+    for prompt, calm, repeats in zip(prompts, quiet, stormy, strict=True):
+        assert calm.completion_tokens == len(calm.ids) == LENGTH
+        ids = reference.tokenizer(prompt)["input_ids"]
+        whole = ids + calm.ids
+        error = largest_error(prompt_logprobs(stock_url, whole), reference.logprobs(whole))
+        for run in repeats:
+            runs += 1
+            assert run.finish_reason == "length"
+            assert run.completion_tokens == len(run.ids) == LENGTH
+            at = first_difference(calm.ids, run.ids)
+            if at is None:
+                assert run.text == calm.text
+                continue
+            differing += 1
+            table = reference.table(ids + calm.ids[:at])[-1]
+            gap = abs(float(table[calm.ids[at]] - table[run.ids[at]]))
+            assert gap <= 2 * error, f"token {at} of {prompt!r}: {gap} > 2 x {error}"
+    print(f"{committed} swaps, {runs} streams, {differing} differ where two tokens are as likely")
