@@ -64,9 +64,10 @@ def _print(terminal: Terminal, placement: Placement, stats: StatsSnapshot) -> No
             (
                 "tokens",
                 (
-                    f"{count_text(totals.prefill_tokens)} prefill in "
-                    f"{count_text(totals.prefill_steps)} steps, "
-                    f"{count_text(totals.decode_tokens)} decode in {count_text(totals.decode_steps)}"
+                    f"{count_text(totals.prefill_tokens)} in "
+                    f"{count_text(totals.prefill_steps)} prefill steps, "
+                    f"{count_text(totals.decode_tokens)} in "
+                    f"{count_text(totals.decode_steps)} decode steps"
                 ),
             ),
             (

@@ -63,6 +63,15 @@ class Difference:
         """Whether bf16 cannot tell the two tokens apart."""
         return self.gap is not None and self.gap <= TIE
 
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "position": self.position,
+            "before": self.before,
+            "after": self.after,
+            "gap": self.gap,
+        }
+
 
 def complete(
     front: Front, model: str, prompt: str, max_tokens: int, show: Callable[[str], None]

@@ -26,6 +26,11 @@ class Stage:
     terminal: Terminal
     started: float = field(default_factory=time.monotonic)
 
+    @property
+    def seconds(self) -> float:
+        """Since the demo began."""
+        return time.monotonic() - self.started
+
     def heading(self, text: str) -> None:
         """Begins a part."""
         self.terminal.line(f"\n{self.terminal.styled(text, 'bold')}")
@@ -73,9 +78,7 @@ class Stage:
         columns = len(works) if beside else 1
         room = (wide - _LABEL - columns * _GAP) // columns
         # A cell is one or two columns wide: give the strips exactly what they will take.
-        room = min(
-            room, 2 * experts if 2 * experts <= room else experts if experts <= room else room
-        )
+        room = min(room, 2 * experts if 2 * experts <= room else min(experts, room))
         names = list(works)
         for first in range(0, len(names), columns):
             self._row_of_maps(
@@ -116,15 +119,18 @@ class Stage:
         if found is None:
             self.done(f"{name}: the same {tokens} tokens")
             return
-        mark = self.terminal.styled("≈" if self.terminal.unicode else "~", "yellow")
-        if not found.is_tie:
+        name = f"{name}: token {found.position + 1} of {tokens}"
+        what = f"{name} is {found.after!r} instead of {found.before!r}"
+        if found.gap is None:
+            how_far = "which was not among the first run's candidates"
+        else:
+            how_far = f"{found.gap:.3f} less likely (log-probability) in the first run"
+        if found.is_tie:
+            mark = self.terminal.styled("≈" if self.terminal.unicode else "~", "yellow")
+            how_far += ": a tie in bf16"
+        else:
             mark = self.terminal.styled("✗" if self.terminal.unicode else "no", "red")
-        gap = "not among the candidates" if found.gap is None else f"{found.gap:.3f} less likely"
-        why = " (log-probability): a tie in bf16" if found.is_tie else " (log-probability)"
-        self.terminal.line(
-            f"{mark} {name}: token {found.position + 1} of {tokens} is {found.after!r} instead of "
-            f"{found.before!r}, which the first run found {gap}{why if found.gap is not None else ''}"
-        )
+        self.terminal.line(f"{mark} {what}, {how_far}")
 
 
 def _some(layers: Sequence[int]) -> Sequence[int]:

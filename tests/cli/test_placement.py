@@ -1,0 +1,295 @@
+"""`ktd placement` against a daemon: what it prints, what it changes, what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ktd.client import KtdClient
+from tests.cli.running import environment, ktd
+from tests.rpc.fake_daemon import fake_daemon
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.rpc.fake_daemon import FakeDaemon
+
+
+async def test_get_prints_the_documented_json(daemon: FakeDaemon) -> None:
+    """Keys and order of experts are what programs rely on."""
+    value = (await ktd("placement", "get", "--json", socket=daemon.socket)).json
+    assert list(value) == ["revision", "etag", "layers"]
+    assert value["revision"] == 1
+    assert value["layers"][0] == {
+        "layer": 0,
+        "num_experts": 8,
+        "slots": 2,
+        "gpu_experts": [0, 1],
+    }
+    assert [layer["layer"] for layer in value["layers"]] == [0, 1, 2, 3]
+
+
+async def test_get_prints_a_line_per_layer(daemon: FakeDaemon) -> None:
+    """People get a table."""
+    lines = (await ktd("placement", "get", socket=daemon.socket)).out.splitlines()
+    assert lines[0] == "revision 1 (start): 8 of 32 experts in 8 GPU slots"
+    assert lines[2].split() == ["0", "2/2", "8", "0", "1"]
+
+
+async def test_apply_of_a_strategy_waits_until_it_is_committed(daemon: FakeDaemon) -> None:
+    """When `apply` returns, `get` shows the new placement."""
+    daemon.traffic.decode(200)
+    applied = await ktd(
+        "placement", "apply", "--strategy", "frequency", "--json", socket=daemon.socket
+    )
+    assert applied.code == 0
+    swap = applied.json
+    assert (swap["state"], swap["revision"], swap["origin"]) == ("SUCCEEDED", 2, "frequency")
+    assert swap["moves_done"] == swap["moves_total"] == len(swap["moves"]) > 0
+    placed = (await ktd("placement", "get", "--json", socket=daemon.socket)).json
+    assert placed["revision"] == 2
+    assert placed["etag"] == swap["etag"]
+    for move in swap["moves"]:
+        assert move["load"] in placed["layers"][move["layer"]]["gpu_experts"]
+
+
+async def test_apply_prints_what_moved(daemon: FakeDaemon) -> None:
+    """People see the sum and the experts of each layer."""
+    daemon.traffic.decode(200)
+    result = await ktd("placement", "apply", "--strategy", "frequency", socket=daemon.socket)
+    lines = result.out.splitlines()
+    assert "frequency: " in lines[0]
+    assert lines[0].endswith("revision 2")
+    assert lines[1].split() == ["layer", "to", "GPU", "slots", "to", "the", "CPU"]
+
+
+async def test_apply_of_what_is_there_moves_nothing(daemon: FakeDaemon) -> None:
+    """A repeated apply is a success that says so."""
+    result = await ktd("placement", "apply", "--strategy", "uniform", socket=daemon.socket)
+    assert result.code == 0
+    assert result.out.startswith("Nothing to move")
+
+
+async def test_what_get_prints_can_be_applied(daemon: FakeDaemon, tmp_path: Path) -> None:
+    """A saved placement is restored from its file, whatever its own etag."""
+    saved = (await ktd("placement", "get", "--json", socket=daemon.socket)).out
+    file = tmp_path / "placement.json"
+    file.write_text(saved)
+    daemon.traffic.decode(200)
+    await ktd("placement", "apply", "--strategy", "frequency", socket=daemon.socket)
+    result = await ktd("placement", "apply", "--file", str(file), socket=daemon.socket)
+    assert result.code == 0, result.err
+    now = (await ktd("placement", "get", "--json", socket=daemon.socket)).json
+    assert now["layers"] == json.loads(saved)["layers"]
+    assert now["revision"] == 3
+
+
+async def test_a_target_is_read_from_standard_input(daemon: FakeDaemon) -> None:
+    """`--file -` takes a pipe; with --partial other layers stay."""
+    target = json.dumps({"layers": [{"layer": 2, "gpu_experts": [7, 3]}]})
+    arguments = ("placement", "apply", "--file", "-", "--partial", "--json")
+    result = await ktd(*arguments, socket=daemon.socket, stdin=target)
+    assert result.code == 0, result.err
+    layers = (await ktd("placement", "get", "--json", socket=daemon.socket)).json["layers"]
+    assert [layer["gpu_experts"] for layer in layers] == [[0, 1], [0, 1], [3, 7], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "standard input is no JSON"),
+        ("[]", "standard input has no list 'layers'"),
+        ('{"layers": []}', "standard input has no list 'layers'"),
+        ('{"layers": [1]}', "layers[0] is no object"),
+        ('{"layers": [{"layer": "0", "gpu_experts": []}]}', "'layer' is '0'"),
+        ('{"layers": [{"layer": true, "gpu_experts": []}]}', "'layer' is True"),
+        ('{"layers": [{"layer": 0, "gpu_experts": [0.5]}]}', "no list of expert ids"),
+        ('{"layers": [{"layer": 0, "gpu_experts": [-1]}]}', "no list of expert ids"),
+        ('{"layers": [{"layer": 0}]}', "no list of expert ids"),
+        (
+            '{"layers": [{"layer": 0, "gpu_experts": []}, {"layer": 0, "gpu_experts": []}]}',
+            "layers[1] names layer 0 a second time",
+        ),
+        ('{"layers": [{"layer": 9, "gpu_experts": [0]}]}', "9"),
+        ('{"layers": [{"layer": 0, "gpu_experts": [0]}]}', "layer"),
+    ],
+)
+async def test_a_malformed_target_changes_nothing(
+    daemon: FakeDaemon, text: str, complaint: str
+) -> None:
+    """One sentence says where the file is wrong; the exit code is 2."""
+    result = await ktd("placement", "apply", "--file", "-", socket=daemon.socket, stdin=text)
+    assert result.code == 2
+    assert complaint in result.err
+    assert result.err.count("\n") == 1
+    assert (await ktd("placement", "get", "--json", socket=daemon.socket)).json["revision"] == 1
+
+
+async def test_a_target_that_does_not_fit_is_refused(daemon: FakeDaemon) -> None:
+    """More experts than slots: exit code 3, nothing changed."""
+    text = json.dumps({"layers": [{"layer": 1, "gpu_experts": [0, 1, 2]}]})
+    arguments = ("placement", "apply", "--file", "-", "--partial")
+    result = await ktd(*arguments, socket=daemon.socket, stdin=text)
+    assert result.code == 3
+    assert result.err.count("\n") == 1
+
+
+async def test_an_unknown_strategy_is_refused_by_the_daemon(daemon: FakeDaemon) -> None:
+    """The daemon knows which strategies there are, so the client does not have to."""
+    result = await ktd("placement", "apply", "--strategy", "best", socket=daemon.socket)
+    assert result.code == 2
+    assert "best" in result.err
+
+
+async def test_a_stale_etag_is_a_conflict(daemon: FakeDaemon) -> None:
+    """Exit code 5 tells a script to read again; nothing is retried behind its back."""
+    etag = (await ktd("placement", "get", "--json", socket=daemon.socket)).json["etag"]
+    daemon.traffic.decode(200)
+    await ktd("placement", "apply", "--strategy", "frequency", socket=daemon.socket)
+    for command in (("apply", "--strategy", "uniform"), ("undo",)):
+        result = await ktd("placement", *command, "--etag", etag, socket=daemon.socket)
+        assert result.code == 5, result
+    assert (await ktd("placement", "get", "--json", socket=daemon.socket)).json["revision"] == 2
+
+
+async def test_a_plan_is_applied_by_its_id(daemon: FakeDaemon) -> None:
+    """What was looked at is what is done."""
+    daemon.traffic.decode(200)
+    plan = (
+        await ktd("placement", "plan", "--strategy", "frequency", "--json", socket=daemon.socket)
+    ).json
+    assert plan["hit_rate_after"] > plan["hit_rate_before"]
+    assert (await ktd("placement", "get", "--json", socket=daemon.socket)).json["revision"] == 1
+    result = await ktd("placement", "apply", "--plan", plan["plan"], "--json", socket=daemon.socket)
+    assert result.json["moves"] == plan["moves"]
+    again = await ktd(
+        "placement", "apply", "--plan", "engines/default/plans/no", socket=daemon.socket
+    )
+    assert again.code == 2
+
+
+async def test_plan_names_the_command_that_applies_it(daemon: FakeDaemon) -> None:
+    """The last line can be copied."""
+    daemon.traffic.decode(200)
+    result = await ktd("placement", "plan", "--strategy", "frequency", socket=daemon.socket)
+    assert "GPU hit rate" in result.out
+    assert result.out.splitlines()[-1].startswith(
+        "ktd placement apply --plan engines/default/plans/"
+    )
+
+
+async def test_dry_run_changes_nothing(daemon: FakeDaemon) -> None:
+    """The daemon checks, and says how much would move."""
+    daemon.traffic.decode(200)
+    arguments = ("placement", "apply", "--strategy", "frequency", "--dry-run")
+    result = await ktd(*arguments, socket=daemon.socket)
+    assert result.code == 0
+    assert "nothing was changed" in result.out
+    assert (await ktd("placement", "get", "--json", socket=daemon.socket)).json["revision"] == 1
+
+
+async def test_undo_brings_the_earlier_placement_back(daemon: FakeDaemon) -> None:
+    """History shows both; undo with nothing left says so."""
+    daemon.traffic.decode(200)
+    await ktd("placement", "apply", "--strategy", "frequency", socket=daemon.socket)
+    undone = await ktd("placement", "undo", "--json", socket=daemon.socket)
+    assert undone.json["origin"] == "undo"
+    layers = (await ktd("placement", "get", "--json", socket=daemon.socket)).json["layers"]
+    assert [layer["gpu_experts"] for layer in layers] == [[0, 1]] * 4
+    history = (await ktd("placement", "history", "--json", socket=daemon.socket)).json["entries"]
+    assert [entry["origin"] for entry in history] == ["undo", "frequency", "start"]
+    assert isinstance(history[0]["bytes"], int)
+    nothing = await ktd("placement", "undo", socket=daemon.socket)
+    assert nothing.code == 3
+
+
+async def test_no_wait_returns_before_the_swap_ends(daemon: FakeDaemon) -> None:
+    """The swap goes on in the daemon; a second one meanwhile is a conflict."""
+    daemon.traffic.decode(200)
+    copied = daemon.target.hold("wait_copied")
+    arguments = ("placement", "apply", "--strategy", "frequency", "--no-wait", "--json")
+    started = await ktd(*arguments, socket=daemon.socket)
+    assert started.code == 0
+    assert started.json["state"] == "STAGING"
+    second = await ktd("placement", "apply", "--strategy", "random", socket=daemon.socket)
+    assert second.code == 5
+    copied.set()
+    async with KtdClient(daemon.socket) as client:
+        assert (await client.wait_for_swap(started.json["name"])).revision == 2
+
+
+async def test_a_swap_that_fails_is_reported(daemon: FakeDaemon) -> None:
+    """The sentence is the daemon's; the exit code is not 0."""
+    daemon.traffic.decode(200)
+    daemon.target.fail_on("wait_copied")
+    result = await ktd("placement", "apply", "--strategy", "frequency", socket=daemon.socket)
+    assert result.code == 1
+    assert "rank 1 failed in wait_copied" in result.err
+    assert result.err.count("\n") == 1
+
+
+async def test_an_engine_that_does_not_serve_is_exit_code_6(tmp_path: Path) -> None:
+    """Scripts can wait and try again."""
+    async with fake_daemon(tmp_path, ready=False) as daemon:
+        result = await ktd("placement", "get", socket=daemon.socket)
+    assert result.code == 6
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("answer", "revision"), [("y", 2), ("n", 1), ("", 1)])
+async def test_on_a_terminal_apply_shows_the_plan_and_asks(
+    daemon: FakeDaemon, answer: str, revision: int
+) -> None:
+    """Only yes is yes."""
+    daemon.traffic.decode(200)
+    text = await _on_a_terminal(daemon, answer, "placement", "apply", "--strategy", "frequency")
+    assert "GPU hit rate" in text
+    assert "[y/N]" in text
+    placed = await ktd("placement", "get", "--json", socket=daemon.socket)
+    assert placed.json["revision"] == revision
+
+
+async def test_yes_does_not_ask_on_a_terminal(daemon: FakeDaemon) -> None:
+    """`--yes` is for those who know."""
+    daemon.traffic.decode(200)
+    arguments = ("placement", "apply", "--strategy", "frequency", "--yes")
+    text = await _on_a_terminal(daemon, "", *arguments)
+    assert "[y/N]" not in text
+    placed = await ktd("placement", "get", "--json", socket=daemon.socket)
+    assert placed.json["revision"] == 2
+
+
+async def _on_a_terminal(daemon: FakeDaemon, answer: str, *arguments: str) -> str:
+    """Runs a command on a pseudo-terminal, types one answer, returns what was shown."""
+    controller, terminal = pty.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "ktd",
+            *arguments,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            env=environment(KTD_SOCKET=str(daemon.socket), TERM="xterm"),
+        )
+        os.write(controller, (answer + "\n").encode())
+        shown = bytearray()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(controller, lambda: shown.extend(os.read(controller, 65536)))
+        try:
+            async with asyncio.timeout(60):
+                await process.wait()
+            await asyncio.sleep(0.1)
+        finally:
+            loop.remove_reader(controller)
+    finally:
+        os.close(terminal)
+        os.close(controller)
+    return shown.decode()
