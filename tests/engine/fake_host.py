@@ -214,7 +214,7 @@ async def host_main(spec: EngineSpec, how: dict) -> int:
     for line in range(how.get("noisy", 0)):
         print(f"line {line} " + "x" * 100)
     if how.get("orphan"):
-        subprocess.Popen(  # noqa: S603
+        subprocess.Popen(
             ["sglang::detokenizer", "-c", ORPHAN], executable=sys.executable, start_new_session=True
         )
     if how.get("crash") == "import":
@@ -231,8 +231,7 @@ async def host_main(spec: EngineSpec, how: dict) -> int:
     control.enter(pb.HostState.PHASE_LOADING)
     count = int(os.environ.get("FAKE_RANKS", "1"))
     ranks = [
-        subprocess.Popen([sys.executable, __file__, "rank", str(rank)])  # noqa: S603
-        for rank in range(count)
+        subprocess.Popen([sys.executable, __file__, "rank", str(rank)]) for rank in range(count)
     ]
     await asyncio.sleep(how.get("load", 0))
     control.enter(pb.HostState.PHASE_WARMING)

@@ -98,7 +98,7 @@ async def _daemon(
         gate=gate,
         manager=manager,
         hub=hub,
-        describe=lambda **fields: joined[0].describe(**fields),
+        describe=joined[0].describe,
     )
     supervisor = Supervisor(
         engines,
