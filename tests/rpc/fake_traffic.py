@@ -28,7 +28,7 @@ class FakeTraffic:
     ) -> None:
         self._shape = shape
         self._experts = experts
-        self._random = random.Random(1)  # noqa: S311  # synthetic load
+        self._random = random.Random(1)  # synthetic load
         self.writer = RankFileWriter(
             path_of(runtime_dir, 0),
             rank=0,

@@ -6,7 +6,7 @@ import os
 import uuid
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc.aio
 from google.protobuf import duration_pb2
@@ -22,7 +22,6 @@ from ktd.v1.stats_pb2_grpc import StatsServiceStub
 if TYPE_CHECKING:
     from collections.abc import (
         AsyncGenerator,
-        AsyncIterable,
         Awaitable,
         Callable,
         Iterable,
@@ -299,12 +298,15 @@ class KtdClient:
         except grpc.aio.AioRpcError as failure:
             raise error_of_rpc(failure, self.socket) from None
 
-    async def _stream(self, call: AsyncIterable[T]) -> AsyncGenerator[T, None]:
+    async def _stream(self, call: grpc.aio.UnaryStreamCall[Any, T]) -> AsyncGenerator[T, None]:
         try:
             async for message in call:
                 yield message
         except grpc.aio.AioRpcError as failure:
             raise error_of_rpc(failure, self.socket) from None
+        finally:
+            # Who stops listening says so, or the daemon would go on sampling for nobody.
+            call.cancel()
 
 
 def _set_goal(

@@ -324,12 +324,12 @@ class PlacementManager:
         )
         return swap
 
-    async def _commit(self, swap: Swap, change: _Change) -> Swap:
+    async def _commit(self, swap: Swap, change: _Change) -> Placement:
         placement = self._ledger.committed(
             change.experts, change.origin, change.actor, swap.moves, undo=change.undo
         )
         await self._ledger.save()
-        return replace(swap, revision=placement.revision, etag=placement.etag)
+        return placement
 
     def _taking_back(self, swap: Swap) -> None:
         why = f"failed: {swap.error}" if swap.error else "was cancelled"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 # Per MoE layer, in the order of ``ModelShape.moe_layers``: ascending ids of experts in slots.
 Experts: TypeAlias = tuple[tuple[int, ...], ...]
@@ -68,12 +68,11 @@ class Placement:
     update_time: float
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """One change of one slot of model layer ``layer``.
 
     ``evict`` leaves its slot (None: a free slot is filled); ``load`` enters it (None: the slot is
-    only emptied).
+    only emptied). A tuple, as a plan of a large model makes ten thousand at once.
     """
 
     layer: int

@@ -16,7 +16,7 @@ from ktd.placement.watch import Watched
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 
-    from ktd.placement.model import ModelShape
+    from ktd.placement.model import ModelShape, Placement
     from ktd.placement.residency import Residency
     from ktd.placement.swap import BatchLimits, Swap, SwapTarget
 
@@ -39,8 +39,8 @@ class SwapContext:
     Attributes:
         residency: Is kept up to date with every step.
         batch_ids: Never repeats an id over an engine's life.
-        commit: Makes the target the current placement and returns the swap with its revision and
-            etag; called once, when everything is published. Must not fail.
+        commit: Makes the target the current placement; called once, when everything is published.
+            Must not fail.
         on_take_back: Called when a roll-back begins.
         clock: Unix seconds.
     """
@@ -50,7 +50,7 @@ class SwapContext:
     residency: Residency
     limits: BatchLimits
     batch_ids: Iterator[int]
-    commit: Callable[[Swap], Awaitable[Swap]]
+    commit: Callable[[Swap], Awaitable[Placement]]
     on_take_back: Callable[[Swap], None]
     clock: Callable[[], float]
 
@@ -119,6 +119,7 @@ class SwapRunner:
 
     async def _run(self) -> None:
         try:
+            self._check_cancel()
             batches = self._context.limits.split(self.swap.moves, self._context.shape.expert_bytes)
             for batch in batches:
                 await self._load(batch, last=batch is batches[-1])
@@ -132,8 +133,8 @@ class SwapRunner:
             await self._take_back()
             self._end(SwapState.FAILED)
         else:
-            self._watched.set(await self._context.commit(self.swap))
-            self._end(SwapState.SUCCEEDED)
+            placement = await self._context.commit(self.swap)
+            self._end(SwapState.SUCCEEDED, revision=placement.revision, etag=placement.etag)
 
     async def _load(self, batch: tuple[Move, ...], *, last: bool) -> None:
         target, residency = self._context.target, self._context.residency

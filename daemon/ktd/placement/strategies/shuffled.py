@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ktd.placement.strategies.base import Choice, Counts
@@ -11,6 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _SEED = 42
+
+
+@lru_cache(maxsize=1)
+def _shuffle(length: int) -> Sequence[int]:
+    # A model has one length, and shuffling the pairs of a large one takes 10 ms.
+    return randperm(length, _SEED)
 
 
 class Shuffled:
@@ -27,7 +34,7 @@ class Shuffled:
         """See :class:`~ktd.placement.strategies.base.Strategy`."""
         del counts
         chosen: list[list[int]] = [[] for _ in range(num_layers)]
-        for index in randperm(num_layers * num_experts, _SEED)[:budget]:
+        for index in _shuffle(num_layers * num_experts)[:budget]:
             layer, expert = divmod(index, num_experts)
             chosen[layer].append(expert)
         return Choice(tuple(tuple(sorted(experts)) for experts in chosen))
@@ -40,7 +47,7 @@ class Shuffled:
         del counts
         chosen: list[list[int]] = [[] for _ in slots]
         left = sum(slots)
-        for index in randperm(len(slots) * num_experts, _SEED):
+        for index in _shuffle(len(slots) * num_experts):
             if not left:
                 break
             layer, expert = divmod(index, num_experts)
