@@ -10,7 +10,39 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import SRTPlatform
 
 
-class CpuPlatform(SRTPlatform):
+class _InTreePools:
+    """SGLang 0.5.17 asks its platform for classes where 0.5.23 takes its own unless told.
+
+    0.5.23 warns when it meets one of these names, so they exist only beside a base class that has
+    no ``get_kv_pool_cls``. Imports wait for the call: a platform is made before pools exist.
+    """
+
+    def get_mha_kv_pool_cls(self) -> Any:
+        """Keys and values of attention, in SGLang's own pool."""
+        from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+        return MHATokenToKVPool
+
+    def get_mla_kv_pool_cls(self) -> Any:
+        """Latents of multi-head latent attention, in SGLang's own pool."""
+        from sglang.srt.mem_cache.memory_pool import MLATokenToKVPool
+
+        return MLATokenToKVPool
+
+    def get_paged_allocator_cls(self) -> Any:
+        """Pages of those pools, from SGLang's own allocator."""
+        from sglang.srt.mem_cache.allocator import PagedTokenToKVPoolAllocator
+
+        return PagedTokenToKVPoolAllocator
+
+
+_BASES: tuple[type, ...] = (
+    (SRTPlatform,) if hasattr(SRTPlatform, "get_kv_pool_cls") else (_InTreePools, SRTPlatform)
+)
+_Base: Any = type("_Base", _BASES, {})
+
+
+class CpuPlatform(_Base):
     """A plain x86 host: everything SGLang would do on a device happens in host memory.
 
     ``get_device`` returns a string because SGLang 0.5.17 compares it with one. Methods that only

@@ -152,13 +152,19 @@ class EngineHost:
 
 
 def sglang_children() -> list[int]:
-    """Processes of SGLang below this one; helpers of multiprocessing are not counted."""
-    import psutil
+    """Processes of SGLang below this one that load plugins.
 
+    Helpers of multiprocessing are not counted, nor is the detokenizer of SGLang 0.5.17, which
+    loads none.
+    """
+    import psutil
+    from sglang.srt.managers import detokenizer_manager
+
+    titles = ("sglang::",) if hasattr(detokenizer_manager, "load_plugins") else ("sglang::sched",)
     return [
         child.pid
         for child in psutil.Process().children(recursive=True)
-        if " ".join(child.cmdline()).startswith("sglang::")
+        if " ".join(child.cmdline()).startswith(titles)
     ]
 
 
