@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ktd.engine.board import StatusBoard
 from ktd.engine.leftovers import end_processes, id_prefix, new_engine_id
 from ktd.engine.status import EnginePhase, EngineStatus, MemorySummary
 from ktd.engine.supervisor import Supervisor, Timings
@@ -105,7 +106,7 @@ class Rig:
             self.engines,
             log=self.log,
             num_ranks=self.num_ranks,
-            initial=EngineStatus(memory=MemorySummary()),
+            board=StatusBoard(EngineStatus(memory=MemorySummary())),
             timings=self.timings,
             command=COMMAND,
         )

@@ -18,9 +18,10 @@ from ktd.app.observe import Observer
 from ktd.app.starts import EngineStarts, detect_device
 from ktd.config.settings import Settings
 from ktd.config.sources import unknown_variables
+from ktd.engine.board import StatusBoard
 from ktd.engine.leftovers import clear
 from ktd.engine.ports import Log
-from ktd.engine.status import EngineStatus
+from ktd.engine.status import EngineStatus, Versions
 from ktd.engine.supervisor import Supervisor, Timings
 from ktd.errors import ConfigError, DoesNotFit, EngineFailed, KtdError
 from ktd.http.auth import KeyCheck
@@ -37,6 +38,7 @@ from ktd.placement.strategies.base import Counts
 from ktd.rpc.server import RpcServer
 from ktd.stats.files import CountsShape, read_counts
 from ktd.stats.hub import StatsHub
+from ktd.version import __version__
 
 _RPC_GRACE_SECONDS = 1.0
 
@@ -75,22 +77,18 @@ async def _daemon(
         log.warning("processes of an earlier daemon were ended", pids=ended)
     gate, hub = Gate(), StatsHub()
     address = address_of(sock)
-    joined: list[Supervisor] = []
-
-    def report(reason: str, message: str | None) -> None:
-        joined[0].report(reason, message)
-
+    board = StatusBoard(EngineStatus(http_address=address, versions=Versions(ktd=__version__)))
     manager = PlacementManager(
         store=PlacementStore(settings.state_dir),
         model=settings.model,
         counts=hub.counts,
-        on_condition=report,
+        on_condition=board.report,
     )
     starts = EngineStarts(
         settings,
         device=detect_device(settings.device),
         manager=manager,
-        find_model=lambda wanted: find_model(wanted, joined[0].say),
+        find_model=lambda wanted: find_model(wanted, board.say),
         read_counts=_read_counts,
     )
     engines = JoinedEngines(
@@ -98,17 +96,16 @@ async def _daemon(
         gate=gate,
         manager=manager,
         hub=hub,
-        describe=joined[0].describe,
+        describe=board.update,
     )
     supervisor = Supervisor(
         engines,
         log=log,
         num_ranks=settings.tp,
-        initial=EngineStatus(http_address=address),
+        board=board,
         timings=Timings(start=settings.start_timeout, drain=settings.shutdown_timeout),
         in_flight=lambda: gate.in_flight,
     )
-    joined.append(supervisor)
     observer = Observer(supervisor, manager, hub, gate)
     metrics = Metrics(observer)
     passthrough = Passthrough(gate, KeyCheck(settings.api_key), metrics)

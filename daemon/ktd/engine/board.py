@@ -49,6 +49,11 @@ class StatusBoard:
             changes["progress"] = None
         self.update(**changes)
 
+    def say(self, message: str) -> None:
+        """What is being done before an engine runs, for people."""
+        if self._status.phase is EnginePhase.STARTING:
+            self.enter(EnginePhase.STARTING, message)
+
     def update(self, **changes: Any) -> None:
         """Replaces fields."""
         status = replace(self._status, **changes)

@@ -51,7 +51,7 @@ class Supervisor:
         *,
         log: Log,
         num_ranks: int,
-        initial: EngineStatus,
+        board: StatusBoard,
         timings: Timings | None = None,
         command: Sequence[str] = HOST_COMMAND,
         in_flight: Callable[[], int] = lambda: 0,
@@ -62,7 +62,7 @@ class Supervisor:
         self._num_ranks = num_ranks
         self._timings = timings or Timings()
         self._command = tuple(command)
-        self._board = StatusBoard(replace(initial, versions=Versions(ktd=__version__)))
+        self._board = board
         self._wanted = True
         self._closing = False
         self._forced = asyncio.Event()
@@ -79,19 +79,6 @@ class Supervisor:
     def watch(self) -> AsyncIterator[EngineStatus]:
         """The status now, then each change; ends when the daemon shuts down."""
         return self._board.watch()
-
-    def report(self, reason: str, message: str | None) -> None:
-        """Says something that an operator should know, or with None that it is over."""
-        self._board.report(reason, message)
-
-    def describe(self, **fields: Any) -> None:
-        """Fills in fields of the status that somebody else knows: model, memory, http_address."""
-        self._board.update(**fields)
-
-    def say(self, message: str) -> None:
-        """What is being done before the engine is launched, for people."""
-        if self._life is None and self._board.status.phase is EnginePhase.STARTING:
-            self._board.enter(EnginePhase.STARTING, message)
 
     def complaint(self) -> str:
         """Why no request is served, in one sentence, or an empty string; looks at heartbeats."""
@@ -178,7 +165,7 @@ class Supervisor:
             if spec is None:
                 return None
             self._board.update(engine_id=spec.engine_id)
-            self.say("The engine is starting; SGLang is being imported.")
+            self._board.say("The engine is starting; SGLang is being imported.")
             async with (
                 launched(spec, emit=self._emitter(spec), command=self._command) as process,
                 alive(process, self._refresh) as life,
@@ -270,7 +257,7 @@ class Supervisor:
             restarts=self._board.status.restarts + 1, next_start_time=time.time() + delay
         )
         self._log.error("engine ended unexpectedly", reason=message, again_in_seconds=delay)
-        self.report("ENGINE_RESTARTED", message)
+        self._board.report("ENGINE_RESTARTED", message)
         self._board.enter(EnginePhase.BACKOFF, f"{message} It is started again in {delay:g} s.")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._asked.wait(), delay)
