@@ -134,11 +134,10 @@ def _sglang_args(table: Mapping[str, object], file: Path | None) -> tuple[str, .
         )
     # The same rules as on the command line, so that ktd's own flags cannot slip through here.
     command = split(value)
-    if command.given or command.model is not None or command.notices:
-        wrong = next(iter(command.given.values()), (command.model or command.notices[0], ""))[0]
-        raise ConfigError(
-            f"{file}: {_SGLANG_KEY} has {wrong!r}, which is ktd's own; give it a key."
-        )
+    own = [flag for flag, _ in command.given.values()]
+    own += [word for word in (command.model, *command.notices) if word is not None]
+    if own:
+        raise ConfigError(f"{file}: {_SGLANG_KEY} has {own[0]!r}, which is ktd's own, with a key.")
     return command.sglang_args
 
 

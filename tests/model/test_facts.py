@@ -1,0 +1,101 @@
+"""A model folder is understood, or refused in one sentence before any weight is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ktd.errors import ModelUnsupported
+from ktd.model.facts import read_facts
+from tests.model.conftest import EXPERT_BYTES, tensors_of, write_safetensors
+
+TINY = Path(__file__).parents[2] / "models/ktd-tiny"
+
+
+class TestUnderstood:
+    def test_ktd_tiny(self):
+        """The shape that its description gives."""
+        facts = read_facts(TINY, device="cpu")
+        assert facts.architecture == "Qwen3MoeForCausalLM"
+        assert facts.moe_layers == (0, 1, 2, 3, 4, 5)
+        assert (facts.num_experts, facts.experts_per_token) == (32, 4)
+        assert (facts.hidden_size, facts.expert_intermediate_size) == (256, 64)
+        assert facts.expert_bytes == 3 * 256 * 64 * 2
+        assert facts.max_context == 4096
+
+    def test_bytes(self, folder):
+        """Experts and the rest, from the headers."""
+        facts = read_facts(folder.written(), device="cpu")
+        assert facts.expert_bytes == EXPERT_BYTES
+        assert facts.host_store_bytes == 2 * 4 * EXPERT_BYTES
+        assert facts.other_bytes == 10 * 8 * 2
+
+    @pytest.mark.parametrize("key", ["num_local_experts", "n_routed_experts", "moe_num_experts"])
+    def test_every_name_of_the_number_of_experts(self, folder, key):
+        """Families name it differently."""
+        facts = read_facts(folder.written(num_experts=None, **{key: 4}), device="cpu")
+        assert facts.num_experts == 4
+
+    def test_a_nested_text_configuration(self, folder):
+        """Multimodal models keep it under text_config."""
+        inner = {k: v for k, v in folder.config.items() if k != "architectures"}
+        folder.config = {"architectures": ["Qwen3MoeForCausalLM"], "text_config": inner}
+        assert read_facts(folder.written(), device="cpu").num_experts == 4
+
+    def test_mixtral_has_its_width_under_another_name(self, folder):
+        """Without moe_intermediate_size the experts are as wide as intermediate_size."""
+        path = folder.written(
+            architectures=["MixtralForCausalLM"], moe_intermediate_size=None, intermediate_size=4
+        )
+        assert read_facts(path, device="cpu").expert_intermediate_size == 4
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("changes", "sentence"),
+        [
+            ({"architectures": ["DbrxForCausalLM"]}, "DbrxForCausalLM is not supported; supported"),
+            ({"architectures": []}, "names no architecture"),
+            ({"num_experts": None}, "is a dense model"),
+            ({"num_experts": 0}, "is a dense model"),
+            ({"decoder_sparse_step": 0}, "is a dense model"),
+            ({"mlp_only_layers": [0, 1]}, "is a dense model"),
+            ({"hidden_act": "gelu"}, "activation 'gelu', and the CPU kernel implements silu only"),
+            ({"swiglu_limit": 7.0}, r"clamps its activation \(swiglu_limit = 7.0\)"),
+            ({"quantization_config": {"quant_method": "fp8"}}, "quantised by fp8"),
+            ({"quantization_config": {"format": "pack-quantized"}}, "by pack-quantized"),
+            ({"tie_word_embeddings": True}, "ties its output head"),
+            ({"num_experts_per_tok": 9}, "does not say how large its experts are"),
+            ({"moe_layers_enum": "a,b"}, "in an unknown way"),
+        ],
+    )
+    def test_by_name(self, folder, changes, sentence):
+        """The sentence names what is not implemented."""
+        with pytest.raises(ModelUnsupported, match=sentence) as caught:
+            read_facts(folder.written(**changes), device="cpu")
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("dtype", ["F16", "F32", "F8_E4M3"])
+    def test_experts_in_another_type(self, folder, dtype):
+        """The headers say what the configuration does not."""
+        write_safetensors(folder.path / "a.safetensors", tensors_of(0, dtype))
+        with pytest.raises(ModelUnsupported, match=f"experts in {dtype}"):
+            read_facts(folder.written(), device="cpu")
+
+    def test_a_missing_folder(self, tmp_path):
+        """Named."""
+        with pytest.raises(ModelUnsupported, match=r"no model folder .*nowhere"):
+            read_facts(tmp_path / "nowhere", device="cpu")
+
+    def test_no_configuration(self, folder):
+        """A folder without config.json is no model."""
+        with pytest.raises(ModelUnsupported, match=r"has no config\.json"):
+            read_facts(folder.path, device="cpu")
+
+    @pytest.mark.parametrize("text", ["{", "[]", "\udcff"])
+    def test_a_broken_configuration(self, folder, text):
+        """Not JSON, not an object, not text."""
+        (folder.path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+        with pytest.raises(ModelUnsupported, match=r"config\.json"):
+            read_facts(folder.path, device="cpu")
