@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 
 async def chat(front: FakeFront, *arguments: str, stdin: str = "", **env: str) -> Result:
-    return await ktd(
-        "chat", "--url", front.address, "--model", "m", *arguments, stdin=stdin, **env
-    )
+    return await ktd("chat", "--url", front.address, "--model", "m", *arguments, stdin=stdin, **env)
 
 
 async def test_one_question_on_the_command_line(front: FakeFront) -> None:
@@ -37,9 +35,7 @@ async def test_one_question_on_the_command_line(front: FakeFront) -> None:
     assert "top_p" not in front.requests[0]
 
 
-async def test_the_front_is_found_through_the_daemon(
-    daemon: FakeDaemon, front: FakeFront
-) -> None:
+async def test_the_front_is_found_through_the_daemon(daemon: FakeDaemon, front: FakeFront) -> None:
     """Address and model name come from the status."""
     daemon.engine.set(http_address=front.address)
     result = await ktd("chat", "hi", socket=daemon.socket)
@@ -104,9 +100,7 @@ async def test_the_api_key_is_sent_and_a_wrong_one_explained(front: FakeFront) -
 
 
 @pytest.mark.parametrize(("status", "code"), [(503, 6), (400, 3), (500, 3)])
-async def test_the_servers_own_sentence_is_shown(
-    front: FakeFront, status: int, code: int
-) -> None:
+async def test_the_servers_own_sentence_is_shown(front: FakeFront, status: int, code: int) -> None:
     """An engine that loads is 6, try again; anything else is refused."""
     front.status, front.error = status, "The engine is loading."
     result = await chat(front, "hi")

@@ -49,7 +49,8 @@ async def test_status_of_a_loading_engine_shows_progress(tmp_path: Path) -> None
     """A person sees how far it is; the exit code is still 0."""
     async with fake_daemon(tmp_path, ready=False) as daemon:
         daemon.engine.set(
-            phase=EnginePhase.LOADING, progress=LoadProgress(bytes_done=1 << 30, bytes_total=4 << 30)
+            phase=EnginePhase.LOADING,
+            progress=LoadProgress(bytes_done=1 << 30, bytes_total=4 << 30),
         )
         result = await ktd("status", socket=daemon.socket)
     assert result.code == 0
