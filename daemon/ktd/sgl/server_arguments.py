@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
+from collections.abc import Iterator
 from typing import Any
 
 from ktd.enginespec import EngineSpec
+from ktd.sgl.refused_options import incompatible
 
 # KV cache on a host without a GPU, where SGLang would otherwise take most of the memory.
 _CPU_KV_TOKENS = 65_536
@@ -21,90 +24,73 @@ class ArgumentsRefused(Exception):  # says what happened
 
 
 def command_line(spec: EngineSpec) -> list[str]:
-    """The complete argument list for SGLang's parser."""
-    arguments = ["--model-path", spec.model_path, *spec.sglang_args]
-    given = {argument.split("=", 1)[0] for argument in arguments}
+    """The complete argument list for SGLang's parser.
 
-    def default(flag: str, *value: str) -> None:
-        if flag not in given:
-            arguments.extend((flag, *value))
-
-    default("--sleep-on-idle")
-    default("--disable-shared-experts-fusion")
-    # The app is served on a Unix socket, where SGLang's own warm-up cannot reach it.
-    default("--skip-server-warmup")
+    Defaults come first: of an option given twice the last one counts, however it is spelt.
+    """
+    arguments = [
+        "--sleep-on-idle",
+        "--disable-shared-experts-fusion",
+        # The app is served on a Unix socket, where SGLang's own warm-up cannot reach it.
+        "--skip-server-warmup",
+    ]
     if spec.device == "cpu":
-        default("--device", "cpu")
-        default("--attention-backend", "torch_native")
-        default("--disable-cuda-graph")
-        default("--max-total-tokens", str(_CPU_KV_TOKENS))
-        default("--dtype", "bfloat16")
-    return arguments
+        arguments += ("--device", "cpu", "--attention-backend", "torch_native")
+        arguments += ("--disable-cuda-graph", "--max-total-tokens", str(_CPU_KV_TOKENS))
+        arguments += ("--dtype", "bfloat16")
+    return [*arguments, "--model-path", spec.model_path, *spec.sglang_args]
 
 
 def parse(spec: EngineSpec) -> Any:
     """Returns SGLang's ``ServerArgs``.
 
+    Options that do not go with ktd are looked for twice: as given, because SGLang's own checks of
+    a combination would hide the name that matters, and as completed, because one option may
+    switch on another.
+
     Raises:
         ArgumentsRefused: with SGLang's own words, or with the options that do not go with ktd.
     """
-    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.server_args import ServerArgs, prepare_server_args
 
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            server_args = prepare_server_args(command_line(spec))
-    except SystemExit as stop:
-        lines = [line for line in errors.getvalue().splitlines() if ": error: " in line]
-        words = lines[-1].split(": error: ", 1)[1] if lines else f"exit code {stop.code}"
-        raise ArgumentsRefused("usage", f"SGLang does not accept the arguments: {words}") from stop
-    except (ValueError, AssertionError, NotImplementedError, KeyError) as error:
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise ArgumentsRefused("usage", f"SGLang does not accept the arguments: {words}") from error
-    problems = incompatible(server_args)
-    if problems:
+    arguments = command_line(spec)
+    parser = argparse.ArgumentParser(prog="sglang serve")
+    ServerArgs.add_cli_args(parser)
+    with _sglangs_own_words():
+        given = parser.parse_args(arguments)
+    _refuse(given)
+    with _sglangs_own_words():
+        server_args = prepare_server_args(arguments)
+    _refuse(server_args)
+    if server_args.device != spec.device:
         raise ArgumentsRefused(
-            "incompatible", f"not supported together with ktd: {'; '.join(problems)}; leave it out"
+            "incompatible",
+            f"--device {server_args.device} is not supported here: ktd has chosen {spec.device} for "
+            "this host; leave it out",
         )
     return server_args
 
 
-# Option, how it is recognised as switched on, and what it would break (sglang-moe: features).
-_REFUSED: tuple[tuple[str, str, Any, str], ...] = (
-    ("--ep-size", "ep_size", lambda v: v > 1, "expert parallelism"),
-    ("--enable-dp-attention", "enable_dp_attention", bool, "data-parallel attention"),
-    ("--dp-size", "dp_size", lambda v: v > 1, "data parallelism"),
-    ("--pp-size", "pp_size", lambda v: v > 1, "pipeline stages"),
-    ("--nnodes", "nnodes", lambda v: v > 1, "several nodes"),
-    ("--moe-a2a-backend", "moe_a2a_backend", lambda v: v != "none", "all-to-all"),
-    ("--enable-eplb", "enable_eplb", bool, "expert load balancing moves expert parameters"),
-    ("--enable-lora", "enable_lora", bool, "LoRA on experts bypasses the hybrid layer"),
-    ("--lora-paths", "lora_paths", bool, "LoRA on experts bypasses the hybrid layer"),
-    ("--enable-paged-experts", "enable_paged_experts", bool, "SGLang's own expert paging"),
-    ("--kt-weight-path", "kt_weight_path", bool, "SGLang's own KTransformers wrapper"),
-    ("--enable-memory-saver", "enable_memory_saver", bool, "slots would lose their contents"),
-    ("--enable-two-batch-overlap", "enable_two_batch_overlap", bool, "two-batch overlap"),
-    ("--enable-single-batch-overlap", "enable_single_batch_overlap", bool, "batch overlap"),
-    ("--speculative-algorithm", "speculative_algorithm", bool, "speculation"),
-    ("--enable-torch-compile", "enable_torch_compile", bool, "tracing the hybrid layer"),
-    ("--cpu-offload-gb", "cpu_offload_gb", bool, "moves the slots' parameters"),
-    ("--disaggregation-mode", "disaggregation_mode", lambda v: v != "null", "disaggregation"),
-    ("--tokenizer-worker-num", "tokenizer_worker_num", lambda v: v > 1, "several tokenizers"),
-    ("--enable-elastic-ep", "elastic_ep_backend", bool, "elastic expert parallelism"),
-    (
-        "--checkpoint-engine-wait-weights-before-ready",
-        "checkpoint_engine_wait_weights_before_ready",
-        bool,
-        "weight updates",
-    ),
-)
+@contextlib.contextmanager
+def _sglangs_own_words() -> Iterator[None]:
+    """Turns whatever SGLang's parser or checks raise into :class:`ArgumentsRefused`."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            yield
+    except SystemExit as stop:
+        lines = [line for line in errors.getvalue().splitlines() if ": error: " in line]
+        words = lines[-1].split(": error: ", 1)[1] if lines else f"exit code {stop.code}"
+        raise ArgumentsRefused("usage", f"SGLang does not accept the arguments: {words}") from stop
+    except Exception as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise ArgumentsRefused("usage", f"SGLang does not accept the arguments: {words}") from error
 
 
-def incompatible(server_args: Any) -> list[str]:
-    """Names every option in force that the hybrid layer has not been shown to work with."""
-    problems = []
-    for flag, field, is_on, why in _REFUSED:
-        value = getattr(server_args, field, None)
-        if value is not None and is_on(value):
-            problems.append(f"{flag} ({why})")
-    return problems
+def _refuse(arguments: Any) -> None:
+    problems = incompatible(arguments)
+    if problems:
+        rest = "leave it out" if len(problems) == 1 else "leave them out"
+        raise ArgumentsRefused(
+            "incompatible", f"not supported together with ktd: {'; '.join(problems)}; {rest}"
+        )
