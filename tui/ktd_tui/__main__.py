@@ -6,9 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from ktd.client import KtdError, default_socket
+from ktd.client import DaemonUnreachable, KtdError, default_socket
 from ktd_tui.launch import launch
 
+# As `ktd` ends: its table of exit codes is in README.md.
+_ERROR = 1
+_UNREACHABLE = 4
 _INTERRUPTED = 130
 
 
@@ -24,7 +27,7 @@ def main() -> int:
         return launch(socket, once=args.once, as_json=args.json)
     except KtdError as error:
         sys.stderr.write(f"ktd-tui: {error}\n")
-        return 1
+        return _UNREACHABLE if isinstance(error, DaemonUnreachable) else _ERROR
     except KeyboardInterrupt:
         return _INTERRUPTED
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import structlog
@@ -13,7 +15,7 @@ from ktd.config.settings import Settings
 from ktd.engine.leftovers import new_engine_id
 from ktd.engine.status import MemorySummary, ModelSummary
 from ktd.enginespec import EngineSpec
-from ktd.errors import KtdError
+from ktd.errors import EngineFailed, KtdError
 from ktd.model.facts import ModelFacts, read_facts
 from ktd.model.memory import HostMemory, check_fits, needs_of
 from ktd.placement.budget import budget_of
@@ -107,6 +109,10 @@ class EngineStarts:
         )
 
     async def _look_at_model(self) -> ModelFacts:
+        if find_spec("sglang") is None:
+            raise EngineFailed(
+                f"SGLang is not installed in {sys.prefix}: pip install 'ktd[engine]'."
+            )
         folder = await self._find_model(self._settings)
         # Headers of hundreds of files are read.
         return await asyncio.to_thread(read_facts, folder, device=self._device)
