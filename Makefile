@@ -22,8 +22,10 @@ demo: install ## Serve a small MoE, move its experts while it answers, show what
 
 .PHONY: test
 test: install ## Everything that CI checks
-	@$(MAKE) --no-print-directory -j2 --output-sync=target static native-test
-	@$(MAKE) --no-print-directory test-py
+	@$(MAKE) --no-print-directory -k -j2 --output-sync=target static native-test; checks=$$?; \
+	$(MAKE) --no-print-directory test-py; tests=$$?; \
+	[ $$checks = 0 ] || echo "make test: checks before the Python tests failed; see above" >&2; \
+	[ $$checks = 0 ] && [ $$tests = 0 ]
 
 .PHONY: static lint types imports format-check
 static: lint types imports proto-check ## All checks that run nothing
