@@ -50,9 +50,9 @@ class MonitorApp(App[None]):
         self.dashboard = Dashboard()
         self._link = Link.CONNECTING
 
-    def on_mount(self) -> None:
-        """Shows the dashboard and begins to follow the daemon."""
-        self.push_screen(self.dashboard)
+    async def on_mount(self) -> None:
+        """Shows the dashboard and, once its widgets are there, begins to follow the daemon."""
+        await self.push_screen(self.dashboard)
         self.run_worker(self.session.run(), group="session", name="session")
 
     def on_link_changed(self, message: LinkChanged) -> None:

@@ -12,9 +12,9 @@ from textual.widgets import Static
 
 _TEXT = """\
 [b]The map[/b]
-One line for each MoE layer, one cell for each expert. The brighter a cell,
-the more of the layer's work its expert gets (by the square root). A dot:
-it is in a GPU slot. Bright without a dot is work that the CPU does.
+One line for each MoE layer, one cell for each expert. Brighter: more of
+the layer's work (by the square root). A dot: the expert is in a GPU
+slot. Bright without a dot is work that the CPU does.
 
 [b]Keys[/b]
 a       plan a strategy, look at the plan, confirm
@@ -24,10 +24,9 @@ z       fold the map so that all experts fit, or unfold it
 arrows  scroll the map
 q       quit; the daemon goes on
 
-[b]Numbers[/b]
-tokens/s      tokens of decode steps in the last half second
-GPU hit rate  share of (token, expert) pairs that GPU slots computed,
-              in the last half second and in all
+[b]Numbers, of the last half second[/b]
+tokens/s      tokens that decode steps made
+GPU hit rate  share of (token, expert) pairs that GPU slots computed
 """
 
 

@@ -16,7 +16,7 @@ from ktd_tui.palette import HEAT, mark_colour, shade
 
 _LABEL = 5  # columns of "L12  " before the cells
 _RULER_STEP = 8
-_EMPTY = "  No expert has been counted yet. Send a request, for example with 'ktd chat'."
+_EMPTY = "  No expert was counted yet; 'ktd chat' sends a request."
 
 
 class ExpertGrid(ScrollView, can_focus=True):
@@ -53,20 +53,21 @@ class ExpertGrid(ScrollView, can_focus=True):
         """Line ``y`` of what is visible: the ruler first, then layers."""
         width = self.scrollable_content_region.width
         if not self.rows:
-            return Strip([Segment(_EMPTY if y == 1 else "")]).adjust_cell_length(width)
+            text = _EMPTY if y == 1 else ""
+            return Strip([Segment(text, _PLAIN)]).adjust_cell_length(width, _PLAIN)
         if y == 0:
             line, label = self._ruler(), " " * _LABEL
         else:
             index = y - 1 + self.scroll_offset.y
             if index >= len(self.rows):
                 last = y == self.scrollable_content_region.height - 1
-                return (self._legend() if last else Strip([])).adjust_cell_length(width)
+                return (self._legend() if last else Strip([])).adjust_cell_length(width, _PLAIN)
             row = self.rows[index]
             line, label = self._cells(row), f"L{row.layer}".ljust(_LABEL)
         # Labels stay where they are while the cells scroll sideways.
         start = self.scroll_offset.x
         shown = line.crop(start, start + max(0, width - _LABEL))
-        return Strip.join([Strip([Segment(label, _DIM)]), shown]).adjust_cell_length(width)
+        return Strip.join([Strip([Segment(label, _DIM)]), shown]).adjust_cell_length(width, _PLAIN)
 
     @property
     def _experts(self) -> int:
@@ -103,6 +104,7 @@ class ExpertGrid(ScrollView, can_focus=True):
 
 
 _DIM = Style(dim=True)
+_PLAIN = Style()  # Textual's filters want a style on every segment.
 
 
 def _mark(cell: GridCell) -> str:
@@ -120,5 +122,5 @@ def _coloured(cell: GridCell, width: int) -> Segment:
 @lru_cache(maxsize=1024)
 def _plain(cell: GridCell, width: int) -> Segment:
     if width == 1:
-        return Segment(_mark(cell) if cell.resident else shade(cell.heat))
-    return Segment((shade(cell.heat) + _mark(cell)).ljust(width))
+        return Segment(_mark(cell) if cell.resident else shade(cell.heat), _PLAIN)
+    return Segment((shade(cell.heat) + _mark(cell)).ljust(width), _PLAIN)
