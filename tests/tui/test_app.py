@@ -13,13 +13,8 @@ from ktd_tui.messages import Link
 from ktd_tui.screens.confirm import ConfirmScreen
 from ktd_tui.screens.help import HelpScreen
 from ktd_tui.screens.strategies import StrategyScreen
-from ktd_tui.widgets.banner import Banner
-from ktd_tui.widgets.conditions import Conditions
-from ktd_tui.widgets.engine_panel import EnginePanel
-from ktd_tui.widgets.expert_grid import ExpertGrid
-from ktd_tui.widgets.meter import Meter
-from ktd_tui.widgets.swap_progress import SwapProgress
 from tests.rpc.fake_daemon import fake_daemon
+from tests.tui import frames
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +36,7 @@ async def until(pilot: Pilot[None], condition: Callable[[], bool]) -> None:
 
 
 def shown(app: MonitorApp) -> bool:
-    return bool(app.dashboard.query_one(ExpertGrid).rows)
+    return bool(app.dashboard.grid.rows)
 
 
 async def test_engine_and_map_are_shown(daemon: FakeDaemon) -> None:
@@ -50,16 +45,14 @@ async def test_engine_and_map_are_shown(daemon: FakeDaemon) -> None:
     app = monitor(daemon.socket)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: shown(app))
-        assert "READY" in str(app.dashboard.query_one(EnginePanel).render())
+        assert "READY" in str(app.dashboard.engine.render())
         await pilot.press("h")
-        await until(
-            pilot, lambda: any(sum(r.heat) > 0 for r in app.dashboard.query_one(ExpertGrid).rows)
-        )
-        rows = app.dashboard.query_one(ExpertGrid).rows
+        await until(pilot, lambda: any(sum(r.heat) > 0 for r in app.dashboard.grid.rows))
+        rows = app.dashboard.grid.rows
         assert [row.layer for row in rows] == [0, 1, 2, 3]
         assert set(rows[0].gpu_experts) == {0, 1}
         assert sum(rows[0].heat) == 200
-        assert not app.dashboard.query_one(Banner).has_class("shown")
+        assert not app.dashboard.banner.has_class("shown")
 
 
 async def test_heat_follows_traffic(daemon: FakeDaemon) -> None:
@@ -68,11 +61,11 @@ async def test_heat_follows_traffic(daemon: FakeDaemon) -> None:
     app = monitor(daemon.socket)
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: shown(app))
-        grid = app.dashboard.query_one(ExpertGrid)
+        grid = app.dashboard.grid
         assert sum(sum(row.heat) for row in grid.rows) == 0
         daemon.traffic.decode(10)
         await until(pilot, lambda: sum(sum(row.heat) for row in grid.rows) > 0)
-        assert app.dashboard.query_one("#speed", Meter).value != "–"
+        assert app.dashboard.speed.value != "–"
 
 
 async def test_apply_shows_a_plan_and_moves_experts_after_a_yes(daemon: FakeDaemon) -> None:
@@ -87,10 +80,10 @@ async def test_apply_shows_a_plan_and_moves_experts_after_a_yes(daemon: FakeDaem
         await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
         assert daemon.placement.revision == 1
         await pilot.press("y")
-        progress = app.dashboard.query_one(SwapProgress)
+        progress = app.dashboard.progress
         await until(pilot, lambda: progress.swap is not None and not progress.running)
         assert "revision 2" in str(progress.render())
-        grid = app.dashboard.query_one(ExpertGrid)
+        grid = app.dashboard.grid
         await until(pilot, lambda: set(grid.rows[0].gpu_experts) != {0, 1})
         assert set(grid.rows[0].gpu_experts) == set(daemon.target.experts[0])
 
@@ -121,7 +114,7 @@ async def test_undo_asks_and_goes_back(daemon: FakeDaemon) -> None:
         assert isinstance(app.screen, ConfirmScreen)
         await pilot.press("y")
         await until(pilot, lambda: daemon.placement.revision == 3)
-        grid = app.dashboard.query_one(ExpertGrid)
+        grid = app.dashboard.grid
         await until(pilot, lambda: set(grid.rows[0].gpu_experts) == {0, 1})
 
 
@@ -145,7 +138,7 @@ async def test_a_swap_of_somebody_else_is_shown(daemon: FakeDaemon) -> None:
         await until(pilot, lambda: shown(app))
         async with KtdClient(daemon.socket) as client:
             await client.apply(strategy="random")
-        progress = app.dashboard.query_one(SwapProgress)
+        progress = app.dashboard.progress
         await until(pilot, lambda: progress.running)
         await pilot.press("a")
         assert app.screen is app.dashboard  # One swap at a time: said, not tried.
@@ -157,7 +150,7 @@ async def test_a_daemon_that_comes_late_is_found(tmp_path: Path) -> None:
     """The monitor may be started first."""
     app = monitor(tmp_path / "ktd.sock")
     async with app.run_test(size=(80, 24)) as pilot:
-        banner = app.dashboard.query_one(Banner)
+        banner = app.dashboard.banner
         await until(pilot, lambda: app._link is Link.LOST)
         assert banner.has_class("shown")
         await pilot.press("a")
@@ -185,7 +178,7 @@ async def test_an_engine_that_dies_is_shown_and_keeps_its_map(daemon: FakeDaemon
     async with app.run_test(size=(80, 24)) as pilot:
         await until(pilot, lambda: shown(app))
         daemon.engine_lost("The engine was killed.")
-        panel = app.dashboard.query_one(EnginePanel)
+        panel = app.dashboard.engine
         await until(pilot, lambda: "BACKOFF" in str(panel.render()))
         assert "The engine was killed." in str(panel.render())
         assert app._link is Link.CONNECTED
@@ -198,9 +191,9 @@ async def test_loading_progress_and_conditions_are_shown(tmp_path: Path) -> None
         daemon.engine.set_condition("CLAMPED", "The budget was clamped.")
         app = monitor(daemon.socket)
         async with app.run_test(size=(80, 24)) as pilot:
-            panel = app.dashboard.query_one(EnginePanel)
+            panel = app.dashboard.engine
             await until(pilot, lambda: "LOADING" in str(panel.render()))
-            assert app.dashboard.query_one(Conditions).has_class("any")
+            assert app.dashboard.conditions.has_class("any")
             assert not shown(app)
 
 
@@ -220,7 +213,7 @@ async def test_fold_changes_the_layout(daemon: FakeDaemon) -> None:
     app = monitor(daemon.socket)
     async with app.run_test(size=(12, 24)) as pilot:
         await until(pilot, lambda: shown(app))
-        grid = app.dashboard.query_one(ExpertGrid)
+        grid = app.dashboard.grid
         assert grid.fit.group > 1
         await pilot.press("z")
         assert grid.fit.group == 1
@@ -235,6 +228,9 @@ async def test_q_quits(daemon: FakeDaemon) -> None:
         await until(pilot, lambda: shown(app))
         await pilot.press("q")
         await pilot.pause()
+        # What is still on its way finds the screen gone, and must not mind.
+        app.dashboard.show_activity(frames.activity())
+        app.dashboard.show_swap(frames.swap())
     assert app.return_code == 0
     async with KtdClient(daemon.socket) as client:
         assert (await client.status()).engine_id == "fake-1"

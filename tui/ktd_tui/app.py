@@ -23,7 +23,6 @@ from ktd_tui.screens.dashboard import Dashboard
 from ktd_tui.screens.help import HelpScreen
 from ktd_tui.screens.strategies import StrategyScreen
 from ktd_tui.session import Connect, Session
-from ktd_tui.widgets.swap_progress import SwapProgress
 
 
 class MonitorApp(App[None]):
@@ -125,7 +124,7 @@ class MonitorApp(App[None]):
         if self._link is not Link.CONNECTED:
             self.notify("The daemon is not connected.", severity="warning")
             return False
-        if self.dashboard.query_one(SwapProgress).running:
+        if self.dashboard.progress.running:
             self.notify("A swap is running; wait until it has ended.", severity="warning")
             return False
         return not isinstance(self.screen, (ConfirmScreen, StrategyScreen, HelpScreen))

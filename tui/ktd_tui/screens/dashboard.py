@@ -33,6 +33,14 @@ class Dashboard(Screen[None]):
 
     def __init__(self) -> None:
         super().__init__()
+        # Held here and not looked up: a message may arrive while the screen is being taken apart.
+        self.banner = Banner(id="banner")
+        self.engine = EnginePanel(id="engine")
+        self.speed = Meter("tokens/s", id="speed")
+        self.hits = Meter("GPU hit rate", ceiling=1.0, id="hits")
+        self.grid = ExpertGrid(id="grid")
+        self.progress = SwapProgress(id="swap")
+        self.conditions = Conditions(id="conditions")
         self._activity = Activity()
         self._placement: Placement | None = None
         self._swap: Swap | None = None
@@ -40,14 +48,14 @@ class Dashboard(Screen[None]):
 
     def compose(self) -> ComposeResult:
         """Banner, three panels, the map, what moves, what is wrong, keys."""
-        yield Banner(id="banner")
+        yield self.banner
         with Horizontal(id="panels"):
-            yield EnginePanel(id="engine")
-            yield Meter("tokens/s", id="speed")
-            yield Meter("GPU hit rate", ceiling=1.0, id="hits")
-        yield ExpertGrid(id="grid")
-        yield SwapProgress(id="swap")
-        yield Conditions(id="conditions")
+            yield self.engine
+            yield self.speed
+            yield self.hits
+        yield self.grid
+        yield self.progress
+        yield self.conditions
         yield Footer(show_command_palette=False)
 
     def on_mount(self) -> None:
@@ -56,27 +64,26 @@ class Dashboard(Screen[None]):
 
     def show_link(self, message: LinkChanged) -> None:
         """Shows or hides the banner."""
-        self.query_one(Banner).show_link(message.link, message.detail, message.retry_in)
+        self.banner.show_link(message.link, message.detail, message.retry_in)
 
     def show_status(self, status: EngineStatus) -> None:
         """Shows phase, model and conditions."""
-        self.query_one(EnginePanel).status = status
-        self.query_one(Conditions).conditions = tuple(status.conditions)
+        self.engine.status = status
+        self.conditions.conditions = tuple(status.conditions)
 
     def show_activity(self, activity: Activity) -> None:
         """Shows speed, hit rate and heat."""
-        speed, hits = self.query_one("#speed", Meter), self.query_one("#hits", Meter)
         if activity.engine_id != self._activity.engine_id:
-            speed.clear()
-            hits.clear()
+            self.speed.clear()
+            self.hits.clear()
         self._activity = activity
-        speed.record(activity.tokens_per_second, f"{activity.tokens_per_second:.1f}")
+        self.speed.record(activity.tokens_per_second, f"{activity.tokens_per_second:.1f}")
         in_all = f"all {100 * activity.total_hit_rate:.1f} %"
         if activity.window_hit_rate is None:
-            hits.remark = in_all
+            self.hits.remark = in_all
         else:
             rate = activity.window_hit_rate
-            hits.record(rate, f"{100 * rate:.1f} %", in_all)
+            self.hits.record(rate, f"{100 * rate:.1f} %", in_all)
         self._show_grid()
 
     def show_placement(self, placement: Placement) -> None:
@@ -87,7 +94,7 @@ class Dashboard(Screen[None]):
 
     def show_swap(self, swap: Swap) -> None:
         """Shows a swap's progress."""
-        self.query_one(SwapProgress).swap = swap
+        self.progress.swap = swap
         self._swap = swap
         self._show_grid()
 
@@ -99,18 +106,16 @@ class Dashboard(Screen[None]):
 
     def action_toggle_fold(self) -> None:
         """All experts at once, or one cell for each."""
-        grid = self.query_one(ExpertGrid)
-        grid.folded = not grid.folded
+        self.grid.folded = not self.grid.folded
 
     def _title_grid(self) -> None:
-        grid = self.query_one(ExpertGrid)
         title = "experts: heat of the last seconds" if self._recent else "experts: heat since start"
-        grid.border_title = title
+        self.grid.border_title = title
         if self._placement is not None:
             slots = sum(layer.slots for layer in self._placement.layers)
             used = sum(len(layer.gpu_experts) for layer in self._placement.layers)
             total = sum(layer.num_experts for layer in self._placement.layers)
-            grid.border_subtitle = (
+            self.grid.border_subtitle = (
                 f"{self._placement.origin}, revision {self._placement.revision}: "
                 f"{used} of {slots} slots used, {total} experts"
             )
@@ -127,7 +132,7 @@ class Dashboard(Screen[None]):
             if not heat:
                 heat = (0.0,) * placed[index].num_experts
             rows.append(GridRow(index, heat, frozenset(on_gpu.get(index, ()))))
-        self.query_one(ExpertGrid).rows = tuple(rows)
+        self.grid.rows = tuple(rows)
 
     def _on_gpu(self) -> dict[int, set[int]]:
         """The committed placement, and what a running swap has already moved."""
