@@ -80,3 +80,19 @@ def test_a_shape_of_nothing_is_refused(shape):
     """An empty tensor has no address that a kernel could read."""
     with pytest.raises(ValueError, match="needs sizes of at least 1"):
         HostStore().allocate(shape, torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("setting", "huge"),
+    [("always [madvise] never\n", True), ("always madvise [never]\n", False), (None, True)],
+)
+def test_a_kernel_without_huge_pages_is_told(tmp_path, caplog, setting, huge):
+    """Small pages make kernels slower, so the store says so, once."""
+    path = tmp_path / "enabled"
+    if setting is not None:
+        path.write_text(setting)
+    store = HostStore(path)
+    store.allocate((4 << 20,), torch.uint8)
+    assert store.huge_pages is huge
+    warned = [record for record in caplog.records if "small pages" in record.message]
+    assert len(warned) == (0 if huge else 1)

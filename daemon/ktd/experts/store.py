@@ -13,6 +13,7 @@ import mmap
 import threading
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 _HUGE_PAGE = 2 << 20
 _GIB = 1 << 30
+_HUGE_PAGE_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 class HostStore:
@@ -29,12 +31,22 @@ class HostStore:
 
     Pages appear when they are first written, on the NUMA node of the writing thread; until then an
     allocation costs address space only. A mapping lives as long as a tensor that looks into it.
+
+    Args:
+        huge_page_setting: The kernel's file that says whether it hands out huge pages; see its
+            admin-guide/mm/transhuge. A missing file decides nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, huge_page_setting: Path = _HUGE_PAGE_SETTING) -> None:
         self._lock = threading.Lock()
         self._bytes = 0
         self._huge_pages = True
+        try:
+            setting = huge_page_setting.read_text(encoding="ascii")
+        except OSError:
+            return
+        if "[never]" in setting:
+            self._lose_huge_pages(f"{huge_page_setting} says never")
 
     @property
     def allocated_bytes(self) -> int:
@@ -95,9 +107,12 @@ class HostStore:
         try:
             mapping.madvise(mmap.MADV_HUGEPAGE)
         except OSError as error:
-            if self._huge_pages:
-                _log.warning("experts are kept in small pages, which are slower to read: %s", error)
-            self._huge_pages = False
+            self._lose_huge_pages(str(error))
+
+    def _lose_huge_pages(self, why: str) -> None:
+        if self._huge_pages:
+            _log.warning("experts are kept in small pages, which are slower to read: %s", why)
+        self._huge_pages = False
 
     def _forget(self, size: int) -> None:
         with self._lock:
