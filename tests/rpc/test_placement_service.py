@@ -83,6 +83,20 @@ async def test_apply_and_wait_reports_progress(client):
     assert [(move.layer, move.evict, move.load) for move in swap.moves] == [(1, 0, 6), (1, 1, 7)]
 
 
+async def test_watch_sends_moves_first_and_last(daemon, client):
+    """Progress in between is a few numbers, however many moves there are."""
+    gate = daemon.target.hold("publish")
+    swap = await client.apply(strategy="random")
+    seen = []
+    async for change in client.watch_swap(swap.name):
+        gate.set()
+        seen.append(change)
+    assert len(seen) > 2
+    assert list(seen[0].moves) == list(seen[-1].moves) == list(swap.moves)
+    assert all(not change.moves for change in seen[1:-1])
+    assert all(change.moves_total == len(swap.moves) for change in seen)
+
+
 async def test_move_without_victim_has_no_evict_field(client):
     """Expert 0 exists, so unset must not look like 0."""
     await client.apply_and_wait(layers={1: []}, partial=True)

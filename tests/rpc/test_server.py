@@ -127,6 +127,24 @@ async def test_no_daemon_is_one_sentence(tmp_path):
             await anext(client.watch_stats())
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become somebody else")
+async def test_socket_of_somebody_else_is_one_sentence(daemon):
+    """The daemon is there; the caller may not talk to it."""
+    groups, group = os.getgroups(), os.getegid()
+    daemon.socket.parent.chmod(0o700)
+    os.setgroups([])
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        async with KtdClient(daemon.socket) as client:
+            with pytest.raises(DaemonUnreachable, match=r"You may not open .*ktd\.sock"):
+                await client.status()
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
 async def test_liveness_and_readiness_are_told_apart(daemon, health):
     """The process lives in every phase; the services follow the engine."""
     for service in SERVICES:

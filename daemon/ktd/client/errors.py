@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -73,6 +74,11 @@ def error_of_rpc(failure: grpc.aio.AioRpcError, socket: str) -> KtdError:
             if (error := error_of_status(status)) is not None:
                 return error
     if failure.code() is grpc.StatusCode.UNAVAILABLE:
+        if _denied(socket):
+            return DaemonUnreachable(
+                f"You may not open {socket}: become a member of the group that owns it, or run "
+                "this as the user that runs the daemon."
+            )
         return DaemonUnreachable(
             f"No daemon is listening on {socket}; start it with `ktd serve MODEL`, or say where "
             "it is with --socket or KTD_SOCKET."
@@ -83,6 +89,17 @@ def error_of_rpc(failure: grpc.aio.AioRpcError, socket: str) -> KtdError:
     error.code = failure.code().name
     error.reason = failure.code().name
     return error
+
+
+def _denied(socket: str) -> bool:
+    """Whether a socket is there, or may be, that this user must not open."""
+    try:
+        os.stat(socket)  # noqa: PTH116  # os.access does not tell missing from forbidden
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return not os.access(socket, os.W_OK, effective_ids=True)
 
 
 def _code_name(number: int) -> str:

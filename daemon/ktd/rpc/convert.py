@@ -86,8 +86,11 @@ def plan_message(plan: Plan) -> placement_pb2.Plan:
     )
 
 
-def swap_message(swap: Swap) -> placement_pb2.Swap:
-    """A swap; one that was only validated has no name."""
+def swap_message(swap: Swap, *, with_moves: bool = True) -> placement_pb2.Swap:
+    """A swap; one that was only validated has no name.
+
+    The moves of a large model take 10 ms and 100 kB: too much for each step of progress.
+    """
     return placement_pb2.Swap(
         name=swap_name(swap.id),
         state=placement_pb2.SwapState.ValueType(swap.state),
@@ -100,7 +103,7 @@ def swap_message(swap: Swap) -> placement_pb2.Swap:
         error=status_of(swap.error) if swap.error is not None else None,
         revision=swap.revision,
         origin=swap.origin,
-        moves=_moves(swap.moves),
+        moves=_moves(swap.moves) if with_moves else (),
         etag=swap.etag,
     )
 

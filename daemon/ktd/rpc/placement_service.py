@@ -137,11 +137,13 @@ class PlacementService(placement_pb2_grpc.PlacementServiceServicer):
     async def WatchSwap(
         self, request: placement_pb2.WatchSwapRequest, context: Context
     ) -> AsyncIterator[placement_pb2.Swap]:
-        """A swap until it is terminal."""
+        """A swap until it is terminal; its moves come with the first and the last message."""
         del context
         changes = self._placement.swaps.watch(swap_id(request.name))
+        first = True
         async for swap in until(self._stop, changes):
-            yield swap_message(swap)
+            yield swap_message(swap, with_moves=first or swap.state.terminal)
+            first = False
 
 
 def _revision(token: str) -> int:

@@ -522,7 +522,9 @@ class Swap(_message.Message):
     @_builtins.property
     def error(self) -> _status_pb2.Status: ...
     @_builtins.property
-    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Move]: ...
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Move]:
+        """Ten thousand for a large model: WatchSwap sends them with its first and its last message only."""
+
     def __init__(
         self,
         *,
