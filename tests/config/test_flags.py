@@ -65,7 +65,6 @@ class TestSplit:
             (["m", "--port"], "--port needs a value"),
             (["m", "--port", "--tp", "2"], "--port needs a value"),
             (["m", "n"], "'n' is not expected after the model 'm'"),
-            (["m", "--port", "1", "--http-port", "2"], "contradict"),
             (["m", "--kt-num-gpu-expert", "2"], "did you mean --kt-num-gpu-experts"),
             (["m", "--kt-lora-path", "x"], "--kt-lora-path is refused"),
             (["m", "--kt-method"], "--kt-method needs a value"),
@@ -76,9 +75,9 @@ class TestSplit:
         with pytest.raises(ConfigError, match=sentence):
             split(argv)
 
-    def test_the_same_flag_twice_with_one_value_is_no_contradiction(self):
-        """Scripts append."""
-        assert split(["m", "--port", "1", "--port", "1"]).given["port"][1] == "1"
+    def test_the_last_of_two_wins(self):
+        """Wrappers append to what they were given."""
+        assert split(["m", "--port", "1", "--http-port", "2"]).given["port"] == ("--http-port", "2")
 
 
 class TestLegacy:

@@ -7,6 +7,7 @@ Started as ``python fake_host.py``; ``FAKE_HOST`` holds JSON with the misbehavio
     hooked      MoE layers that ranks claim to have hooked (default: all)
     silent      ranks never say hello
     stubborn    ignores SIGTERM and Shutdown
+    deaf        does not notice that the daemon has gone
     orphan      leaves a process in a session of its own that renamed itself
     noisy       lines to print before anything else
     load        seconds of loading (default 0)
@@ -209,7 +210,8 @@ async def host_main(spec: EngineSpec, how: dict) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     lifeline = int(os.environ["KTD_LIFELINE_FD"])
-    loop.add_reader(lifeline, stop.set)
+    if not how.get("deaf"):
+        loop.add_reader(lifeline, stop.set)
     loop.add_signal_handler(signal.SIGTERM, (lambda: None) if how.get("stubborn") else stop.set)
     for line in range(how.get("noisy", 0)):
         print(f"line {line} " + "x" * 100)

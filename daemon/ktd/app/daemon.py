@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from ktd.app.engines import JoinedEngines
@@ -19,6 +19,7 @@ from ktd.app.starts import EngineStarts, detect_device
 from ktd.config.settings import Settings
 from ktd.config.sources import unknown_variables
 from ktd.engine.board import StatusBoard
+from ktd.engine.launcher import HOST_COMMAND
 from ktd.engine.leftovers import clear
 from ktd.engine.ports import Log
 from ktd.engine.status import EngineStatus, Versions
@@ -43,17 +44,17 @@ from ktd.version import __version__
 _RPC_GRACE_SECONDS = 1.0
 
 
-def serve(settings: Settings) -> int:
-    """Runs the daemon until it is told to stop; returns 0.
+def serve(settings: Settings, *, command: Sequence[str] = HOST_COMMAND) -> int:
+    """Runs the daemon until it is told to stop; returns 0. ``command`` starts an engine host.
 
     Raises:
         KtdError: what kept it from starting; the daemon is gone and has left nothing.
     """
     with to_standard_error(settings.log_format, settings.log_level) as log:
-        return asyncio.run(_serve(settings, log))
+        return asyncio.run(_serve(settings, log, command))
 
 
-async def _serve(settings: Settings, log: Log) -> int:
+async def _serve(settings: Settings, log: Log, command: Sequence[str]) -> int:
     _say_notices(settings, log)
     notifier = Notifier.from_environment()
     with state_lock(settings.state_dir):
@@ -61,7 +62,7 @@ async def _serve(settings: Settings, log: Log) -> int:
         # Held before the long start, so that a port or socket in use is said at once.
         sock = bind(settings.host, settings.port)
         try:
-            async with _daemon(settings, log, sock) as (supervisor, rpc):
+            async with _daemon(settings, log, sock, command) as (supervisor, rpc):
                 return await _run(supervisor, rpc, notifier, log)
         finally:
             sock.close()
@@ -69,7 +70,7 @@ async def _serve(settings: Settings, log: Log) -> int:
 
 @contextlib.asynccontextmanager
 async def _daemon(
-    settings: Settings, log: Log, sock: socket.socket
+    settings: Settings, log: Log, sock: socket.socket, command: Sequence[str]
 ) -> AsyncIterator[tuple[Supervisor, RpcServer]]:
     """All parts, joined; they are ended in the reverse order."""
     ended = await clear(settings.state_dir, settings.runtime_dir)
@@ -104,6 +105,7 @@ async def _daemon(
         num_ranks=settings.tp,
         board=board,
         timings=Timings(start=settings.start_timeout, drain=settings.shutdown_timeout),
+        command=command,
         in_flight=lambda: gate.in_flight,
     )
     observer = Observer(supervisor, manager, hub, gate)

@@ -13,6 +13,7 @@ from ktd.engine.status import EnginePhase, EngineStatus
 # While loading: said every few seconds, so that a start that stands still is ended in the end.
 _EXTENSION_SECONDS = 90
 _BEAT_SECONDS = 5.0
+_SEND_SECONDS = 0.5
 _MICRO = 1_000_000
 
 
@@ -40,7 +41,8 @@ class Notifier:
             contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
         ):
-            sock.setblocking(False)
+            # Datagrams queue up to ten deep; READY must not be the eleventh.
+            sock.settimeout(_SEND_SECONDS)
             sock.sendto(message.encode(), self._address)
 
     async def follow(self, statuses: AsyncIterator[EngineStatus]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         sys.stdout.write(serve_help())
         return 0
     settings = from_process(argv)
+    # gRPC's core would write lines of its own between those of the log.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Imported late: `ktd serve --help` and wrong flags need none of it.
     from ktd.app.daemon import serve  # noqa: PLC0415
 

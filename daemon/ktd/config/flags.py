@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ktd.config.legacy import LEGACY_FLAGS, REFUSED_FLAGS
-from ktd.config.options import BY_FLAG, Option
+from ktd.config.options import BY_FLAG
 from ktd.errors import ConfigError
 
 # Set by ktd itself, or meaningless beside it.
@@ -43,7 +43,7 @@ def split(argv: Sequence[str]) -> CommandLine:
     """Takes ``argv`` (without program and subcommand) apart.
 
     Raises:
-        ConfigError: an option has no value, is given twice with two values, is refused, or a word
+        ConfigError: an option has no value or is refused, or a word
             stands where none is expected.
     """
     given: dict[str, tuple[str, str]] = {}
@@ -59,7 +59,8 @@ def split(argv: Sequence[str]) -> CommandLine:
             break
         if flag in BY_FLAG:
             text = attached if equals else _value(flag, words)
-            _give(given, BY_FLAG[flag], flag, text)
+            # The last one wins, as everywhere: wrappers append to what they were given.
+            given[BY_FLAG[flag].name] = (flag, text)
         elif flag in LEGACY_FLAGS:
             _drop_values(LEGACY_FLAGS[flag].values, flag, words, attached=bool(equals))
             notices.append(f"{flag} is not needed: {LEGACY_FLAGS[flag].notice}")
@@ -77,13 +78,6 @@ def split(argv: Sequence[str]) -> CommandLine:
                 f"{word!r} is not expected after the model {model!r}; quote a path that has spaces."
             )
     return CommandLine(given, model, tuple(sglang), tuple(notices))
-
-
-def _give(given: dict[str, tuple[str, str]], option: Option, flag: str, text: str) -> None:
-    before = given.get(option.name)
-    if before is not None and before[1] != text:
-        raise ConfigError(f"{before[0]} {before[1]} and {flag} {text} contradict each other.")
-    given[option.name] = (flag, text)
 
 
 def _value(flag: str, words: list[str]) -> str:
