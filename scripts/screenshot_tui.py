@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _SHAPE = ModelShape(tuple(range(12)), 32, (8,) * 12, 98_304)
-_SIZE = (96, 28)
+_SIZE = (84, 22)
 
 
 @contextlib.asynccontextmanager

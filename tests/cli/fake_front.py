@@ -28,8 +28,18 @@ class FakeFront:
     requests: list[dict[str, Any]] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def asked(self, times: int) -> None:
+        """Waits until that many requests have come."""
+        async with asyncio.timeout(30):
+            while len(self.requests) < times:
+                self._news.clear()
+                await self._news.wait()
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(await request.json())
+        self._news.set()
         if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
             return web.json_response({"error": {"message": "wrong key"}}, status=401)
         if self.status != 200:

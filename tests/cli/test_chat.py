@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.cli.on_terminal import on_terminal
 from tests.cli.running import Result, environment, ktd
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.cli.fake_front import FakeFront
     from tests.rpc.fake_daemon import FakeDaemon
 
@@ -149,3 +152,43 @@ async def test_ctrl_c_cancels_the_request(front: FakeFront) -> None:
         await front.cancelled.wait()
     assert process.returncode == 130
     assert err == b""
+
+
+async def test_a_conversation_on_a_terminal(front: FakeFront, tmp_path: Path) -> None:
+    """Ctrl-C stops an answer and nothing else, Ctrl-D leaves, lines are kept for the next time."""
+    arguments = ("chat", "--url", front.address, "--model", "m")
+    async with on_terminal(*arguments, XDG_STATE_HOME=str(tmp_path)) as terminal:
+        await terminal.shows("/help lists commands")
+        terminal.type("one\n")
+        await terminal.shows("tokens/s")
+        front.waits = asyncio.Event()
+        terminal.type("two\n")
+        await front.asked(2)
+        await asyncio.sleep(0.3)
+        terminal.type("\x03")
+        await terminal.shows("(stopped)")
+        front.waits.set()
+        terminal.type("three\n")
+        await terminal.shows("tokens/s", times=2)
+        terminal.type("\x04")
+        assert await terminal.end() == 0
+    assert [t["content"] for t in front.requests[2]["messages"]][::2] == ["one", "two", "three"]
+    assert (tmp_path / "ktd" / "chat_history").read_text() == "one\ntwo\nthree\n"
+
+
+async def test_on_a_terminal_an_error_does_not_end_the_conversation(
+    front: FakeFront, tmp_path: Path
+) -> None:
+    """The engine may be back for the next question."""
+    front.status, front.error = 503, "The engine is loading."
+    arguments = ("chat", "--url", front.address, "--model", "m")
+    async with on_terminal(*arguments, XDG_STATE_HOME=str(tmp_path)) as terminal:
+        await terminal.shows("/help lists commands")
+        terminal.type("one\n")
+        await terminal.shows("The engine is loading.")
+        front.status = 200
+        terminal.type("one\n")
+        await terminal.shows("tokens/s")
+        terminal.type("/quit\n")
+        assert await terminal.end() == 0
+    assert len(front.requests[1]["messages"]) == 1

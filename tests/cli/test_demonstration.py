@@ -113,7 +113,7 @@ def test_maps_of_many_layers_are_cut_and_said_to_be() -> None:
 def test_prompts_are_whole_lines_of_each_domain(tmp_path: Path) -> None:
     """Cut at line ends, from the middle of the text."""
     for name in ("prose", "code", "docs"):
-        (tmp_path / f"{name}.txt").write_text(f"{name} line\n" * 3000)
+        (tmp_path / f"{name}.txt").write_text(f"{name} line\n" * 5000)
     found = prompts(tmp_path)
     assert [prompt.domain for prompt in found] == ["prose", "code", "docs"]
     assert all(set(p.text.splitlines()) == {f"{p.domain} line"} for p in found)

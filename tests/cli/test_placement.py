@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import pty
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ktd.client import KtdClient
-from tests.cli.running import environment, ktd
+from tests.cli.on_terminal import on_terminal
+from tests.cli.running import ktd
 from tests.rpc.fake_daemon import fake_daemon
 
 if TYPE_CHECKING:
@@ -242,54 +239,52 @@ async def test_an_engine_that_does_not_serve_is_exit_code_6(tmp_path: Path) -> N
     assert result.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("answer", "revision"), [("y", 2), ("n", 1), ("", 1)])
+@pytest.mark.parametrize(("answer", "revision"), [("y", 2), ("n", 1), ("", 1), ("\x04", 1)])
 async def test_on_a_terminal_apply_shows_the_plan_and_asks(
     daemon: FakeDaemon, answer: str, revision: int
 ) -> None:
-    """Only yes is yes."""
+    """Only yes is yes; Ctrl-D is no."""
     daemon.traffic.decode(200)
-    text = await _on_a_terminal(daemon, answer, "placement", "apply", "--strategy", "frequency")
-    assert "GPU hit rate" in text
-    assert "[y/N]" in text
-    placed = await ktd("placement", "get", "--json", socket=daemon.socket)
-    assert placed.json["revision"] == revision
+    arguments = ("placement", "apply", "--strategy", "frequency")
+    async with on_terminal(*arguments, KTD_SOCKET=str(daemon.socket)) as terminal:
+        assert "GPU hit rate" in await terminal.shows("Apply this? [y/N]")
+        terminal.type(answer + ("" if answer == "\x04" else "\n"))
+        code = await terminal.end()
+    assert code == (0 if revision == 2 else 1)
+    assert daemon.placement.revision == revision
 
 
 async def test_yes_does_not_ask_on_a_terminal(daemon: FakeDaemon) -> None:
-    """`--yes` is for those who know."""
+    """`--yes` is for those who know; what moved is shown in colours."""
     daemon.traffic.decode(200)
     arguments = ("placement", "apply", "--strategy", "frequency", "--yes")
-    text = await _on_a_terminal(daemon, "", *arguments)
+    async with on_terminal(*arguments, KTD_SOCKET=str(daemon.socket)) as terminal:
+        text = await terminal.shows("revision 2")
+        assert await terminal.end() == 0
     assert "[y/N]" not in text
-    placed = await ktd("placement", "get", "--json", socket=daemon.socket)
-    assert placed.json["revision"] == 2
+    assert "\x1b[32m" in text
 
 
-async def _on_a_terminal(daemon: FakeDaemon, answer: str, *arguments: str) -> str:
-    """Runs a command on a pseudo-terminal, types one answer, returns what was shown."""
-    controller, terminal = pty.openpty()
-    try:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "ktd",
-            *arguments,
-            stdin=terminal,
-            stdout=terminal,
-            stderr=terminal,
-            env=environment(KTD_SOCKET=str(daemon.socket), TERM="xterm"),
-        )
-        os.write(controller, (answer + "\n").encode())
-        shown = bytearray()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(controller, lambda: shown.extend(os.read(controller, 65536)))
-        try:
-            async with asyncio.timeout(60):
-                await process.wait()
-            await asyncio.sleep(0.1)
-        finally:
-            loop.remove_reader(controller)
-    finally:
-        os.close(terminal)
-        os.close(controller)
-    return shown.decode()
+async def test_no_color_is_honoured_on_a_terminal(daemon: FakeDaemon) -> None:
+    """No escape sequence for a colour is sent."""
+    arguments = ("status", "--socket", str(daemon.socket))
+    async with on_terminal(*arguments, NO_COLOR="1") as terminal:
+        text = await terminal.shows("versions")
+        assert await terminal.end() == 0
+    assert "\x1b[" not in text
+
+
+async def test_ctrl_c_while_waiting_leaves_the_swap_to_the_daemon(daemon: FakeDaemon) -> None:
+    """The client says that the swap goes on, and it does."""
+    daemon.traffic.decode(200)
+    copied = daemon.target.hold("wait_copied")
+    arguments = ("placement", "apply", "--strategy", "frequency", "--yes")
+    async with on_terminal(*arguments, KTD_SOCKET=str(daemon.socket)) as terminal:
+        await terminal.shows("staging")
+        terminal.type("\x03")
+        await terminal.shows("the swap goes on in the daemon")
+        assert await terminal.end() == 130
+    copied.set()
+    async with KtdClient(daemon.socket) as client:
+        (swap,) = await client.swaps()
+        assert (await client.wait_for_swap(swap.name)).revision == 2

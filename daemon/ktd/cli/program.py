@@ -32,6 +32,12 @@ examples:
   ktd placement apply --strategy frequency   put the experts it uses most on the GPU
   ktd top                                    watch it
 
+exit codes:
+  0 done                          4 the daemon cannot be reached
+  1 an error of no other kind     5 conflict: the placement changed, or a swap is running
+  2 a wrong argument or setting   6 the engine is not serving now: try again
+  3 refused: it cannot be done    130 interrupted
+
 'ktd COMMAND --help' says more about each."""
 
 # Options that may stand before the command; the value says whether one argument follows.
