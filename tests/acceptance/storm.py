@@ -1,4 +1,4 @@
-"""Random swaps, one after another, for as long as a test wants them."""
+"""Random swaps of a whole layer's slots, one after another, for as long as a test wants them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,8 @@ class Storm:
         """Applies ``swaps`` of them, or goes on until cancelled."""
         layers = list((await self._client.placement()).layers)
         while swaps is None or self.committed < swaps:
-            chosen = self._random.sample(layers, self._random.randint(1, len(layers)))
-            target = {
-                layer.layer: self._random.sample(range(layer.num_experts), layer.slots)
-                for layer in chosen
-            }
+            layer = self._random.choice(layers)
+            target = {layer.layer: self._random.sample(range(layer.num_experts), layer.slots)}
             await self._client.apply_and_wait(layers=target, partial=True)
             self.committed += 1
 
