@@ -109,12 +109,13 @@ class RankFileReader:
         size = _COUNTERS + 8 * self.num_layers * self.num_experts * tiers
         if tiers != len(TIERS) or len(self._map) < size:
             raise ValueError(f"{path} is truncated")
+        # A cast view reads a number in one load; struct would do it byte by byte, and see carries.
+        self._words = memoryview(self._map)[_WORDS : _WORDS + 8 * 32].cast("Q")
         self._counters = memoryview(self._map)[_COUNTERS:size].cast("Q")
 
     def word(self, word: Word) -> int:
         """Current value of one word."""
-        (value,) = struct.unpack_from("<Q", self._map, _WORDS + 8 * word)
-        return int(value)
+        return self._words[word]
 
     def counters(self) -> list[int]:
         """Flat copy of ``[layer, expert, tier]``."""
@@ -138,6 +139,7 @@ class RankFileReader:
 
     def close(self) -> None:
         """Unmaps the file."""
+        self._words.release()
         self._counters.release()
         self._map.close()
 

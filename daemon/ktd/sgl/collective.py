@@ -67,16 +67,30 @@ class CollectiveCalls:
         return sequence
 
     async def copied(self, batch_id: int) -> None:
-        """Waits until every rank has finished copying a batch.
+        """Waits until every rank has finished copying a batch that was prepared.
 
         Raises:
             CallFailed: a rank's copy failed.
+            RanksSilent: the schedulers have stopped.
+        """
+        await self.copying_ended(batch_id)
+        for rank in self._ranks:
+            self._require(rank.copy_ack(), batch_id, rank.rank)
+
+    async def copying_ended(self, batch_id: int) -> None:
+        """Waits until no rank is copying the batch any more, whatever became of it.
+
+        Raises:
+            RanksSilent: the schedulers have stopped.
         """
         for rank in self._ranks:
             # The acknowledgement is a word in another process's memory: nothing can wake us.
-            while (ack := rank.copy_ack()).sequence < batch_id:  # noqa: ASYNC110
+            while rank.copy_ack().sequence < batch_id:
+                if self._silent(rank):
+                    raise RanksSilent(
+                        f"rank {rank.rank} has not copied batch {batch_id} and does not answer"
+                    )
                 await asyncio.sleep(_POLL_SECONDS)
-            self._require(ack, batch_id, rank.rank)
 
     def swap_bytes(self) -> int:
         """Bytes copied into slots so far, over all ranks."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +20,13 @@ from ktd.sgl.host_state import HostStateCell
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    id: int
+    moves: list[list[int]]
+    bytes_before: int
 
 
 class ControlService(control_pb2_grpc.EngineControlServiceServicer):
@@ -45,6 +52,7 @@ class ControlService(control_pb2_grpc.EngineControlServiceServicer):
         self._stop = stop
         self._give_up = give_up
         self.calls: CollectiveCalls | None = None
+        self._batch = _Batch(0, [], 0)
 
     async def WatchState(  # noqa: N802 # generated name
         self, request: pb.WatchStateRequest, context: Context
@@ -57,7 +65,14 @@ class ControlService(control_pb2_grpc.EngineControlServiceServicer):
         self, request: pb.PrepareMovesRequest, context: Context
     ) -> pb.PrepareMovesResponse:
         """Unmaps victims and starts copies on every rank."""
+        calls = await self._ready(context)
+        if request.batch_id <= self._batch.id:
+            await context.abort(
+                grpc.StatusCode.INTERNAL,
+                f"batch {request.batch_id} comes after batch {self._batch.id}; ids must grow",
+            )
         moves = [[move.layer, move.evict, move.load] for move in request.moves]
+        self._batch = _Batch(request.batch_id, moves, calls.swap_bytes())
         await self._call(context, "prepare", batch=request.batch_id, moves=moves)
         return pb.PrepareMovesResponse()
 
@@ -66,8 +81,9 @@ class ControlService(control_pb2_grpc.EngineControlServiceServicer):
     ) -> pb.WaitCopiedResponse:
         """Waits for the batch's copies on every rank."""
         calls = await self._ready(context)
-        await self._guard(context, calls.copied(request.batch_id))
-        return pb.WaitCopiedResponse(bytes=calls.swap_bytes())
+        batch = await self._known(context, request.batch_id)
+        await self._guard(context, calls.copied(batch.id))
+        return pb.WaitCopiedResponse(bytes=calls.swap_bytes() - batch.bytes_before)
 
     async def PublishMoves(  # noqa: N802
         self, request: pb.PublishMovesRequest, context: Context
@@ -81,9 +97,9 @@ class ControlService(control_pb2_grpc.EngineControlServiceServicer):
     ) -> pb.AbortMovesResponse:
         """Waits for the batch's copies, whatever became of them, and empties their slots."""
         calls = await self._ready(context)
-        with contextlib.suppress(CallFailed):  # a failed copy is what is being aborted
-            await calls.copied(request.batch_id)
-        await self._call(context, "abort", batch=request.batch_id)
+        batch = await self._known(context, request.batch_id)
+        await self._guard(context, calls.copying_ended(batch.id))
+        await self._call(context, "abort", batch=batch.id, moves=batch.moves)
         return pb.AbortMovesResponse()
 
     async def GetSlots(  # noqa: N802
@@ -120,6 +136,12 @@ class ControlService(control_pb2_grpc.EngineControlServiceServicer):
         if self.calls is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the engine is still loading")
         return self.calls
+
+    async def _known(self, context: Context, batch_id: int) -> _Batch:
+        """The last batch, which is the only one that a call can be about."""
+        if batch_id != self._batch.id:
+            await context.abort(grpc.StatusCode.INTERNAL, f"batch {batch_id} was not prepared")
+        return self._batch
 
     async def _call(self, context: Context, name: str, **fields: object) -> int:
         calls = await self._ready(context)

@@ -40,13 +40,17 @@ class Copier:
         self._copied = copied
         self._rate = bytes_per_second
         self._stopping = threading.Event()
-        self._jobs: queue.Queue[tuple[int, Sequence[SlotCopy]] | None] = queue.Queue()
+        self._jobs: queue.Queue[tuple[int, Sequence[SlotCopy] | str] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="ktd-copier", daemon=True)
         self._thread.start()
 
     def submit(self, batch_id: int, copies: Sequence[SlotCopy]) -> None:
         """Queues a batch and returns at once."""
         self._jobs.put((batch_id, copies))
+
+    def refuse(self, batch_id: int, sentence: str) -> None:
+        """Reports a batch as failed, in order: the acknowledgement has one writer, the thread."""
+        self._jobs.put((batch_id, sentence))
 
     def stop(self) -> None:
         """Ends the thread after the piece it is copying."""
@@ -57,6 +61,9 @@ class Copier:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             batch_id, copies = job
+            if isinstance(copies, str):
+                self._finished(batch_id, copies)
+                continue
             try:
                 for copy in copies:
                     self._copy(copy)

@@ -68,6 +68,10 @@ class ExpertLayer:
         """Mapped expert of each slot, or -1."""
         return list(self._occupants)
 
+    def is_mapped(self, expert: int) -> bool:
+        """Whether a slot computes this expert."""
+        return expert in self._slot_of
+
     def check(self, evict: int, load: int) -> None:
         """Raises :class:`MoveRefused` when a move does not go with the mapping as it is."""
         where = f"layer {self.layer}"

@@ -7,6 +7,7 @@ heavy: SGLang's spawned children import this module again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -71,8 +72,25 @@ class EngineHost:
         report_failure(self._spec, "internal", sentence)
         end_process_tree(1)
 
+    def _signal_handlers(self) -> type:
+        """In place of SGLang's: it would drain by itself, and kill this process without a word."""
+        host = self
+
+        class Handlers:
+            def __init__(self, _tokenizer_manager: Any) -> None:
+                pass
+
+            def sigterm_handler(self, *_: Any) -> None:
+                host.stop()
+
+            def running_phase_sigquit_handler(self, *_: Any) -> None:
+                host._give_up("a process of SGLang ended while it served; its log says why")
+
+        return Handlers
+
     def _serve(self) -> None:
         from ktd.sgl import openai_app
+        from ktd.sgl.cores import core_environment
         from ktd.sgl.server_arguments import ArgumentsRefused, parse
 
         try:
@@ -80,7 +98,10 @@ class EngineHost:
         except ArgumentsRefused as refused:
             raise StartFailed(refused.kind, str(refused)) from refused
         self._control.loading(torch=distribution_version("torch"))
+        if self._spec.device == "cpu":
+            os.environ.update(core_environment(server_args.tp_size))
         engine = self._build_engine(server_args)
+        engine.tokenizer_manager.signal_handler_class = self._signal_handlers()
         try:
             ranks = self._require_hellos(server_args.tp_size)
             self._control.warming(
@@ -172,11 +193,14 @@ def end_process_tree(code: int) -> None:
     """Kills every child and leaves, without running any exit handler."""
     import psutil
 
-    for child in psutil.Process().children(recursive=True):
-        try:
-            child.kill()
-        except psutil.NoSuchProcess:
-            continue
+    # More than once: another thread may be starting children at this moment.
+    for _ in range(5):
+        children = psutil.Process().children(recursive=True)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        if not psutil.wait_procs(children, timeout=1.0)[0]:
+            break
     os._exit(code)
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,20 @@ from ktd.experts.pool import ExpertPool
 from ktd.experts.store import HostStore
 from ktd.rankfile import TIERS, RankFileWriter, Word, path_of
 from ktd.sgl.copier import Copier
+from ktd.sgl.cores import cores_allowed, share_of_cores
 from ktd.sgl.expert_layer import EMPTY, ExpertLayer, MoveRefused, SlotCopy
 from ktd.version import __version__
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The last batch that this rank prepared."""
+
+    id: int
+    copies: Sequence[SlotCopy]
+    published: bool = False
 
 
 class StartRefused(RuntimeError):
@@ -52,14 +63,14 @@ class Rank:
             len(spec.moe_layers), spec.num_experts, len(TIERS)
         )
         self._weight_bytes_at_reset = 0
-        threads, cpus = _share_of_cores(spec.cpu_threads, rank, world_size)
+        threads, cpus = _pool_cores(spec.cpu_threads, rank, world_size)
         self.pool = ExpertPool(threads=threads, isa=spec.isa or "", cpus=cpus)
         self._copier = Copier(
             finished=self.file.acknowledge_copy,
             copied=lambda num_bytes: self._add(Word.SWAP_BYTES, num_bytes),
             bytes_per_second=spec.swap_rate,
         )
-        self._batches: dict[int, Sequence[SlotCopy]] = {}
+        self._batch: _Batch | None = None
         self._load_lock = threading.Lock()
         self._calls: dict[str, Callable[[dict[str, Any]], None]] = {
             "prepare": self._prepare,
@@ -157,26 +168,33 @@ class Rank:
             self.file.acknowledge_call(fields["sequence"])
 
     def _prepare(self, fields: dict[str, Any]) -> None:
-        unmapped: list[tuple[int, int, int]] = []
+        batch_id = fields["batch"]
+        if self._batch is not None and not self._batch.published:
+            sentence = f"batch {self._batch.id} is still open"
+            self._copier.refuse(batch_id, f"rank {self.rank}: {sentence}")
+            raise MoveRefused(sentence)
+        unmapped: list[tuple[ExpertLayer, int, int]] = []
         copies: list[SlotCopy] = []
         try:
-            for layer, evict, load in fields["moves"]:
-                self._layer(layer).check(evict, load)
+            for layer_id, evict, load in fields["moves"]:
+                layer = self._layer(layer_id)
+                layer.check(evict, load)
                 slot = None
                 if evict != EMPTY:
-                    slot = self.layers[layer].unmap(evict)
+                    slot = layer.unmap(evict)
                     unmapped.append((layer, evict, slot))
                 if load != EMPTY:
-                    copies.append(self.layers[layer].reserve(load, slot))
-        except MoveRefused:
+                    copies.append(layer.reserve(load, slot))
+        except Exception as error:
             # Nothing has been copied yet, so the batch leaves no trace.
             for copy in copies:
                 self.layers[copy.layer].release(copy.expert)
             for layer, expert, slot in reversed(unmapped):
-                self.layers[layer].restore(expert, slot)
+                layer.restore(expert, slot)
+            self._copier.refuse(batch_id, f"rank {self.rank}: {error}")
             raise
-        self._batches[fields["batch"]] = copies
-        self._copier.submit(fields["batch"], copies)
+        self._batch = _Batch(batch_id, copies)
+        self._copier.submit(batch_id, copies)
 
     def _layer(self, layer: int) -> ExpertLayer:
         if layer not in self.layers:
@@ -184,17 +202,29 @@ class Rank:
         return self.layers[layer]
 
     def _publish(self, fields: dict[str, Any]) -> None:
-        for copy in self._take(fields["batch"]):
+        batch = self._batch
+        if batch is None or batch.id != fields["batch"] or batch.published:
+            raise MoveRefused(f"batch {fields['batch']} was not prepared")
+        for copy in batch.copies:
             self.layers[copy.layer].publish(copy.expert)
+        batch.published = True
 
     def _abort(self, fields: dict[str, Any]) -> None:
-        for copy in self._take(fields["batch"]):
-            self.layers[copy.layer].release(copy.expert)
+        """Leaves the slots of a batch empty, whether it was prepared here, published, or neither.
 
-    def _take(self, batch_id: int) -> Sequence[SlotCopy]:
-        if batch_id not in self._batches:
-            raise MoveRefused(f"batch {batch_id} was not prepared")
-        return self._batches.pop(batch_id)
+        Ranks that came to different points agree again after it.
+        """
+        if self._batch is not None and self._batch.id == fields["batch"]:
+            for copy in self._batch.copies:
+                layer = self.layers[copy.layer]
+                if self._batch.published:
+                    layer.unmap(copy.expert)
+                else:
+                    layer.release(copy.expert)
+            self._batch = None
+        for layer_id, evict, _ in fields["moves"]:
+            if layer_id in self.layers and self.layers[layer_id].is_mapped(evict):
+                self.layers[layer_id].unmap(evict)
 
     def _reset_statistics(self, _: dict[str, Any]) -> None:
         """Forgets what warming up counted: statistics begin with the first request served."""
@@ -218,12 +248,11 @@ class Rank:
         self.file.words[word] += amount
 
 
-def _share_of_cores(limit: int | None, rank: int, world_size: int) -> tuple[int, list[int]]:
+def _pool_cores(limit: int | None, rank: int, world_size: int) -> tuple[int, list[int]]:
     """Threads and cores of one rank's pool: all allowed cores are divided among the ranks."""
-    allowed = sorted(os.sched_getaffinity(0))
     if world_size == 1:
         return (limit or 0), []
-    share = max(1, len(allowed) // world_size)
-    mine = allowed[rank * share : (rank + 1) * share] or [allowed[rank % len(allowed)]]
+    mine = share_of_cores(cores_allowed(), rank, world_size)
     threads = max(1, limit // world_size) if limit else len(mine)
-    return threads, mine
+    # A thread is pinned to one core, so there cannot be more of them.
+    return min(threads, len(mine)), mine

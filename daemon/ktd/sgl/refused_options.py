@@ -65,7 +65,7 @@ REFUSED = (
     RefusedOption("--enable-paged-experts", "enable_paged_experts", "SGLang's own expert paging"),
     RefusedOption("--kt-weight-path", "kt_weight_path", "SGLang's own KTransformers wrapper"),
     RefusedOption(
-        "--enable-memory-saver", "enable_memory_saver", "slots would lose their contents"
+        "--enable-memory-saver", "enable_memory_saver", "slots would lose what they hold"
     ),
     RefusedOption("--enable-two-batch-overlap", "enable_two_batch_overlap", "two-batch overlap"),
     RefusedOption(

@@ -65,8 +65,8 @@ def parse(spec: EngineSpec) -> Any:
     if server_args.device != spec.device:
         raise ArgumentsRefused(
             "incompatible",
-            f"--device {server_args.device} is not supported here: ktd has chosen {spec.device} for "
-            "this host; leave it out",
+            f"--device {server_args.device} is not supported here: ktd has chosen {spec.device} "
+            "for this host; leave it out",
         )
     return server_args
 

@@ -1,0 +1,54 @@
+"""How the cores of a host are divided among its ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+_SYSFS = Path("/sys/devices/system/cpu")
+
+
+def cores_allowed(sysfs: Path = _SYSFS) -> list[list[int]]:
+    """Physical cores that this process may use, each as its allowed logical CPUs, ascending."""
+    allowed = os.sched_getaffinity(0)
+    return [list(core) for core in sorted({_siblings(cpu, allowed, sysfs) for cpu in allowed})]
+
+
+def share_of_cores(cores: Sequence[Sequence[int]], rank: int, world_size: int) -> list[int]:
+    """One logical CPU for each core of one rank; shares are contiguous and differ by at most one.
+
+    With more ranks than cores the hardware threads of the cores are divided instead, and with more
+    ranks than those, ranks share them.
+    """
+    units = [core[0] for core in cores]
+    if world_size > len(units):
+        units = sorted(cpu for core in cores for cpu in core)
+    if world_size > len(units):
+        return [units[rank % len(units)]]
+    return units[rank * len(units) // world_size : (rank + 1) * len(units) // world_size]
+
+
+def core_environment(world_size: int) -> dict[str, str]:
+    """Variables that let SGLang run several ranks on a host without a GPU.
+
+    It refuses more ranks than NUMA nodes unless it is told the cores of each.
+    """
+    if world_size == 1:
+        return {}
+    cores = cores_allowed()
+    shares = (share_of_cores(cores, rank, world_size) for rank in range(world_size))
+    return {"SGLANG_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, s)) for s in shares)}
+
+
+def _siblings(cpu: int, allowed: Collection[int], sysfs: Path) -> tuple[int, ...]:
+    """The allowed hardware threads of a CPU's core; the CPU alone where the kernel does not say."""
+    try:
+        text = (sysfs / f"cpu{cpu}" / "topology" / "thread_siblings_list").read_text()
+    except OSError:
+        return (cpu,)
+    listed: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        listed.update(range(int(first), int(last or first) + 1))
+    return tuple(sorted(listed & set(allowed) | {cpu}))

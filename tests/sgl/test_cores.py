@@ -1,0 +1,54 @@
+"""Cores are divided among ranks."""
+
+import os
+
+import pytest
+
+from ktd.sgl.cores import core_environment, cores_allowed, share_of_cores
+
+FOUR_CORES_WITH_TWO_THREADS = [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "shares"),
+    [
+        (1, [[0, 1, 2, 3]]),
+        (2, [[0, 1], [2, 3]]),
+        (3, [[0], [1], [2, 3]]),
+        (8, [[0], [1], [2], [3], [4], [5], [6], [7]]),
+        (9, [[0], [1], [2], [3], [4], [5], [6], [7], [0]]),
+    ],
+)
+def test_ranks_get_cores_of_their_own_before_they_share_threads(world_size, shares):
+    """Two ranks on the two threads of each core would slow each other."""
+    cores = FOUR_CORES_WITH_TWO_THREADS
+    assert [share_of_cores(cores, rank, world_size) for rank in range(world_size)] == shares
+
+
+def test_only_allowed_cpus_are_divided(tmp_path):
+    """What the kernel calls siblings is cut down to what this process may use."""
+    allowed = sorted(os.sched_getaffinity(0))
+    for cpu in allowed:
+        topology = tmp_path / f"cpu{cpu}" / "topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(f"{min(allowed)}-{max(allowed) + 64}\n")
+    assert cores_allowed(tmp_path) == [allowed]
+
+
+def test_a_kernel_that_names_no_siblings_gives_one_core_per_cpu(tmp_path):
+    """In a container without that part of sysfs."""
+    assert cores_allowed(tmp_path) == [[cpu] for cpu in sorted(os.sched_getaffinity(0))]
+
+
+def test_one_rank_needs_no_variable():
+    """SGLang's own choice stays."""
+    assert core_environment(1) == {}
+
+
+def test_sglang_is_told_the_cores_of_each_rank():
+    """One list per rank, in SGLang's own notation."""
+    value = core_environment(2)["SGLANG_CPU_OMP_THREADS_BIND"]
+    lists = value.split("|")
+    assert len(lists) == 2
+    cpus = {int(cpu) for cores in lists for cpu in cores.split(",")}
+    assert cpus <= os.sched_getaffinity(0)

@@ -1,0 +1,181 @@
+"""Batches of moves on one rank, from the call to its acknowledgement, without SGLang's engine."""
+
+import json
+import time
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("sglang", reason="SGLang is not installed")
+
+import torch
+
+from ktd.enginespec import EngineSpec
+from ktd.rankfile import RankFileReader, Status, Word, path_of
+from ktd.sgl.expert_layer import ExpertLayer
+from ktd.sgl.rank import Rank
+
+LAYERS, EXPERTS, SLOTS = (1, 4), 8, 2
+
+
+class OneRank:
+    """A rank with two small layers, called as its scheduler would call it."""
+
+    def __init__(self, folder, rank=0):
+        spec = EngineSpec(
+            engine_id="t-1",
+            runtime_dir=str(folder),
+            model_path="/nowhere",
+            sglang_args=(),
+            device="cpu",
+            moe_layers=LAYERS,
+            num_experts=EXPERTS,
+            slots=(SLOTS,) * 2,
+            initial=((),) * 2,
+            cpu_threads=1,
+        )
+        self.rank = Rank(spec, rank=rank, world_size=1)
+        self.reader = RankFileReader(path_of(folder, rank))
+        self._sequence = 0
+        for layer in LAYERS:
+            self.rank.add_layer(
+                ExpertLayer(
+                    layer=layer,
+                    num_experts=EXPERTS,
+                    num_slots=SLOTS,
+                    store={"w": torch.randn(EXPERTS, 16)},
+                    slots={"w": torch.zeros(SLOTS, 16)},
+                    table=torch.full((EXPERTS,), -1, dtype=torch.int32),
+                )
+            )
+
+    def call(self, name, **fields):
+        self._sequence += 1
+        self.rank.call(json.dumps({"sequence": self._sequence, "call": name, **fields}))
+        ack = self.reader.call_ack()
+        assert ack.sequence == self._sequence
+        return ack
+
+    def prepare(self, batch, *moves):
+        return self.call("prepare", batch=batch, moves=[list(move) for move in moves])
+
+    def copied(self, batch):
+        while self.reader.copy_ack().sequence < batch:
+            time.sleep(0.001)
+        return self.reader.copy_ack()
+
+    def swap(self, batch, *moves):
+        assert self.prepare(batch, *moves).status is Status.OK
+        assert self.copied(batch).status is Status.OK
+        assert self.call("publish", batch=batch).status is Status.OK
+
+    def slots(self):
+        return {layer: self.rank.layers[layer].mapped() for layer in LAYERS}
+
+
+@pytest.fixture
+def rank(tmp_path):
+    return OneRank(tmp_path)
+
+
+def test_a_batch_is_mapped_when_it_is_published_and_its_bytes_are_there(rank):
+    """Copies and tables of two layers in one batch."""
+    rank.prepare(1, (1, -1, 5), (4, -1, 6))
+    rank.copied(1)
+    assert rank.slots() == {1: [-1, -1], 4: [-1, -1]}
+    assert rank.call("publish", batch=1).status is Status.OK
+    assert rank.slots() == {1: [5, -1], 4: [6, -1]}
+    layer = rank.rank.layers[4]
+    assert torch.equal(layer.slots["w"][0], layer.store["w"][6])
+    assert rank.reader.word(Word.SWAP_BYTES) == 2 * 64
+
+
+def test_a_refused_batch_restores_what_it_had_unmapped_and_acknowledges_both(rank):
+    """Nobody waits for copies that will never come."""
+    rank.swap(1, (1, -1, 5), (4, -1, 6))
+    ack = rank.prepare(2, (1, 5, 7), (4, 0, 1))
+    assert (ack.status, ack.text) == (
+        Status.FAILED,
+        "rank 0: expert 0 of layer 4 is not in a slot",
+    )
+    assert rank.copied(2).text == "rank 0: expert 0 of layer 4 is not in a slot"
+    assert rank.slots() == {1: [5, -1], 4: [6, -1]}
+    assert rank.rank.layers[1].table.tolist() == [-1, -1, -1, -1, -1, 0, -1, -1]
+
+
+def test_a_second_batch_waits_for_the_first(rank):
+    """One batch is open at a time, on the rank's own word."""
+    rank.prepare(1, (1, -1, 5))
+    assert rank.prepare(2, (1, -1, 6)).text == "rank 0: batch 1 is still open"
+    rank.copied(2)
+    rank.call("publish", batch=1)
+    assert rank.prepare(3, (1, -1, 6)).status is Status.OK
+
+
+def test_a_batch_is_published_once(rank):
+    """A repeated or invented publish changes nothing."""
+    rank.swap(1, (1, -1, 5))
+    assert rank.call("publish", batch=1).text == "rank 0: batch 1 was not prepared"
+    assert rank.call("publish", batch=9).text == "rank 0: batch 9 was not prepared"
+    assert rank.slots()[1] == [5, -1]
+
+
+@pytest.mark.parametrize("point", ["refused", "prepared", "published"])
+def test_abort_leaves_the_slots_of_a_batch_empty_however_far_it_came(rank, point):
+    """Ranks that came to different points hold the same slots after it."""
+    rank.swap(1, (1, -1, 5), (4, -1, 6))
+    moves = [(1, 5, 7), (4, 6, 2)]
+    if point == "refused":
+        rank.prepare(2, *moves, (4, 0, 1))
+    else:
+        rank.prepare(2, *moves)
+        rank.copied(2)
+        if point == "published":
+            rank.call("publish", batch=2)
+    assert rank.call("abort", batch=2, moves=moves).status is Status.OK
+    assert rank.slots() == {1: [-1, -1], 4: [-1, -1]}
+    rank.swap(3, (1, -1, 5), (4, -1, 6))
+    assert rank.slots() == {1: [5, -1], 4: [6, -1]}
+
+
+def test_an_unexpected_error_leaves_no_trace_either_and_names_the_rank(rank):
+    """What is sent may be malformed; the scheduler lives on."""
+    rank.swap(1, (1, -1, 5))
+    ack = rank.call("prepare", batch=2, moves=[[1, 5, 7], [1, "x", 2]])
+    assert ack.status is Status.FAILED
+    assert ack.text.startswith("rank 0: prepare failed: ")
+    assert rank.slots()[1] == [5, -1]
+    assert rank.call("no such call").text.startswith("rank 0: no such call failed: ")
+
+
+def test_slots_are_reported_under_the_sequence_of_the_call(rank, tmp_path):
+    """An old file is told from a new one."""
+    rank.swap(1, (1, -1, 5))
+    rank.call("slots")
+    report = json.loads((tmp_path / "slots-0.json").read_text())
+    assert report == {"sequence": 3, "slots": {"1": [5, -1], "4": [-1, -1]}}
+
+
+def test_statistics_are_forgotten_on_reset_and_nothing_else(rank):
+    """Warming up is not counted; loading and swapping stay."""
+    rank.swap(1, (1, -1, 5))
+    rank.rank.begin_step()
+    rank.rank.end_step(decode=True, tokens=3)
+    rank.rank.counters_of(0)[2, 1] += 7
+    assert rank.reader.word(Word.DECODE_TOKENS) == 3
+    assert sum(rank.reader.counters()) == 7
+    rank.call("reset_statistics")
+    assert rank.reader.word(Word.DECODE_TOKENS) == 0
+    assert sum(rank.reader.counters()) == 0
+    assert rank.reader.word(Word.SWAP_BYTES) == 64
+    assert rank.reader.word(Word.SLOT_BYTES) == 2 * SLOTS * 64
+
+
+def test_a_rank_that_starts_again_in_the_same_folder_replaces_its_file(tmp_path):
+    """A reader of the old one keeps the old one; a new reader sees the new."""
+    old = OneRank(tmp_path)
+    old.swap(1, (1, -1, 5))
+    new = OneRank(tmp_path)
+    assert new.reader.call_ack().sequence == 0
+    assert new.reader.hello() is None
+    assert old.reader.word(Word.SWAP_BYTES) == 64

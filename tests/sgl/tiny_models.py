@@ -1,0 +1,255 @@
+"""Tiny random checkpoints of many MoE architectures, made with Transformers, and their reference.
+
+Sizes are awkward on purpose: expert widths are no multiple of a vector, some layers are dense.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.live import MODEL
+
+VOCABULARY = 2048  # ktd-tiny's tokenizer goes with every checkpoint
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TinyModel:
+    """One recipe.
+
+    Attributes:
+        model_type: Transformers' name of the configuration.
+        options: What differs from the common options.
+        moe_layers: Layers with experts.
+        num_experts: Per layer.
+        architecture: Name in config.json, if it is not the one that Transformers writes.
+    """
+
+    model_type: str
+    options: dict[str, Any]
+    moe_layers: tuple[int, ...] = (0, 1, 2)
+    num_experts: int = 8
+    architecture: str | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+_DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "intermediate_size": 96,
+    "moe_intermediate_size": 72,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": None,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "head_dim": 16,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.0,
+}
+
+MODELS = {
+    "qwen3_moe": TinyModel(
+        "qwen3_moe",
+        {
+            "head_dim": 16,
+            "intermediate_size": 96,
+            "moe_intermediate_size": 40,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+        },
+    ),
+    "qwen3_moe_dense_layer": TinyModel(
+        "qwen3_moe",
+        {
+            "head_dim": 16,
+            "intermediate_size": 96,
+            "moe_intermediate_size": 72,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+        },
+        moe_layers=(0, 2),
+    ),
+    "mixtral": TinyModel(
+        "mixtral",
+        {"intermediate_size": 72, "num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
+    "olmoe": TinyModel(
+        "olmoe",
+        {
+            "num_key_value_heads": 4,
+            "intermediate_size": 72,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": False,
+        },
+    ),
+    "qwen2_moe": TinyModel(
+        "qwen2_moe",
+        {
+            "intermediate_size": 96,
+            "moe_intermediate_size": 72,
+            "shared_expert_intermediate_size": 56,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "mlp_only_layers": [0],
+        },
+        moe_layers=(1, 2),
+    ),
+    "phimoe": TinyModel(
+        "phimoe",
+        {"intermediate_size": 72, "num_local_experts": 8, "num_experts_per_tok": 2},
+        architecture="PhiMoEForCausalLM",
+    ),
+    "granitemoe": TinyModel(
+        "granitemoe",
+        {"intermediate_size": 72, "num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
+    "deepseek_v2": TinyModel(
+        "deepseek_v2", _DEEPSEEK | {"topk_method": "greedy"}, moe_layers=(1, 2)
+    ),
+    "deepseek_v3": TinyModel("deepseek_v3", _DEEPSEEK | {"q_lora_rank": 48}, moe_layers=(1, 2)),
+    "gpt_oss": TinyModel(
+        "gpt_oss",
+        {
+            "head_dim": 16,
+            "intermediate_size": 72,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "sliding_window": 32,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "glm4_moe": TinyModel(
+        "glm4_moe",
+        {
+            "head_dim": 16,
+            "intermediate_size": 96,
+            "moe_intermediate_size": 72,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "routed_scaling_factor": 1.0,
+        },
+        moe_layers=(1, 2),
+    ),
+    "ernie4_5_moe": TinyModel(
+        "ernie4_5_moe",
+        {
+            "intermediate_size": 96,
+            "moe_intermediate_size": 72,
+            "moe_num_experts": 8,
+            "moe_k": 2,
+            "moe_num_shared_experts": 1,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": 2,
+            "moe_layer_interval": 1,
+        },
+        moe_layers=(1, 2),
+    ),
+}
+
+
+def build(name: str, folder: Path, *, spread: float = 0.25) -> TinyModel:
+    """Writes the checkpoint and ktd-tiny's tokenizer into ``folder``.
+
+    Weights are wide enough that the experts decide the log-probabilities.
+    """
+    import json
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    recipe = MODELS[name]
+    config = AutoConfig.for_model(recipe.model_type, **(_COMMON | recipe.options))
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                fan_in = parameter.shape[-1]
+                scale = spread if "embed" in key else 1.6 / fan_in**0.5
+                parameter.normal_(0.0, scale)
+            elif "norm" in key:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0.0, 0.05)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    path = folder / "config.json"
+    written = json.loads(path.read_text())
+    if recipe.architecture is not None:
+        written["architectures"] = [recipe.architecture]
+    path.write_text(json.dumps(written | recipe.changes))
+    for file in MODEL.glob("*token*"):
+        shutil.copy(file, folder)
+    del model
+    gc.collect()
+    return recipe
+
+
+def reference(
+    folder: Path, texts: Sequence[Sequence[int]], change: Callable[[Any], None] | None = None
+) -> list[list[float]]:
+    """Log-probability of every token but the first, by Transformers in float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    if change is not None:
+        change(model)
+    found = []
+    with torch.inference_mode():
+        for ids in texts:
+            logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            found.append(logits[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0].tolist())
+    del model
+    gc.collect()
+    return found
+
+
+def without_experts(model: Any) -> None:
+    """Silences the routed experts: what a reference looks like that does not see them."""
+    import torch
+
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if ".experts." in key and ("down_proj" in key or ".w2" in key):
+                parameter.zero_()
+            if "output_linear" in key:
+                parameter.zero_()
+
+
+def some_texts(count: int = 4, length: int = 60) -> list[list[int]]:
+    """Random token ids, the same ones each time."""
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(3, VOCABULARY, (count, length), generator=generator).tolist()
