@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ktd.cli.placement_json import parse_target
 from ktd.client import KtdClient
+from ktd.errors import InvalidArgument
 from tests.cli.on_terminal import on_terminal
 from tests.cli.running import ktd
 from tests.rpc.fake_daemon import fake_daemon
@@ -100,9 +103,9 @@ async def test_a_target_is_read_from_standard_input(daemon: FakeDaemon) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("{", "standard input is no JSON"),
-        ("[]", "standard input has no list 'layers'"),
-        ('{"layers": []}', "standard input has no list 'layers'"),
+        ("{", "the file is no JSON"),
+        ("[]", "the file has no list 'layers'"),
+        ('{"layers": []}', "the file has no list 'layers'"),
         ('{"layers": [1]}', "layers[0] is no object"),
         ('{"layers": [{"layer": "0", "gpu_experts": []}]}', "'layer' is '0'"),
         ('{"layers": [{"layer": true, "gpu_experts": []}]}', "'layer' is True"),
@@ -113,19 +116,33 @@ async def test_a_target_is_read_from_standard_input(daemon: FakeDaemon) -> None:
             '{"layers": [{"layer": 0, "gpu_experts": []}, {"layer": 0, "gpu_experts": []}]}',
             "layers[1] names layer 0 a second time",
         ),
+    ],
+)
+def test_a_malformed_target_is_refused_before_the_daemon_is_asked(
+    text: str, complaint: str
+) -> None:
+    """One sentence says where the file is wrong."""
+    with pytest.raises(InvalidArgument, match=re.escape(complaint)):
+        parse_target(text, "the file")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "standard input is no JSON"),
         ('{"layers": [{"layer": 9, "gpu_experts": [0]}]}', "9"),
         ('{"layers": [{"layer": 0, "gpu_experts": [0]}]}', "layer"),
     ],
 )
-async def test_a_malformed_target_changes_nothing(
+async def test_a_wrong_target_changes_nothing(
     daemon: FakeDaemon, text: str, complaint: str
 ) -> None:
-    """One sentence says where the file is wrong; the exit code is 2."""
+    """Refused here or by the daemon: exit code 2 and one sentence."""
     result = await ktd("placement", "apply", "--file", "-", socket=daemon.socket, stdin=text)
     assert result.code == 2
     assert complaint in result.err
     assert result.err.count("\n") == 1
-    assert (await ktd("placement", "get", "--json", socket=daemon.socket)).json["revision"] == 1
+    assert daemon.placement.revision == 1
 
 
 async def test_a_target_that_does_not_fit_is_refused(daemon: FakeDaemon) -> None:
@@ -152,7 +169,7 @@ async def test_a_stale_etag_is_a_conflict(daemon: FakeDaemon) -> None:
     for command in (("apply", "--strategy", "uniform"), ("undo",)):
         result = await ktd("placement", *command, "--etag", etag, socket=daemon.socket)
         assert result.code == 5, result
-    assert (await ktd("placement", "get", "--json", socket=daemon.socket)).json["revision"] == 2
+    assert daemon.placement.revision == 2
 
 
 async def test_a_plan_is_applied_by_its_id(daemon: FakeDaemon) -> None:
@@ -162,7 +179,7 @@ async def test_a_plan_is_applied_by_its_id(daemon: FakeDaemon) -> None:
         await ktd("placement", "plan", "--strategy", "frequency", "--json", socket=daemon.socket)
     ).json
     assert plan["hit_rate_after"] > plan["hit_rate_before"]
-    assert (await ktd("placement", "get", "--json", socket=daemon.socket)).json["revision"] == 1
+    assert daemon.placement.revision == 1
     result = await ktd("placement", "apply", "--plan", plan["plan"], "--json", socket=daemon.socket)
     assert result.json["moves"] == plan["moves"]
     again = await ktd(
@@ -188,7 +205,7 @@ async def test_dry_run_changes_nothing(daemon: FakeDaemon) -> None:
     result = await ktd(*arguments, socket=daemon.socket)
     assert result.code == 0
     assert "nothing was changed" in result.out
-    assert (await ktd("placement", "get", "--json", socket=daemon.socket)).json["revision"] == 1
+    assert daemon.placement.revision == 1
 
 
 async def test_undo_brings_the_earlier_placement_back(daemon: FakeDaemon) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ktd.cli.commands import COMMANDS
-from tests.cli.running import environment, ktd
+from tests.cli.running import environment, ktd, ktd_here
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,11 +33,11 @@ CLIENT_COMMANDS = [
 
 
 @pytest.mark.parametrize("command", CLIENT_COMMANDS, ids=" ".join)
-async def test_no_daemon_is_one_sentence_and_exit_code_4(
-    command: tuple[str, ...], tmp_path: Path
+def test_no_daemon_is_one_sentence_and_exit_code_4(
+    command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every client command says where it looked and what to do."""
-    result = await ktd(*command, socket=tmp_path / "none.sock")
+    result = ktd_here(capsys, "--socket", str(tmp_path / "none.sock"), *command)
     assert result.code == 4
     assert result.out == ""
     assert result.err.count("\n") == 1
@@ -71,42 +71,42 @@ async def test_no_daemon_is_one_sentence_and_exit_code_4(
         (["--socket"], "ktd: argument --socket: expected one argument; see 'ktd --help'"),
     ],
 )
-async def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(
-    arguments: list[str], sentence: str
+def test_a_wrong_command_line_is_one_sentence_and_exit_code_2(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The sentence names what is wrong and where to read on."""
-    result = await ktd(*arguments)
+    result = ktd_here(capsys, *arguments)
     assert (result.code, result.out, result.err) == (2, "", sentence + "\n")
 
 
-async def test_a_goal_is_needed_and_only_one() -> None:
+def test_a_goal_is_needed_and_only_one(capsys: pytest.CaptureFixture[str]) -> None:
     """`apply` refuses to guess."""
-    none = await ktd("placement", "apply")
-    both = await ktd("placement", "apply", "--strategy", "uniform", "--file", "x")
+    none = ktd_here(capsys, "placement", "apply")
+    both = ktd_here(capsys, "placement", "apply", "--strategy", "uniform", "--file", "x")
     assert none.code == both.code == 2
     assert "required" in none.err
     assert "not allowed with" in both.err
 
 
 @pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"serve", "config", "bench"}))
-async def test_help_of_every_command_has_examples(name: str) -> None:
+def test_help_of_every_command_has_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`--help` works without a daemon, and shows how the command is used."""
-    result = await ktd(name, "--help")
+    result = ktd_here(capsys, name, "--help")
     assert result.code == 0
     assert "examples:" in result.out
     assert "--socket" in result.out
 
 
-async def test_without_a_command_the_help_is_shown() -> None:
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """`ktd` alone lists its commands, and is not a success for a script."""
-    result = await ktd()
+    result = ktd_here(capsys)
     assert result.code == 2
     assert all(name in result.out for name in ("serve", "status", "placement", "doctor"))
 
 
-async def test_version_flag_prints_the_version() -> None:
+def test_version_flag_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     """`ktd --version` needs nothing."""
-    result = await ktd("--version")
+    result = ktd_here(capsys, "--version")
     assert result.code == 0
     assert result.out.startswith("ktd ")
 
@@ -125,9 +125,11 @@ async def test_socket_is_accepted_before_and_after_the_command(daemon: FakeDaemo
         assert result.json["revision"] == 1
 
 
-async def test_a_socket_path_that_is_too_long_is_refused_by_name() -> None:
+def test_a_socket_path_that_is_too_long_is_refused_by_name(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Unix sockets have short paths; the sentence says so."""
-    result = await ktd("status", "--socket", "/tmp/" + "x" * 200)
+    result = ktd_here(capsys, "status", "--socket", "/tmp/" + "x" * 200)
     assert result.code == 4
     assert "107 bytes" in result.err
 

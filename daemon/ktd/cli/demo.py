@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ktd.client import EngineStatus
 
 _RATIO = 0.25
-_TOKENS = 64
+_TOKENS = 48
 
 
 def add_parser(subparsers: Subparsers) -> None:

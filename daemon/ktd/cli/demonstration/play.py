@@ -105,9 +105,11 @@ class Play:
         for prompt in self.texts:
             before = await settled_stats(self.client)
             again[prompt.domain] = await asyncio.to_thread(self._complete, prompt, _nothing)
-            after = await settled_stats(self.client)
-            self.found.after[prompt.domain] = work_between(before, after)
-        self.stage.hit_rates(self.found.before, self.found.after)
+            work = work_between(before, await settled_stats(self.client))
+            self.found.after[prompt.domain] = work
+            self.stage.hit_rate(prompt.domain, self.found.before[prompt.domain], work)
+        all_after = sum(self.found.after.values(), Work())
+        self.stage.hit_rate("all", together, all_after, bold=True)
 
         self.stage.heading("The greedy text, before and after")
         for domain, completion in again.items():

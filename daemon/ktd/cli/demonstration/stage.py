@@ -103,16 +103,12 @@ class Stage:
         if len(layers) > _MOST_LAYERS:
             self.note(f"    {_MOST_LAYERS} of {len(layers)} layers, evenly spread")
 
-    def hit_rates(self, before: Mapping[str, Work], after: Mapping[str, Work]) -> None:
-        """Hit rates per domain and over all, before and after."""
+    def hit_rate(self, name: str, before: Work, after: Work, *, bold: bool = False) -> None:
+        """Hit rates of the same work, before and after."""
         arrow = "→" if self.terminal.unicode else "->"
-        for name in (*before, "all"):
-            one = sum(before.values(), Work()) if name == "all" else before[name]
-            other = sum(after.values(), Work()) if name == "all" else after[name]
-            line = (
-                f"{name:<8} {share_text(one.hit_rate):>7} {arrow} {share_text(other.hit_rate):>7}"
-            )
-            self.terminal.line(self.terminal.styled(line, "bold") if name == "all" else line)
+        rates = f"{share_text(before.hit_rate):>7} {arrow} {share_text(after.hit_rate):>7}"
+        self.terminal.line(self.terminal.styled(f"{name:<8} {rates}", *(["bold"] if bold else [])))
+        self.terminal.stream.flush()
 
     def comparison(self, name: str, found: Difference | None, tokens: int) -> None:
         """Whether a greedy text is still the same, and if not, how far apart the two tokens are."""
