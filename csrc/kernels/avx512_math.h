@@ -36,12 +36,9 @@ inline __m512 Exp(__m512 x) noexcept {
 // flushes denormals: the second product then starts from the same values on every ISA.
 inline __m512i NarrowSixteen(__m512 value) noexcept {
   const __m512i bits = _mm512_castps_si512(value);
-  const __m512i top = _mm512_srli_epi32(bits, 16);
-  const __m512i odd = _mm512_and_si512(top, _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_srli_epi32(
-      _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd), 16);
-  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-  return _mm512_mask_or_epi32(rounded, nan, top, _mm512_set1_epi32(0x40));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i half = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd);
+  return _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
 }
 
 inline void SiluMulMasked(const float* gate, const float* up, Bf16* act, std::size_t n) noexcept {

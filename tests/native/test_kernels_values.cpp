@@ -95,15 +95,17 @@ void CheckNanAndInfinity(const char* name) {
   const Kernel& kernel = KernelOrSkip(name);
   std::mt19937 random(13);
   const Expert expert = MakeExpert(random);
-  for (const std::size_t where : {std::size_t{0}, std::size_t{40}, kLength - 1}) {
+  constexpr std::size_t kPlaces[] = {0, 40, kLength - 1};
+  constexpr Bf16 kNans[] = {0x7fc1, 0x7fff, 0xff81};
+  for (int i = 0; i < 3; ++i) {
     std::vector<Bf16> x = RandomBf16(random, 3 * kLength, 1.0f);
-    x[kLength + where] = 0x7fc1;  // NaN in the second token
+    x[kLength + kPlaces[i]] = kNans[i];  // in the second token
     const Result result = RunExpert(kernel, expert, x, kRows, kLength);
-    for (std::size_t i = 0; i < 3 * kRows; ++i) {
-      EXPECT(std::isnan(ToDouble(result.act[i])) == (i / kRows == 1), name, ": activation ", i);
+    for (std::size_t k = 0; k < 3 * kRows; ++k) {
+      EXPECT(std::isnan(ToDouble(result.act[k])) == (k / kRows == 1), name, ": activation ", k);
     }
-    for (std::size_t i = 0; i < 3 * kLength; ++i) {
-      EXPECT(std::isnan(result.out[i]) == (i / kLength == 1), name, ": output ", i);
+    for (std::size_t k = 0; k < 3 * kLength; ++k) {
+      EXPECT(std::isnan(result.out[k]) == (k / kLength == 1), name, ": output ", k);
     }
   }
   Expert poisoned = expert;
@@ -115,34 +117,40 @@ void CheckNanAndInfinity(const char* name) {
   }
 }
 
-// gate = g and up = 1 in every row, from one value of x.
-Result RunWithGate(const Kernel& kernel, Bf16 gate) {
-  Expert expert{std::vector<Bf16>(kRows * kLength), std::vector<Bf16>(kRows * kLength),
-                std::vector<Bf16>(kLength * kRows)};
-  for (std::size_t row = 0; row < kRows; ++row) {
-    expert.gate[row * kLength] = gate;
-    expert.up[row * kLength] = ToBf16(1.0f);
-  }
-  std::vector<Bf16> x(kLength);
-  x[0] = ToBf16(1.0f);
-  return RunExpert(kernel, expert, x, kRows, kLength);
+// Activations whose gate and up sums are exactly the given values, one row each.
+std::vector<Bf16> Activations(const Kernel& kernel, const std::vector<Bf16>& gates, float up) {
+  const std::size_t rows = gates.size();
+  const std::vector<Bf16> ups(rows, ToBf16(up));
+  const Bf16 one = ToBf16(1.0f);
+  const std::int32_t token = 0;
+  std::vector<Bf16> act(rows);
+  kernel.gate_up({gates.data(), ups.data(), 1, 0, rows, &one, &token, 1, act.data(), rows});
+  return act;
 }
 
 void CheckSiluRange(const char* name) {
   const Kernel& kernel = KernelOrSkip(name);
-  for (const float gate :
-       {-3e38f, -200.0f, -104.0f, -100.0f, -89.0f, -88.0f, -87.0f, -20.0f, -1.0f, -1e-3f, -1e-30f,
-        0.0f, 1e-30f, 0.5f, 4.0f, 87.0f, 89.0f, 200.0f, 3e38f}) {
-    const Bf16 rounded = ToBf16(gate);
-    const Bounded exact = ExactActivation({ToDouble(rounded), 0}, {1.0, 0});
-    for (const Bf16 act : RunWithGate(kernel, rounded).act) {
-      EXPECT(IsRounded(act, exact), name, ": silu(", gate, ") is ", ToDouble(act));
+  std::vector<Bf16> gates;
+  for (const float gate : {-1e38f, -200.0f, -104.0f, -100.0f, -89.0f, -88.0f, -87.0f, -1e-30f, 0.0f,
+                           1e-30f, 87.0f, 89.0f, 200.0f, 1e38f}) {
+    gates.push_back(ToBf16(gate));
+  }
+  // Every bf16 from 2^-7 to 64 and its negative: exp's error then shows in some last place.
+  for (Bf16 gate = 0x3c00; gate < 0x4280; ++gate) {
+    gates.push_back(gate);
+    gates.push_back(gate | 0x8000);
+  }
+  for (const float up : {1.0f, 0.7734375f, -1.3203125f}) {
+    const std::vector<Bf16> act = Activations(kernel, gates, up);
+    for (std::size_t i = 0; i < gates.size(); ++i) {
+      const double gate = ToDouble(gates[i]);
+      EXPECT(IsRounded(act[i], ExactActivation({gate, 0}, {up, 0})), name, ": silu(", gate, ") * ",
+             up, " is ", ToDouble(act[i]));
     }
   }
   const Bf16 infinite = ToBf16(std::numeric_limits<float>::infinity());
-  for (const Bf16 act : RunWithGate(kernel, infinite).act) {
-    EXPECT(std::isinf(ToDouble(act)), name, ": infinity became ", ToDouble(act));
-  }
+  EXPECT(std::isinf(ToDouble(Activations(kernel, {infinite}, 1.0f)[0])), name,
+         ": infinity is lost");
 }
 
 // Denormals are lost or kept, but never more than kTiny away and never NaN.
