@@ -19,6 +19,7 @@ import structlog
 
 _QUEUE_LINES = 20_000
 _FLUSH_SECONDS = 1.0
+_SHOWN_CHARACTERS = 400
 
 
 class LineWriter:
@@ -124,9 +125,11 @@ def _rendering(style: str, *, colours: bool) -> list[Any]:
 def _engine_lines(
     _logger: Any, _name: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
-    """For people a line of the engine is the line, not a field."""
+    """For people a line of the engine is the line, not a field, and not a page of arguments."""
     if event.get("event") == "engine" and "line" in event:
-        event["event"] = f"| {event.pop('line')}"
+        line = event.pop("line")
+        cut = f"{line[:_SHOWN_CHARACTERS]} …" if len(line) > _SHOWN_CHARACTERS else line
+        event["event"] = f"| {cut}"
         event.pop("engine_id", None)
     return event
 

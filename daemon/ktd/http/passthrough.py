@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Protocol
 
 import aiohttp
@@ -42,6 +43,11 @@ _NOT_ADDED = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_T
 # The engine may resolve these, and then "/v1/../x" would be another route.
 _DOTS = re.compile(r"(?:^|[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:$|[/\\?#]|%2f|%5c)", re.IGNORECASE)
 _RETRY_SECONDS = 5
+# uvicorn closes an idle connection after 5 s.
+_IDLE_SECONDS = 3.0
+_SMALL_BODY = 1 << 20
+# What nginx logs when the client goes first.
+_CLIENT_WENT = 499
 
 
 class RequestLog(Protocol):
@@ -86,13 +92,14 @@ class Passthrough:
         if self._session is None or self._socket != socket:
             await self.close()
             self._session = aiohttp.ClientSession(
-                # A connection each: one kept alive could be closed by the engine in the very
-                # moment that it is used again, and a POST must not be sent twice.
-                connector=aiohttp.UnixConnector(path=str(socket), limit=0, force_close=True),
+                connector=aiohttp.UnixConnector(
+                    path=str(socket), limit=0, keepalive_timeout=_IDLE_SECONDS
+                ),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
                 auto_decompress=False,
                 skip_auto_headers=_NOT_ADDED,
                 cookie_jar=aiohttp.DummyCookieJar(),
+                trace_configs=[_noting_reuse()],
                 read_bufsize=1 << 18,
                 max_line_size=1 << 16,
                 max_field_size=1 << 16,
@@ -103,42 +110,104 @@ class Passthrough:
     async def _forward(
         self, request: web.Request, session: aiohttp.ClientSession, start: float
     ) -> web.StreamResponse:
-        response: web.StreamResponse | None = None
-        first_byte: float | None = None
-        status = 499  # what nginx logs when the client goes first
+        exchange = _Exchange(request, start)
         try:
-            async with session.request(
-                request.method,
-                URL(f"http://ktd{request.raw_path}", encoded=True),
-                headers=_end_to_end(request.headers),
-                data=request.content if request.body_exists else None,
-                allow_redirects=False,
-            ) as answer:
-                status = answer.status
-                response = web.StreamResponse(status=answer.status, reason=answer.reason)
-                response.headers.extend(_end_to_end(answer.headers))
-                await response.prepare(request)
-                async for piece in answer.content.iter_any():
-                    if first_byte is None:
-                        first_byte = time.perf_counter() - start
-                    await response.write(piece)
-                await response.write_eof()
-                return response
+            body = await _body(request)
+            try:
+                await exchange.run(session, body)
+            except aiohttp.ServerDisconnectedError:
+                # The engine had closed an idle connection in the moment that it was used again.
+                # It has read nothing, so the request may be sent once more.
+                if not exchange.reused or isinstance(body, aiohttp.StreamReader):
+                    raise
+                await exchange.run(session, body)
         except (aiohttp.ClientError, OSError) as error:
-            if request.transport is None or request.transport.is_closing():
-                status = 499
-                raise
-            status = 502
-            if response is None or not response.prepared:
-                return errors.bad_gateway(
-                    f"The engine ended while it had this request ({type(error).__name__}); "
-                    "it is started again, so try once more."
-                )
-            # Half an answer is out: cutting the connection is the only way to say so.
-            request.transport.abort()
-            return response
+            return exchange.failed(error)
         finally:
-            self._log.finished(status, time.perf_counter() - start, first_byte)
+            elapsed = time.perf_counter() - start
+            self._log.finished(exchange.status, elapsed, exchange.first_byte)
+        return exchange.answered
+
+
+class _Exchange:
+    """One request on its way to the engine and its answer on the way back."""
+
+    def __init__(self, request: web.Request, start: float) -> None:
+        self._request = request
+        self._start = start
+        self._response: web.StreamResponse | None = None
+        self.reused = False
+        self.status = _CLIENT_WENT
+        self.first_byte: float | None = None
+
+    @property
+    def answered(self) -> web.StreamResponse:
+        """The answer, passed on completely."""
+        if self._response is None:
+            raise RuntimeError("nothing was exchanged")
+        return self._response
+
+    async def run(
+        self, session: aiohttp.ClientSession, body: bytes | aiohttp.StreamReader | None
+    ) -> None:
+        """Sends the request and passes the answer on as it comes."""
+        request = self._request
+        async with session.request(
+            request.method,
+            URL(f"http://ktd{request.raw_path}", encoded=True),
+            headers=_end_to_end(request.headers),
+            data=body,
+            allow_redirects=False,
+            trace_request_ctx=self,
+        ) as answer:
+            self.status = answer.status
+            response = web.StreamResponse(status=answer.status, reason=answer.reason)
+            response.headers.extend(_end_to_end(answer.headers))
+            self._response = response
+            await response.prepare(request)
+            async for piece in answer.content.iter_any():
+                if self.first_byte is None:
+                    self.first_byte = time.perf_counter() - self._start
+                await response.write(piece)
+            await response.write_eof()
+
+    def failed(self, error: Exception) -> web.StreamResponse:
+        """What the client gets when one of the two connections broke."""
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            self.status = _CLIENT_WENT
+            raise error
+        self.status = 502
+        if self._response is None or not self._response.prepared:
+            return errors.bad_gateway(
+                f"The engine ended while it had this request ({type(error).__name__}); "
+                "it is started again, so try once more."
+            )
+        # Half an answer is out: cutting the connection is the only way to say so.
+        transport.abort()
+        return self._response
+
+
+async def _body(request: web.Request) -> bytes | aiohttp.StreamReader | None:
+    """The whole body where it is small, which most are; else the stream of it."""
+    if not request.body_exists:
+        return None
+    if request.content_length is not None and request.content_length <= _SMALL_BODY:
+        return await request.content.read()
+    return request.content
+
+
+def _noting_reuse() -> aiohttp.TraceConfig:
+    async def reused(
+        _session: aiohttp.ClientSession,
+        context: SimpleNamespace,
+        _parameters: aiohttp.TraceConnectionReuseconnParams,
+    ) -> None:
+        context.trace_request_ctx.reused = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(reused)
+    return trace
 
 
 def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:

@@ -100,7 +100,8 @@ def fetch(request: Request) -> str:
     with _Progress(request, sum(files.values())):
         return snapshot_download(
             request.repo_id,
-            revision=request.revision or info.sha,
+            # By its name and not by the commit: only then is it found again offline.
+            revision=request.revision,
             cache_dir=request.cache_dir,
             allow_patterns=list(files),
         )
@@ -119,11 +120,8 @@ def _cached(request: Request, error: Exception) -> str:
         offline = isinstance(error, OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else f"it cannot be reached ({_line(error)})"
         raise Refused(
-            f"{request.repo_id} is not in the cache {request.cache}, and Hugging Face is not "
-            f"asked because {why}."
-            if offline
-            else f"{request.repo_id} is not in the cache {request.cache}, and Hugging Face cannot "
-            f"be reached ({_line(error)})."
+            f"{request.repo_id} is not in the cache {request.cache}, and Hugging Face cannot be "
+            f"asked: {why}."
         ) from error
 
 

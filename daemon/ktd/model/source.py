@@ -18,7 +18,7 @@ def folder_or_id(model: str) -> Path | str:
         ModelUnsupported: it is neither.
     """
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         return path.resolve()
     if path.is_file():
         raise ModelUnsupported(
