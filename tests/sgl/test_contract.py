@@ -227,6 +227,44 @@ def test_processes_are_named_so_that_their_hellos_can_be_required():
     )
 
 
+def test_the_shared_experts_gate_is_added_by_the_operator_that_ktd_replaces():
+    """Its Triton kernel does not run without a GPU."""
+    from sglang.kernels.ops.elementwise.elementwise import fused_gate_sigmoid_mul_add
+    from sglang.srt.models import qwen2_moe
+
+    from ktd.sgl.cpu_kernels import gate_sigmoid_mul_add
+
+    assert parameters(fused_gate_sigmoid_mul_add) == parameters(gate_sigmoid_mul_add), moved(
+        "fused_gate_sigmoid_mul_add", "cpu_kernels"
+    )
+    assert hasattr(qwen2_moe, "fused_gate_sigmoid_mul_add"), moved(
+        "its use in qwen2_moe", "cpu_kernels"
+    )
+
+
+def test_signals_of_a_serving_process_go_to_a_class_that_the_host_replaces():
+    """SGLang would drain by itself on SIGTERM and kill the host when a child ends."""
+    from sglang.srt.managers.tokenizer_manager import TokenizerManager
+
+    source = inspect.getsource(TokenizerManager)
+    for use in (
+        "self.signal_handler_class = ",
+        "self.signal_handler_class(self)",
+        ".sigterm_handler",
+        ".running_phase_sigquit_handler",
+    ):
+        assert use in source, moved(use, "host")
+
+
+def test_sglang_is_told_the_cores_of_ranks_by_a_variable():
+    """Without it more ranks than NUMA nodes are refused."""
+    from sglang.srt.utils import numa_utils
+
+    source = inspect.getsource(numa_utils.init_threads_binding)
+    assert "SGLANG_CPU_OMP_THREADS_BIND" in source, moved("SGLANG_CPU_OMP_THREADS_BIND", "cores")
+    assert 'split("|")' in source, moved("its notation", "cores")
+
+
 def test_every_refused_option_is_a_field_of_server_args():
     """A renamed option would no longer be refused (enable_paged_experts came after 0.5.17)."""
     from sglang.srt.server_args import ServerArgs

@@ -115,9 +115,7 @@ MODELS = {
             "shared_expert_intermediate_size": 56,
             "num_experts": 8,
             "num_experts_per_tok": 2,
-            "mlp_only_layers": [0],
         },
-        moe_layers=(1, 2),
     ),
     "phimoe": TinyModel(
         "phimoe",

@@ -21,6 +21,7 @@ from ktd.rankfile import Ack, RankFileReader, Status, Word
 # loop for this long will not answer any more.
 _SILENCE_SECONDS = 30.0
 _POLL_SECONDS = 0.002
+_LOOK_SECONDS = 1.0
 
 
 class CallFailed(Exception):  # says what happened
@@ -56,12 +57,16 @@ class CollectiveCalls:
         request = json.dumps({"sequence": sequence, "call": name, **fields})
         loop = asyncio.get_running_loop()
         reply = loop.run_in_executor(self._thread, self._broadcast, request)
-        while not (await asyncio.wait({reply}, timeout=1.0))[0]:
+        while not (await asyncio.wait({reply}, timeout=_LOOK_SECONDS))[0]:
             if all(self._silent(rank) for rank in self._ranks):
                 raise RanksSilent(
                     f"SGLang's schedulers did not answer {name!r} within {_SILENCE_SECONDS:.0f} s"
                 )
-        await reply
+        try:
+            await reply
+        except Exception as error:
+            # SGLang raises what rank 0 answered; our own calls never fail there.
+            raise CallFailed(f"SGLang did not run {name!r} on its ranks: {error}") from error
         for rank in self._ranks:
             self._require(rank.call_ack(), sequence, rank.rank)
         return sequence

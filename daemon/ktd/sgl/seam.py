@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from typing import Any
 
 from ktd.enginespec import EngineSpec, report_failure
@@ -21,6 +22,16 @@ SCHEDULER_INIT = f"{SCHEDULER_MODULE}.Scheduler.__init__"
 SCHEDULER_IDLE = f"{SCHEDULER_MODULE}.Scheduler.on_idle"
 LOAD_MODEL = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
 FORWARD = "sglang.srt.model_executor.model_runner.ModelRunner.forward"
+
+_OUT_OF_MEMORY = (
+    "not enough memory",
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate",
+    "has no memory for",
+)
+# A traceback that a library puts into its message is no sentence.
+_SENTENCE_MAX = 500
 
 # The method that the engine host calls through Engine.collective_rpc.
 CALL = "ktd_call"
@@ -47,6 +58,12 @@ def install(spec: EngineSpec) -> None:
     register(SCHEDULER_IDLE, hooks.before_idle, HookType.BEFORE)
     register(LOAD_MODEL, hooks.after_load_model, HookType.AFTER)
     register(FORWARD, hooks.around_forward, HookType.AROUND)
+    if spec.device == "cpu":
+        from ktd.sgl import cpu_kernels
+
+        register(
+            cpu_kernels.GATE_SIGMOID_MUL_ADD, cpu_kernels.gate_sigmoid_mul_add, HookType.REPLACE
+        )
     # SGLang resolves the method of an RPC by name.
     setattr(sys.modules[SCHEDULER_MODULE].Scheduler, CALL, hooks.call)
     logging.getLogger(SCHEDULER_MODULE).addFilter(_is_not_a_ktd_call)
@@ -59,9 +76,20 @@ class SchedulerHooks:
         self._spec = spec
         self._rank: Any = None
 
-    def layer_configuration(self, _server_args: Any, layer_idx: int) -> int | None:
-        """In place of SGLang's: a layer's configuration is its index, None leaves it alone."""
-        return layer_idx if layer_idx in self._spec.moe_layers else None
+    def layer_configuration(self, _server_args: Any, layer_idx: int) -> int:
+        """In place of SGLang's: a layer's configuration is its index.
+
+        Some of SGLang's classes give every layer experts, whatever the configuration says
+        (Qwen3-MoE and ``mlp_only_layers``); these would compute with memory nobody has written.
+        """
+        if layer_idx not in self._spec.moe_layers:
+            sentence = (
+                f"SGLang's class for this model has experts in layer {layer_idx}, where its"
+                " config.json and checkpoint have none; it cannot be served"
+            )
+            report_failure(self._spec, "model", sentence)
+            raise ValueError(sentence)
+        return layer_idx
 
     def wrapper_class(self) -> type:
         """In place of SGLang's wrapper: a class whose construction gives a hybrid method."""
@@ -116,6 +144,7 @@ class SchedulerHooks:
         if rank is None:
             return original(runner, forward_batch, *args, **kwargs)
         rank.begin_step()
+        # A step that raises ends the scheduler; IN_STEP stays, and SGLang tells its parent.
         result = original(runner, forward_batch, *args, **kwargs)
         decode = forward_batch.forward_mode.is_decode()
         tokens = forward_batch.batch_size if decode else forward_batch.input_ids.shape[0]
@@ -135,21 +164,22 @@ class SchedulerHooks:
 
 def _explain(error: Exception) -> tuple[str, str]:
     """Failure kind and sentence for an exception that ended a scheduler's start."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    lowered = text.lower()
-    if isinstance(error, MemoryError) or any(
-        sign in lowered
-        for sign in (
-            "not enough memory",
-            "out of memory",
-            "can't allocate memory",
-            "cannot allocate",
-        )
-    ):
-        return "memory", f"the engine ran out of memory while starting: {text}"
+    text = " ".join(str(error).split())[:_SENTENCE_MAX]
+    what = f"{type(error).__name__}: {text}" if text else f"{type(error).__name__}{_where(error)}"
+    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _OUT_OF_MEMORY):
+        return "memory", f"the engine ran out of memory while starting: {text or what}"
     if isinstance(error, ValueError | AssertionError | NotImplementedError):
-        return "usage", f"SGLang refused to start: {text}"
-    return "internal", f"SGLang's scheduler failed while starting: {type(error).__name__}: {text}"
+        return "usage", f"SGLang refused to start: {text or what}"
+    return "internal", f"SGLang's scheduler failed while starting: {what}"
+
+
+def _where(error: Exception) -> str:
+    """File and line that raised an exception without words (a bare assert), or nothing."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ""
+    last = frames[-1]
+    return f" in {last.name} ({last.filename.rpartition('/')[2]}:{last.lineno}: {last.line})"
 
 
 def _is_not_a_ktd_call(record: logging.LogRecord) -> bool:
