@@ -23,6 +23,9 @@ from huggingface_hub.errors import (
 )
 
 _WANTED = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
+# Folders hold the same weights once more, in other forms.
+_ALLOW = [f"*{ending}" for ending in _WANTED]
+_IGNORE = ["*/*"]
 _REPORT_SECONDS = 1.0
 _GIB = 1 << 30
 # What an answer may take; a download has no limit, as it makes progress.
@@ -103,7 +106,8 @@ def fetch(request: Request) -> str:
             # By its name and not by the commit: only then is it found again offline.
             revision=request.revision,
             cache_dir=request.cache_dir,
-            allow_patterns=list(files),
+            allow_patterns=_ALLOW,
+            ignore_patterns=_IGNORE,
         )
 
 
@@ -115,12 +119,14 @@ def _cached(request: Request, error: Exception) -> str:
             revision=request.revision,
             cache_dir=request.cache_dir,
             local_files_only=True,
+            allow_patterns=_ALLOW,
+            ignore_patterns=_IGNORE,
         )
     except LocalEntryNotFoundError:
         offline = isinstance(error, OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else f"it cannot be reached ({_line(error)})"
         raise Refused(
-            f"{request.repo_id} is not in the cache {request.cache}, and Hugging Face cannot be "
+            f"{request.repo_id} is not, or not completely, in the cache {request.cache}, and Hugging Face cannot be "
             f"asked: {why}."
         ) from error
 
