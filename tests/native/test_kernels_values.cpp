@@ -153,6 +153,20 @@ void CheckSiluRange(const char* name) {
          ": infinity is lost");
 }
 
+// From 32 on silu(g) is g in float32, and g * up of 16 bits is exact: many products are ties.
+void CheckTies(const char* name) {
+  const Kernel& kernel = KernelOrSkip(name);
+  std::vector<Bf16> gates;
+  for (Bf16 gate = 0x4200; gate < 0x4280; ++gate) gates.push_back(gate);
+  for (const float up : {1.5f, 1.25f, -1.0078125f}) {
+    const std::vector<Bf16> act = Activations(kernel, gates, up);
+    for (std::size_t i = 0; i < gates.size(); ++i) {
+      const auto product = static_cast<float>(ToDouble(gates[i]) * up);
+      EXPECT(act[i] == ToBf16(product), name, ": ", product, " became ", ToDouble(act[i]));
+    }
+  }
+}
+
 // Denormals are lost or kept, but never more than kTiny away and never NaN.
 void CheckDenormals(const char* name) {
   const Kernel& kernel = KernelOrSkip(name);
@@ -187,6 +201,7 @@ void CheckOverflow(const char* name) {
 FOR_EACH_KERNEL(ResultDependsNeitherOnBatchNorOnRange, CheckBatchInvariance)
 FOR_EACH_KERNEL(NanStaysWithItsTokenAndRow, CheckNanAndInfinity)
 FOR_EACH_KERNEL(SiluIsRightOverTheWholeRange, CheckSiluRange)
+FOR_EACH_KERNEL(ActivationsAreRoundedToEven, CheckTies)
 FOR_EACH_KERNEL(DenormalsAreHarmless, CheckDenormals)
 FOR_EACH_KERNEL(OverflowGoesToInfinity, CheckOverflow)
 

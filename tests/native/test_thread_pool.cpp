@@ -1,3 +1,4 @@
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -103,6 +104,18 @@ TEST(AFailureReachesTheCallerAndThePoolGoesOn) {
       CheckExchange(pool, 4);
     }
   }
+}
+
+TEST(WorkersLeaveSignalsToTheOtherThreads) {
+  ThreadPool pool(3, {}, milliseconds(0));
+  bool blocked[3] = {};
+  const auto look = [](void* context, std::size_t, std::size_t worker, std::size_t) {
+    sigset_t mask;
+    pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+    static_cast<bool*>(context)[worker] = sigismember(&mask, SIGTERM) == 1;
+  };
+  pool.Run({1, look, blocked}, 3);
+  EXPECT(!blocked[0] && blocked[1] && blocked[2]);
 }
 
 TEST(PoolsThatNeverRanEndCleanly) {
