@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Protocol
 
 import aiohttp
@@ -43,7 +42,9 @@ _NOT_ADDED = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_T
 # The engine may resolve these, and then "/v1/../x" would be another route.
 _DOTS = re.compile(r"(?:^|[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:$|[/\\?#]|%2f|%5c)", re.IGNORECASE)
 _RETRY_SECONDS = 5
-# uvicorn closes an idle connection after 5 s.
+# Well below the time after which the engine closes an idle connection (uvicorn: 5 s unless told
+# otherwise): one that it closes in the moment of its use would fail a request that may not be
+# sent twice.
 _IDLE_SECONDS = 3.0
 _SMALL_BODY = 1 << 20
 # What nginx logs when the client goes first.
@@ -99,7 +100,6 @@ class Passthrough:
                 auto_decompress=False,
                 skip_auto_headers=_NOT_ADDED,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                trace_configs=[_noting_reuse()],
                 read_bufsize=1 << 18,
                 max_line_size=1 << 16,
                 max_field_size=1 << 16,
@@ -112,15 +112,7 @@ class Passthrough:
     ) -> web.StreamResponse:
         exchange = _Exchange(request, start)
         try:
-            body = await _body(request)
-            try:
-                await exchange.run(session, body)
-            except aiohttp.ServerDisconnectedError:
-                # The engine had closed an idle connection in the moment that it was used again.
-                # It has read nothing, so the request may be sent once more.
-                if not exchange.reused or isinstance(body, aiohttp.StreamReader):
-                    raise
-                await exchange.run(session, body)
+            await exchange.run(session, await _body(request))
         except (aiohttp.ClientError, OSError) as error:
             return exchange.failed(error)
         finally:
@@ -136,7 +128,6 @@ class _Exchange:
         self._request = request
         self._start = start
         self._response: web.StreamResponse | None = None
-        self.reused = False
         self.status = _CLIENT_WENT
         self.first_byte: float | None = None
 
@@ -158,7 +149,6 @@ class _Exchange:
             headers=_end_to_end(request.headers),
             data=body,
             allow_redirects=False,
-            trace_request_ctx=self,
         ) as answer:
             self.status = answer.status
             response = web.StreamResponse(status=answer.status, reason=answer.reason)
@@ -195,19 +185,6 @@ async def _body(request: web.Request) -> bytes | aiohttp.StreamReader | None:
     if request.content_length is not None and request.content_length <= _SMALL_BODY:
         return await request.content.read()
     return request.content
-
-
-def _noting_reuse() -> aiohttp.TraceConfig:
-    async def reused(
-        _session: aiohttp.ClientSession,
-        context: SimpleNamespace,
-        _parameters: aiohttp.TraceConnectionReuseconnParams,
-    ) -> None:
-        context.trace_request_ctx.reused = True
-
-    trace = aiohttp.TraceConfig()
-    trace.on_connection_reuseconn.append(reused)
-    return trace
 
 
 def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:

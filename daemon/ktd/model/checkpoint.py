@@ -19,7 +19,8 @@ _SINGLE = "model.safetensors"
 _LENGTH_BYTES = 8
 # Larger headers than the format allows are no headers.
 _MAX_HEADER = 100 << 20
-_EXPERT = re.compile(r"\.experts?\.")
+# GraniteMoE keeps all experts of a layer in two tensors that do not say so.
+_EXPERT = re.compile(r"\.experts?\.|\.block_sparse_moe\.(in|out)put_linear\.")
 _PICKLED = ("*.bin", "*.pt", "*.pth")
 
 

@@ -86,6 +86,7 @@ def read_facts(folder: Path, *, device: str) -> ModelFacts:
             "Mixture-of-Experts models, plain SGLang serves this one."
         )
     _check_architecture(architecture, device)
+    _check_dense_layers(architecture, layers, num_layers, folder)
     activation = _check_activation(config, folder)
     _check_not_quantised(whole, config, folder)
     checkpoint = read_checkpoint(folder)
@@ -146,6 +147,18 @@ def _check_architecture(architecture: str, device: str) -> None:
         where = f" on {device}" if row is not None else ""
         raise ModelUnsupported(
             f"{architecture} is not supported{where}; supported on {device}: {names(device)}."
+        )
+
+
+def _check_dense_layers(
+    architecture: str, layers: tuple[int, ...], num_layers: int, folder: Path
+) -> None:
+    dense = sorted(set(range(num_layers)) - set(layers))
+    if dense and not ARCHITECTURES[architecture].dense_layers:
+        raise ModelUnsupported(
+            f"{folder} has dense layers ({', '.join(map(str, dense))}), and SGLang's "
+            f"{architecture} gives every layer experts, which no checkpoint fills; SGLang cannot "
+            "serve this model."
         )
 
 

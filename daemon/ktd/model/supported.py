@@ -17,15 +17,23 @@ class Architecture:
         devices: Where it is served: ``"cpu"``, ``"cuda"``.
         tied_head: Whether SGLang's class copes with ``tie_word_embeddings``; where it does not, it
             leaves the output head at zero and serves uniform logits without a word.
+        dense_layers: Whether SGLang's class leaves layers dense that the configuration says are;
+            where it does not, it gives them experts that no checkpoint fills.
     """
 
     devices: tuple[str, ...]
     tied_head: bool = True
+    dense_layers: bool = True
 
 
 ARCHITECTURES = {
+    "Glm4MoeForCausalLM": Architecture(("cpu",), tied_head=False),
+    "GraniteMoeForCausalLM": Architecture(("cpu",), tied_head=False),
     "MixtralForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
-    "Qwen3MoeForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
+    "OlmoeForCausalLM": Architecture(("cpu",), tied_head=False),
+    "PhiMoEForCausalLM": Architecture(("cpu",), tied_head=False),
+    "Qwen2MoeForCausalLM": Architecture(("cpu",), tied_head=False, dense_layers=False),
+    "Qwen3MoeForCausalLM": Architecture(("cpu", "cuda"), tied_head=False, dense_layers=False),
 }
 
 # What the CPU kernels implement (csrc/).
