@@ -4,9 +4,10 @@
 // check nothing; what they rely on has been checked before they run.
 #pragma once
 
-#include <sstream>
+#include <concepts>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace ktd {
 
@@ -24,11 +25,21 @@ class CheckError : public std::invalid_argument {
   int line_;
 };
 
+inline void Append(std::string& text, std::string_view part) { text.append(part); }
+inline void Append(std::string& text, char part) { text.push_back(part); }
+template <class Number>
+  requires std::integral<Number> || std::floating_point<Number>
+void Append(std::string& text, Number part) {
+  text.append(std::to_string(part));
+}
+
+// No streams here, nor anywhere in the extension: PyTorch's libraries carry stream code of another
+// libstdc++, and with it loaded first a std::ifstream crashed (torch 2.11, GCC 13).
 template <class... Parts>
 std::string Concat(const Parts&... parts) {
-  std::ostringstream stream;
-  (stream << ... << parts);
-  return stream.str();
+  std::string text;
+  (Append(text, parts), ...);
+  return text;
 }
 
 }  // namespace ktd

@@ -1,12 +1,13 @@
 #include "topology.h"
 
+#include <fcntl.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
-#include <fstream>
 #include <set>
 #include <string_view>
 
@@ -21,6 +22,17 @@ int ParseCpu(std::string_view text) {
   KTD_CHECK(error == std::errc() && end == text.data() + text.size() && value >= 0, "'", text,
             "' is no CPU number of a CPU list such as 0-3,8");
   return value;
+}
+
+// The first 4 KiB of a file of sysfs, or nothing if it cannot be read.
+std::string ReadSmallFile(const std::string& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) return {};
+  std::string text(4096, '\0');
+  const ssize_t size = read(file, text.data(), text.size());
+  close(file);
+  text.resize(size > 0 ? static_cast<std::size_t>(size) : 0);
+  return text;
 }
 
 }  // namespace
@@ -67,10 +79,8 @@ std::vector<int> OnePerCore(const std::vector<int>& allowed, const std::string& 
     if (taken.contains(cpu)) continue;
     cores.push_back(cpu);
     taken.insert(cpu);
-    std::ifstream file(Concat(sysfs, "/cpu", cpu, "/topology/thread_siblings_list"));
-    std::string line;
-    if (!std::getline(file, line)) continue;
-    for (const int sibling : ParseCpuList(line)) taken.insert(sibling);
+    const std::string path = Concat(sysfs, "/cpu", cpu, "/topology/thread_siblings_list");
+    for (const int sibling : ParseCpuList(ReadSmallFile(path))) taken.insert(sibling);
   }
   return cores;
 }
