@@ -15,7 +15,7 @@ from tests.sgl.live_host import LiveHost
 pytestmark = pytest.mark.engine
 
 EXPERT_BYTES = 98_304  # ktd-tiny: 3 matrices of 64 x 256 bf16
-SLOW = 400_000.0  # bytes a second: a batch of six experts takes a second and a half
+SLOW = 60_000.0  # bytes a second: an expert takes more than a second and a half
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def steps(host):
 
 
 def assert_steps_ran_during_a_slow_copy(host, batch):
-    before, moves = host.slots(), any_moves(host)
+    before, moves = host.slots(), any_moves(host)[:3]
     idle = steps(host)[0]
     generation = host.generating(400)
     while steps(host)[0] < idle + 2:
@@ -131,7 +131,7 @@ def test_a_stream_gives_the_same_tokens_while_experts_move(host):
     """Nobody waits for a copy and no token changes but where two are as good as equal."""
     quiet = host.generate(64)
     generation = host.generating(64)
-    host.swap(200, any_moves(host))
+    host.swap(200, any_moves(host)[:1])
     moving = generation.result()
     assert len(moving) == 64
     same = next((i for i in range(64) if moving[i] != quiet[i]), 64)

@@ -28,7 +28,7 @@ class Architecture:
 
 ARCHITECTURES = {
     "Glm4MoeForCausalLM": Architecture(("cpu",), tied_head=False),
-    "GraniteMoeForCausalLM": Architecture(("cpu",), tied_head=False),
+    "GraniteMoeForCausalLM": Architecture(("cpu",)),
     "MixtralForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
     "OlmoeForCausalLM": Architecture(("cpu",), tied_head=False),
     "PhiMoEForCausalLM": Architecture(("cpu",), tied_head=False),

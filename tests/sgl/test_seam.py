@@ -1,0 +1,86 @@
+"""What the plugin says when a scheduler's start fails, and which layers it takes."""
+
+import pytest
+
+from ktd.enginespec import EngineSpec, read_failure
+from ktd.sgl.seam import SchedulerHooks, _explain
+
+
+@pytest.fixture
+def spec(tmp_path):
+    return EngineSpec(
+        engine_id="t-1",
+        runtime_dir=str(tmp_path),
+        model_path="/nowhere",
+        sglang_args=(),
+        device="cpu",
+        moe_layers=(1, 3),
+        num_experts=4,
+        slots=(2, 2),
+        initial=((), ()),
+    )
+
+
+def bare_assertion():
+    assert 1 == 2  # noqa: PLR0133 # an assertion without words, as SGLang has them
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (ValueError("a\n  b"), "usage", "SGLang refused to start: a b"),
+        (MemoryError(), "memory", "the engine ran out of memory while starting: MemoryError"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+            "memory",
+            "ran out of memory while starting: DefaultCPUAllocator",
+        ),
+        (
+            RuntimeError("Not enough memory. Please try to increase --mem-fraction-static."),
+            "memory",
+            "Not enough memory. Please",
+        ),
+        (KeyError("x"), "internal", "SGLang's scheduler failed while starting: KeyError: 'x'"),
+    ],
+)
+def test_an_exception_becomes_one_sentence_of_the_right_kind(error, kind, words):
+    """Only an internal failure is tried again."""
+    found, sentence = _explain(error)
+    assert found == kind
+    assert words in sentence
+    assert "\n" not in sentence
+
+
+def test_an_exception_without_words_says_where_it_was_raised():
+    """A bare assertion in SGLang would otherwise tell nothing."""
+    with pytest.raises(AssertionError) as raised:
+        bare_assertion()
+    raised.value.args = ()
+    kind, sentence = _explain(raised.value)
+    assert kind == "usage"
+    assert "AssertionError in bare_assertion (test_seam.py:" in sentence
+
+
+def test_a_library_that_puts_a_traceback_into_its_message_is_cut():
+    """One sentence fits a screen."""
+    assert len(_explain(RuntimeError("x" * 10_000))[1]) < 700
+
+
+def test_the_first_sentence_that_a_process_leaves_is_the_one_that_counts(spec, tmp_path):
+    """A refusal of ours is raised through SGLang, which must not rename it."""
+    hooks = SchedulerHooks(spec)
+
+    def start():
+        hooks.layer_configuration(None, layer_idx=2)
+
+    with pytest.raises(ValueError, match="experts in layer 2"):
+        hooks.around_init(start)
+    failure = read_failure(tmp_path)
+    assert failure.kind == "model"
+    assert failure.message.startswith("SGLang's class for this model has experts in layer 2")
+
+
+def test_layers_of_the_spec_are_taken_by_their_index(spec):
+    """A configuration that is not None makes SGLang wrap its method."""
+    hooks = SchedulerHooks(spec)
+    assert [hooks.layer_configuration(None, layer_idx=layer) for layer in (1, 3)] == [1, 3]
