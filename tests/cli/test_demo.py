@@ -6,13 +6,25 @@ import asyncio
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.cli.running import environment, ktd
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(name="short")
+def _short() -> Iterator[Path]:
+    """An empty folder whose name leaves room for those of sockets."""
+    with tempfile.TemporaryDirectory(prefix="ktd-t-", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -30,9 +42,9 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-async def test_the_demo_shows_more_hits_and_the_same_text(tmp_path: Path) -> None:
+async def test_the_demo_shows_more_hits_and_the_same_text(short: Path) -> None:
     """The same prompts hit more slots after `frequency`; greedy texts differ by ties at most."""
-    result = await ktd("demo", "--json", "--tokens", "24", TMPDIR=str(tmp_path), seconds=570)
+    result = await ktd("demo", "--json", "--tokens", "24", TMPDIR=str(short), seconds=570)
     assert result.code == 0, result.err
     found = result.json
     assert found["gpu_hit_rate_after"]["all"] > found["gpu_hit_rate_before"]["all"]
@@ -40,29 +52,32 @@ async def test_the_demo_shows_more_hits_and_the_same_text(tmp_path: Path) -> Non
     assert found["pieces_during_swap"] > 0
     assert len(found["differences"]) == 4
     assert "stopped cleanly" in result.err
-    assert list(tmp_path.iterdir()) == []
-    assert processes_of(tmp_path) == []
+    assert list(short.iterdir()) == []
+    assert processes_of(short) == []
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-async def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, how: signal.Signals) -> None:
+async def test_an_interrupted_demo_leaves_nothing(short: Path, how: signal.Signals) -> None:
     """Whether by Ctrl-C or told to stop: daemon, engine and folder are gone."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "ktd", "demo"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env=environment(TMPDIR=str(tmp_path)),
+        env=environment(TMPDIR=str(short)),
     )
     assert process.stdout is not None
     async with asyncio.timeout(120):
-        while b"starting" not in await process.stdout.readline():
-            pass
-    assert len(processes_of(tmp_path)) > 0
+        while line := await process.stdout.readline():
+            if b"starting" in line:
+                break
+        else:
+            pytest.fail("the demo ended before its engine started")
+    assert len(processes_of(short)) > 0
     process.send_signal(how)
     async with asyncio.timeout(120):
         _, err = await process.communicate()
     assert process.returncode == 130
     assert err == b""
-    assert list(tmp_path.iterdir()) == []
-    assert processes_of(tmp_path) == []
+    assert list(short.iterdir()) == []
+    assert processes_of(short) == []

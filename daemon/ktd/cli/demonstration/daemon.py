@@ -28,6 +28,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 _POLL = 0.1
 _STOP_SECONDS = 30.0
 _LOG_LINES = 15
+_LONGEST_FOLDER = 48  # leaves room in the 107 bytes of a Unix socket's path
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ async def demo_daemon(model: Path, *, ratio: float) -> AsyncIterator[DemoDaemon]
         model: The model's folder.
         ratio: Share of experts in GPU slots.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ktd-demo-"))
+    folder = Path(tempfile.mkdtemp(prefix="ktd-demo-", dir=_short_folder()))
     try:
         daemon = _start(model, ratio, folder)
         try:
@@ -88,6 +89,12 @@ async def demo_daemon(model: Path, *, ratio: float) -> AsyncIterator[DemoDaemon]
             await _stop(daemon.process)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _short_folder() -> str:
+    """The folder for temporary files, or /tmp where sockets in that one would have long names."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) <= _LONGEST_FOLDER else "/tmp"  # noqa: S108 - mkdtemp
 
 
 def _start(model: Path, ratio: float, folder: Path) -> DemoDaemon:
@@ -112,6 +119,9 @@ def _start(model: Path, ratio: float, folder: Path) -> DemoDaemon:
         for name, value in os.environ.items()
         if not name.startswith("KTD_") or name in kept
     }
+    # SGLang leaves empty files and sockets among the temporary ones: they go with the folder.
+    (folder / "tmp").mkdir()
+    environment["TMPDIR"] = str(folder / "tmp")
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
