@@ -1,6 +1,7 @@
 """From the control channel to the ranks: sequences, acknowledgements, silence and batches."""
 
 import asyncio
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -17,8 +18,20 @@ from ktd.rankfile import RankFileReader, RankFileWriter, Word, path_of
 from ktd.sgl import collective
 from ktd.sgl.collective import CallFailed, CollectiveCalls, RanksSilent
 from ktd.sgl.control_service import ControlService
+from ktd.sgl.control_thread import ControlThread
 from ktd.sgl.host_state import HostStateCell
 
+SPEC = EngineSpec(
+    engine_id="t-1",
+    runtime_dir="/nowhere",
+    model_path="/nowhere",
+    sglang_args=(),
+    device="cpu",
+    moe_layers=(0,),
+    num_experts=2,
+    slots=(1,),
+    initial=((),),
+)
 SECOND = 1_000_000_000
 
 
@@ -76,6 +89,13 @@ async def test_calls_are_numbered_and_carry_their_fields(calls, ranks):
     assert await calls.call("publish", batch=7) == 1
     assert await calls.call("slots") == 2
     assert ranks.requests[0] == {"sequence": 1, "call": "publish", "batch": 7}
+
+
+async def test_calls_at_the_same_time_do_not_take_each_others_acknowledgements(calls):
+    """A rank keeps the last one only."""
+    assert sorted(await asyncio.gather(*(calls.call("slots") for _ in range(50)))) == [
+        *range(1, 51)
+    ]
 
 
 async def test_the_failure_of_any_rank_fails_the_call_with_its_sentence(calls, ranks):
@@ -157,17 +177,7 @@ class Served:
     def __init__(self, folder, ranks):
         self.ranks = ranks
         self.stopped, self.given_up = asyncio.Event(), []
-        spec = EngineSpec(
-            engine_id="t-1",
-            runtime_dir=str(folder),
-            model_path="/nowhere",
-            sglang_args=(),
-            device="cpu",
-            moe_layers=(0,),
-            num_experts=2,
-            slots=(1,),
-            initial=((),),
-        )
+        spec = dataclasses.replace(SPEC, runtime_dir=str(folder))
         self.state = HostStateCell(asyncio.get_running_loop(), pb.HostState())
         self.service = ControlService(
             spec, self.state, stop=self.stopped.set, give_up=self.given_up.append
@@ -299,6 +309,15 @@ async def test_shutdown_answers_before_it_stops(served):
     """The daemon must not take the end for a crash."""
     await served.client.Shutdown(pb.ShutdownRequest())
     await asyncio.wait_for(served.stopped.wait(), 10)
+
+
+async def test_a_control_socket_that_cannot_be_bound_is_an_error_and_not_a_hang(short_dir):
+    """The main thread waits for the socket to be served."""
+    spec = dataclasses.replace(SPEC, runtime_dir=str(short_dir / "not" / "there"))
+    thread = ControlThread(spec, stop=lambda: None, give_up=lambda _: None)
+    with pytest.raises(OSError, match=r"control\.sock cannot be served"):
+        await asyncio.to_thread(thread.start)
+    thread.close()
 
 
 # --- state --------------------------------------------------------------------------------

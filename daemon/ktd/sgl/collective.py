@@ -56,20 +56,25 @@ class CollectiveCalls:
         sequence = next(self._sequence)
         request = json.dumps({"sequence": sequence, "call": name, **fields})
         loop = asyncio.get_running_loop()
-        reply = loop.run_in_executor(self._thread, self._broadcast, request)
+        reply = loop.run_in_executor(self._thread, self._run, request)
         while not (await asyncio.wait({reply}, timeout=_LOOK_SECONDS))[0]:
             if all(self._silent(rank) for rank in self._ranks):
                 raise RanksSilent(
                     f"SGLang's schedulers did not answer {name!r} within {_SILENCE_SECONDS:.0f} s"
                 )
         try:
-            await reply
+            acknowledged = await reply
         except Exception as error:
             # SGLang raises what rank 0 answered; our own calls never fail there.
             raise CallFailed(f"SGLang did not run {name!r} on its ranks: {error}") from error
-        for rank in self._ranks:
-            self._require(rank.call_ack(), sequence, rank.rank)
+        for rank, ack in zip(self._ranks, acknowledged, strict=True):
+            self._require(ack, sequence, rank.rank)
         return sequence
+
+    def _run(self, request: str) -> list[Ack]:
+        """Broadcasts and reads the acknowledgements before the next call can overwrite them."""
+        self._broadcast(request)
+        return [rank.call_ack() for rank in self._ranks]
 
     async def copied(self, batch_id: int) -> None:
         """Waits until every rank has finished copying a batch that was prepared.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -42,11 +43,19 @@ class ControlThread:
         self._service = ControlService(spec, self._state, stop=stop, give_up=give_up)
         self._thread = threading.Thread(target=self._run, name="ktd-control", daemon=True)
         self._started = threading.Event()
+        self._error: Exception | None = None
 
     def start(self) -> None:
-        """Returns when the socket is served."""
+        """Returns when the socket is served.
+
+        Raises:
+            OSError: it cannot be.
+        """
         self._thread.start()
         self._started.wait()
+        if self._error is not None:
+            socket = self._spec.control_socket
+            raise OSError(f"{socket} cannot be served: {self._error}") from self._error
 
     def loading(self, *, torch: str) -> None:
         """Arguments are accepted; processes and weights come next."""
@@ -71,12 +80,20 @@ class ControlThread:
 
     def close(self) -> None:
         """Stops serving; what watchers have not read yet is given a moment."""
-        asyncio.run_coroutine_threadsafe(self._stop_server(), self._loop).result(timeout=2)
+        if self._error is None:
+            stopped = asyncio.run_coroutine_threadsafe(self._stop_server(), self._loop)
+            with contextlib.suppress(TimeoutError):  # the process is about to end anyway
+                stopped.result(timeout=2)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._serve())
-        self._started.set()
+        try:
+            self._loop.run_until_complete(self._serve())
+        except (OSError, RuntimeError) as error:  # RuntimeError: how gRPC says that it cannot bind
+            self._error = error
+            return
+        finally:
+            self._started.set()
         self._loop.run_forever()
 
     async def _serve(self) -> None:

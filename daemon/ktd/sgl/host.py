@@ -48,18 +48,24 @@ class EngineHost:
 
     def run(self) -> int:
         """Serves until told to stop; returns the exit code."""
-        self._control.start()
         signal.signal(signal.SIGTERM, lambda *_: self.stop())
         try:
+            self._control.start()
             self._serve()
         except StartFailed as failed:
-            report_failure(self._spec, failed.kind, str(failed))
-            self._control.fail(str(failed))
-            logger.error("%s", failed)  # noqa: TRY400 # the sentence is the message
-            return 1
+            return self._failed(failed.kind, str(failed))
+        except Exception as error:
+            logger.exception("the engine host failed")
+            return self._failed("internal", f"the engine host failed: {error}")
         finally:
             self._control.close()
         return 0
+
+    def _failed(self, kind: str, sentence: str) -> int:
+        report_failure(self._spec, kind, sentence)
+        self._control.fail(sentence)
+        logger.error("%s", sentence)
+        return 1
 
     def stop(self) -> None:
         """Ends the host: at once while it loads, through the server when it serves."""
@@ -166,6 +172,8 @@ class EngineHost:
                     self._give_up("SGLang's application did not open its socket")
                 time.sleep(0.02)
             except Exception as error:
+                if self._stopping.is_set():
+                    return
                 logger.exception("warming up failed")
                 self._give_up(f"the engine started but its first request failed: {error}")
             else:
@@ -208,8 +216,10 @@ def watch_lifeline(fd: int) -> None:
     """Ends everything when the daemon, the only holder of the pipe's other end, is gone."""
 
     def wait() -> None:
-        while os.read(fd, 1):
-            pass
+        # A descriptor that cannot be read counts as closed: nobody would notice its closing.
+        with contextlib.suppress(OSError):
+            while os.read(fd, 1):
+                pass
         end_process_tree(1)
 
     threading.Thread(target=wait, name="ktd-lifeline", daemon=True).start()

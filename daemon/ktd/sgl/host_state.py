@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 from ktd.internal.v1 import control_pb2 as pb
@@ -15,15 +16,17 @@ class HostStateCell:
         self._loop = loop
         self._value = initial
         self._changed = asyncio.Event()
+        self._lock = threading.Lock()
 
     def set(self, phase: pb.HostState.Phase.ValueType, message: str, **facts: object) -> None:
         """Publishes a new phase; facts that were set before stay. Callable from any thread."""
         value = pb.HostState()
-        value.CopyFrom(self._value)
-        value.phase, value.message = phase, message
-        for name, fact in facts.items():
-            setattr(value, name, fact)
-        self._value = value
+        with self._lock:
+            value.CopyFrom(self._value)
+            value.phase, value.message = phase, message
+            for name, fact in facts.items():
+                setattr(value, name, fact)
+            self._value = value
         self._loop.call_soon_threadsafe(self._wake)
 
     async def watch(self) -> AsyncIterator[pb.HostState]:
