@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     for name in ("tokens", "runs"):
         if getattr(args, name) < (2 if name == "tokens" else 1):
             raise ConfigError(f"--{name} {getattr(args, name)} is too few")
+    # Ending early must end the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.INTERRUPTED))
     return _decode(args, rest) if args.action == "decode" else _passthrough(args, rest)
 
 
