@@ -140,24 +140,24 @@ def test_a_stream_gives_the_same_tokens_while_experts_move(host):
 
 
 @pytest.mark.parametrize(
-    ("move", "sentence"),
+    ("batch", "move", "sentence"),
     [
-        ((99, -1, 2), "layer 99 has no experts"),
-        ((0, -1, 99), "layer 0 has experts 0..31, not 99"),
-        ((1, 31, 30), "expert 31 of layer 1 is not in a slot"),
+        (300, (99, -1, 2), "layer 99 has no experts"),
+        (301, (0, -1, 99), "layer 0 has experts 0..31, not 99"),
+        (302, (1, 31, 30), "expert 31 of layer 1 is not in a slot"),
     ],
 )
-def test_a_refused_move_leaves_no_trace(host, move, sentence):
+def test_a_refused_move_leaves_no_trace(host, batch, move, sentence):
     """Also of the moves of its batch that were fine."""
     before = host.slots()
     first = next(m for m in any_moves(host) if m[0] == 5)
     with pytest.raises(grpc.RpcError) as refused:
-        host.prepare(300, [first, move])
+        host.prepare(batch, [first, move])
     assert refused.value.code() is grpc.StatusCode.INTERNAL
     assert refused.value.details() == f"rank 0: {sentence}"
     assert host.slots() == before
-    with pytest.raises(grpc.RpcError, match="batch 300 was not prepared"):
-        host.publish(300)
+    with pytest.raises(grpc.RpcError, match=f"batch {batch} was not prepared"):
+        host.publish(batch)
 
 
 def test_an_aborted_batch_leaves_its_slots_empty_until_they_are_filled_again(host):
