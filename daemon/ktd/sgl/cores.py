@@ -32,13 +32,17 @@ def share_of_cores(cores: Sequence[Sequence[int]], rank: int, world_size: int) -
 def core_environment(world_size: int) -> dict[str, str]:
     """Variables that let SGLang run several ranks on a host without a GPU.
 
-    It refuses more ranks than NUMA nodes unless it is told the cores of each.
+    It refuses more ranks than NUMA nodes unless it is told the cores of each. SGLang 0.5.17 takes
+    ranks on the CPU for ranks on GPUs when it finds NCCL, which torch brings; it is to find none.
     """
     if world_size == 1:
         return {}
     cores = cores_allowed()
     shares = (share_of_cores(cores, rank, world_size) for rank in range(world_size))
-    return {"SGLANG_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, s)) for s in shares)}
+    return {
+        "SGLANG_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, s)) for s in shares),
+        "SGLANG_NCCL_SO_PATH": os.devnull,
+    }
 
 
 def _siblings(cpu: int, allowed: Collection[int], sysfs: Path) -> tuple[int, ...]:
