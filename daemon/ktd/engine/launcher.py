@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from ktd.errors import DoesNotFit
 LIFELINE_VARIABLE = "KTD_LIFELINE_FD"
 HOST_COMMAND = (sys.executable, "-m", "ktd.sgl.host")
 _MAX_SOCKET_PATH = 107
+# Room for the names that SGLang gives its sockets.
+_SOCKET_NAME = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,19 @@ def child_environment(
     }
     if spec.device == "cpu":
         env["SGLANG_PLATFORM"] = "ktd"
+    # SGLang leaves its sockets behind when it is killed; here they go with the engine's folder.
+    # What torch has compiled stays where it was, for the next start.
+    temporary = temporary_dir(spec)
+    if len(os.fsencode(temporary)) <= _MAX_SOCKET_PATH - _SOCKET_NAME:
+        compiled = f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}"
+        env.setdefault("TORCHINDUCTOR_CACHE_DIR", compiled)
+        env["TMPDIR"] = str(temporary)
     return env
+
+
+def temporary_dir(spec: EngineSpec) -> Path:
+    """Where the engine's processes keep temporary files."""
+    return Path(spec.runtime_dir) / "tmp"
 
 
 @contextlib.asynccontextmanager
@@ -155,6 +170,7 @@ def _make_runtime_dir(spec: EngineSpec) -> None:
     try:
         # The sockets in it have no other protection.
         Path(spec.runtime_dir).mkdir(mode=0o700, parents=True)
+        temporary_dir(spec).mkdir()
     except OSError as error:
         raise DoesNotFit(
             f"The engine's folder {spec.runtime_dir} cannot be made: {error.strerror}; "

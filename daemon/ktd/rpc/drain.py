@@ -29,7 +29,8 @@ async def until(stop: asyncio.Event, items: AsyncIterator[T]) -> AsyncIterator[T
             yield item
     finally:
         stopping.cancel()
-        if upcoming is not None and not upcoming.done():
+        if upcoming is not None:
+            # Also when it is done: an exception that nobody reads would be logged.
             upcoming.cancel()
             await asyncio.gather(upcoming, return_exceptions=True)
         if (close := getattr(items, "aclose", None)) is not None:
