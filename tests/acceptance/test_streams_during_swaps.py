@@ -66,12 +66,17 @@ def test_streams_do_not_notice_a_thousand_swaps(arguments, reference, stock_url)
     with LiveDaemon("--gpu-experts-ratio", "0.37", *TOKENS, *arguments) as daemon:
         quiet, stormy, committed = asyncio.run(storm_and_streams(daemon, prompts))
     assert committed == SWAPS
+    texts = [
+        reference.tokenizer(prompt)["input_ids"] + calm.ids
+        for prompt, calm in zip(prompts, quiet, strict=True)
+    ]
+    # The largest error of unmodified SGLang on these texts: what bfloat16 can do to a token.
+    error = max(
+        largest_error(prompt_logprobs(stock_url, ids), reference.logprobs(ids)) for ids in texts
+    )
     runs = differing = 0
-    for prompt, calm, repeats in zip(prompts, quiet, stormy, strict=True):
+    for prompt, ids, calm, repeats in zip(prompts, texts, quiet, stormy, strict=True):
         assert calm.completion_tokens == len(calm.ids) == LENGTH
-        ids = reference.tokenizer(prompt)["input_ids"]
-        whole = ids + calm.ids
-        error = largest_error(prompt_logprobs(stock_url, whole), reference.logprobs(whole))
         for run in repeats:
             runs += 1
             assert run.finish_reason == "length"
@@ -81,7 +86,10 @@ def test_streams_do_not_notice_a_thousand_swaps(arguments, reference, stock_url)
                 assert run.text == calm.text
                 continue
             differing += 1
-            table = reference.table(ids + calm.ids[:at])[-1]
+            table = reference.table(ids[: len(ids) - LENGTH + at])[-1]
             gap = abs(float(table[calm.ids[at]] - table[run.ids[at]]))
             assert gap <= 2 * error, f"token {at} of {prompt!r}: {gap} > 2 x {error}"
-    print(f"{committed} swaps, {runs} streams, {differing} differ where two tokens are as likely")
+    print(
+        f"{committed} swaps, {runs} streams, none failed; {differing} differ, each first where the"
+        f" reference sees two tokens within 2 x {error:.3f} of each other"
+    )
