@@ -253,7 +253,13 @@ class TestRefused:
     async def test_a_missing_model(self, daemon):
         """A path that is not there."""
         sentence = await self.refused(daemon, 3, model="/no/such/model")
-        assert sentence == "ktd: There is no model folder /no/such/model."
+        assert sentence == "ktd: There is no model folder /no/such/model; check its path."
+
+    async def test_a_device_that_is_being_built(self, daemon):
+        """Slots on a GPU are refused, not tried."""
+        sentence = await self.refused(daemon, 3, "--device", "cuda")
+        assert "--device cuda is not in this version" in sentence
+        assert "engine started" not in daemon.log
 
     async def test_statistics_of_another_kind(self, daemon, tmp_path):
         """A file that --init-expert-location cannot use is a usage error."""

@@ -189,8 +189,8 @@ class TestSource:
     @pytest.mark.parametrize(
         ("model", "sentence"),
         [
-            ("/no/such", "There is no model folder /no/such."),
-            ("./no", "There is no model folder ./no."),
+            ("/no/such", "There is no model folder /no/such; check its path."),
+            ("./no", "There is no model folder ./no; check its path."),
             ("name", "no Hugging Face id"),
             ("a/b/c", "no Hugging Face id"),
             ("a/..", "no Hugging Face id"),

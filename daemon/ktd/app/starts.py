@@ -15,7 +15,7 @@ from ktd.config.settings import Settings
 from ktd.engine.leftovers import new_engine_id
 from ktd.engine.status import MemorySummary, ModelSummary
 from ktd.enginespec import EngineSpec
-from ktd.errors import EngineFailed, KtdError
+from ktd.errors import EngineFailed, KtdError, ModelUnsupported
 from ktd.model.facts import ModelFacts, read_facts
 from ktd.model.memory import HostMemory, check_fits, needs_of
 from ktd.placement.budget import budget_of
@@ -202,8 +202,15 @@ class EngineStarts:
         )
 
 
-def detect_device(wanted: str, nvidia: Path = Path("/dev/nvidia0")) -> str:
-    """``wanted``, or for ``"auto"`` cuda where an NVIDIA device node is, else cpu."""
-    if wanted != "auto":
-        return wanted
-    return "cuda" if nvidia.exists() else "cpu"
+def detect_device(wanted: str) -> str:
+    """Where the engine runs: ``"cpu"``, the only device that this version serves on.
+
+    Raises:
+        ModelUnsupported: another one is asked for.
+    """
+    if wanted not in ("auto", "cpu"):
+        raise ModelUnsupported(
+            f"--device {wanted} is not in this version: slots on a GPU are being built; "
+            "leave it out, and slots are kept in host memory."
+        )
+    return "cpu"

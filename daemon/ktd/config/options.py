@@ -80,7 +80,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "device", ("--device",), values.text, MODEL,
-        "Where slots live; auto is cuda on a host with an NVIDIA device.",
+        "Where slots live. Slots on a GPU (cuda) are not in this version: auto is cpu.",
         default="auto", choices=DEVICES,
     ),
     Option(

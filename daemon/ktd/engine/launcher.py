@@ -92,6 +92,8 @@ def child_environment(
     }
     if spec.device == "cpu":
         env["SGLANG_PLATFORM"] = "ktd"
+        # Parts of SGLang ask torch for a GPU before they ask the platform.
+        env["CUDA_VISIBLE_DEVICES"] = ""
     # SGLang leaves its sockets behind when it is killed; here they go with the engine's folder.
     # What torch has compiled stays where it was, for the next start.
     temporary = temporary_dir(spec)

@@ -118,7 +118,7 @@ def read_facts(folder: Path, *, device: str) -> ModelFacts:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise ModelUnsupported(f"There is no model folder {folder}.")
+        raise ModelUnsupported(f"There is no model folder {folder}; check its path.")
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())

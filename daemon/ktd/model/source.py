@@ -27,5 +27,5 @@ def folder_or_id(model: str) -> Path | str:
     looks_like_path = model.startswith(("/", ".", "~")) or model.endswith("/")
     if looks_like_path or not _ID.fullmatch(model) or "--" in model or ".." in model:
         hint = "" if looks_like_path else ", and this is no Hugging Face id (owner/name)"
-        raise ModelUnsupported(f"There is no model folder {model}{hint}.")
+        raise ModelUnsupported(f"There is no model folder {model}{hint}; check its path.")
     return model

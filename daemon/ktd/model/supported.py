@@ -29,11 +29,11 @@ class Architecture:
 ARCHITECTURES = {
     "Glm4MoeForCausalLM": Architecture(("cpu",), tied_head=False),
     "GraniteMoeForCausalLM": Architecture(("cpu",)),
-    "MixtralForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
+    "MixtralForCausalLM": Architecture(("cpu",), tied_head=False),
     "OlmoeForCausalLM": Architecture(("cpu",), tied_head=False),
     "PhiMoEForCausalLM": Architecture(("cpu",), tied_head=False),
     "Qwen2MoeForCausalLM": Architecture(("cpu",), tied_head=False, dense_layers=False),
-    "Qwen3MoeForCausalLM": Architecture(("cpu", "cuda"), tied_head=False, dense_layers=False),
+    "Qwen3MoeForCausalLM": Architecture(("cpu",), tied_head=False, dense_layers=False),
 }
 
 # What the CPU kernels implement (csrc/).
