@@ -15,7 +15,8 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture
 def daemon():
-    with LiveDaemon("--gpu-experts-ratio", "0.25", *TOKENS) as daemon:
+    # Not by a flag: placement flags on the command line beat the placement that was stored.
+    with LiveDaemon(*TOKENS, env={"KTD_GPU_EXPERTS_RATIO": "0.25"}) as daemon:
         yield daemon
 
 
