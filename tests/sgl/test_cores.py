@@ -40,9 +40,19 @@ def test_a_kernel_that_names_no_siblings_gives_one_core_per_cpu(tmp_path):
     assert cores_allowed(tmp_path) == [[cpu] for cpu in sorted(os.sched_getaffinity(0))]
 
 
-def test_one_rank_needs_no_variable():
-    """SGLang's own choice stays."""
-    assert core_environment(1) == {}
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_torch_leaves_a_core_to_the_other_processes(world_size, monkeypatch):
+    """A parallel region waits for all its threads, so none may be without a core."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    threads = int(core_environment(world_size)["OMP_NUM_THREADS"])
+    share = len(cores_allowed()) // world_size
+    assert threads == max(1, share - 1)
+
+
+def test_one_rank_is_told_nothing_else(monkeypatch):
+    """SGLang's own choice of cores stays, and so does an operator's of threads."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert core_environment(1) == {"OMP_NUM_THREADS": "7"}
 
 
 def test_sglang_is_told_the_cores_of_each_rank():

@@ -30,16 +30,24 @@ def share_of_cores(cores: Sequence[Sequence[int]], rank: int, world_size: int) -
 
 
 def core_environment(world_size: int) -> dict[str, str]:
-    """Variables that let SGLang run several ranks on a host without a GPU.
+    """Variables with which SGLang's ranks share the cores of a host without a GPU.
 
-    It refuses more ranks than NUMA nodes unless it is told the cores of each. SGLang 0.5.17 takes
-    ranks on the CPU for ranks on GPUs when it finds NCCL, which torch brings; it is to find none.
+    Torch would start a thread per core in every rank. Each of its parallel regions waits for all
+    of them, so one that has lost its core, to another rank or to SGLang's own processes, holds up
+    the step for a scheduler tick: eight streams on two ranks and two cores ran seven times slower
+    so. A rank gets its share, less one core for the other processes; ``OMP_NUM_THREADS`` wins.
+
+    SGLang refuses more ranks than NUMA nodes unless it is told the cores of each. SGLang 0.5.17
+    takes ranks on the CPU for ranks on GPUs when it finds NCCL, which torch brings; it is to find
+    none.
     """
-    if world_size == 1:
-        return {}
     cores = cores_allowed()
-    shares = (share_of_cores(cores, rank, world_size) for rank in range(world_size))
-    return {
+    shares = [share_of_cores(cores, rank, world_size) for rank in range(world_size)]
+    threads = max(1, min(len(share) for share in shares) - 1)
+    alone = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    if world_size == 1:
+        return alone
+    return alone | {
         "SGLANG_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, s)) for s in shares),
         "SGLANG_NCCL_SO_PATH": os.devnull,
     }
