@@ -34,8 +34,9 @@ def core_environment(world_size: int) -> dict[str, str]:
 
     Torch would start a thread per core in every rank. Each of its parallel regions waits for all
     of them, so one that has lost its core, to another rank or to SGLang's own processes, holds up
-    the step for a scheduler tick: eight streams on two ranks and two cores ran seven times slower
-    so. A rank gets its share, less one core for the other processes; ``OMP_NUM_THREADS`` wins.
+    the step for a scheduler tick. Eight streams and a thousand swaps on two ranks and two cores
+    took more than ten minutes so, and 4.4 with a share for each. A rank gets its share, less one
+    core for the other processes; ``OMP_NUM_THREADS`` wins.
 
     SGLang refuses more ranks than NUMA nodes unless it is told the cores of each. SGLang 0.5.17
     takes ranks on the CPU for ranks on GPUs when it finds NCCL, which torch brings; it is to find
