@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.live import MODEL, LiveDaemon
+
+# A run that was put into the background by a shell ignores SIGINT, and so would the processes that
+# tests start in order to interrupt them: with a handler here, they begin with the default again.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LIVE_ARGS = ("--kt-gpu-experts-ratio", "0.25", "--max-total-tokens", "16384")
 
