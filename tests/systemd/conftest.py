@@ -88,9 +88,11 @@ def machine():
     shutil.copy(UNIT, units)
     # An editable install finds the sources by their path, so they are bound where they lie.
     # So is the interpreter's library, whose own path may lead into a home that units cannot see.
+    # A checkout below /tmp would be hidden by the unit's own /tmp, so they are bound there again.
     site = (
         f"[Service]\nEnvironment=PYTHONPATH={ROOT}/daemon:{ROOT}/tui "
         "LD_LIBRARY_PATH=/opt/ktd-base/lib\n"
+        f"BindReadOnlyPaths={ROOT}/daemon {ROOT}/tui\n"
     )
     (units / "ktd.service.d/site.conf").write_text(site)
     wrong = UNIT.read_text().replace("serve --config", "serve --kt-nonsense 1 --config")
