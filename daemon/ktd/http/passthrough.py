@@ -7,6 +7,7 @@ engine is closed at once, which makes SGLang abort it.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Iterable
@@ -47,6 +48,8 @@ _RETRY_SECONDS = 5
 # sent twice.
 _IDLE_SECONDS = 3.0
 _SMALL_BODY = 1 << 20
+# How long an answer's headers wait for the first piece of its body.
+_TOGETHER_SECONDS = 0.001
 # What nginx logs when the client goes first.
 _CLIENT_WENT = 499
 
@@ -121,6 +124,16 @@ class Passthrough:
         return exchange.answered
 
 
+class _Answer(web.StreamResponse):
+    """A streamed answer whose headers wait for the first piece of its body.
+
+    SGLang sends both within microseconds; passing them on in two writes would wake the client
+    twice. aiohttp's own ``Response`` waits by the same attribute.
+    """
+
+    _send_headers_immediately = False
+
+
 class _Exchange:
     """One request on its way to the engine and its answer on the way back."""
 
@@ -151,14 +164,20 @@ class _Exchange:
             allow_redirects=False,
         ) as answer:
             self.status = answer.status
-            response = web.StreamResponse(status=answer.status, reason=answer.reason)
+            response = _Answer(status=answer.status, reason=answer.reason)
             response.headers.extend(_end_to_end(answer.headers))
             self._response = response
-            await response.prepare(request)
-            async for piece in answer.content.iter_any():
-                if self.first_byte is None:
-                    self.first_byte = time.perf_counter() - self._start
+            writer = await response.prepare(request)
+            try:
+                async with asyncio.timeout(_TOGETHER_SECONDS):
+                    piece = await answer.content.readany()
+            except TimeoutError:
+                writer.send_headers()
+                piece = await answer.content.readany()
+            self.first_byte = time.perf_counter() - self._start
+            while piece:
                 await response.write(piece)
+                piece = await answer.content.readany()
             await response.write_eof()
 
     def failed(self, error: Exception) -> web.StreamResponse:
