@@ -59,8 +59,12 @@ class Tensor:
         return array(self.storage.typecode, map(self.storage.__getitem__, indices))
 
 
-def read_torch_file(path: Path) -> object:
+def read_torch_file(path: Path, *, largest_pickle: int = _LARGEST_PICKLE) -> object:
     """What ``torch.save`` wrote: tensors, dicts, lists, numbers and strings.
+
+    Args:
+        path: The file.
+        largest_pickle: Bytes of pickle that are read at most; tensors' numbers are outside it.
 
     Raises:
         ConfigError: the file is not such a file, or holds anything else (named).
@@ -68,7 +72,7 @@ def read_torch_file(path: Path) -> object:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _Archive(archive).load()
+            return _Archive(archive).load(largest_pickle)
     except NameRefused as error:
         raise ConfigError(
             f"{path} contains {error.name}, which activation statistics do not need; it was not "
@@ -90,11 +94,11 @@ class _Archive:
         self._storages: dict[str, array[Any]] = {}
         self._swapped = self._byte_order() != sys.byteorder
 
-    def load(self) -> object:
+    def load(self, largest_pickle: int) -> object:
         names: dict[str, object] = {f"torch.{name}": code for name, code in _TYPES.items()}
         names["torch._utils._rebuild_tensor_v2"] = _tensor
         names["collections.OrderedDict"] = _dict
-        data = self._read("data.pkl", _LARGEST_PICKLE)
+        data = self._read("data.pkl", largest_pickle)
         return PlainPickle(names, self._storage).load(data)
 
     def _byte_order(self) -> str:
