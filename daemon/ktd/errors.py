@@ -76,6 +76,13 @@ class SwapInProgress(KtdError):
     reason = "SWAP_IN_PROGRESS"
 
 
+class PolicyHeld(KtdError):
+    """A policy may move nothing now, as an operator plans or has changed the placement."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "POLICY_HELD"
+
+
 class PlacementDoesNotFit(KtdError):
     """A target has more experts in a layer than the layer has slots."""
 

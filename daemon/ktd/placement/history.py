@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from ktd.errors import NothingToUndo
+from ktd.placement.model import POLICY_ORIGIN
 
 if TYPE_CHECKING:
     from ktd.placement.model import Experts, ModelShape
@@ -13,6 +15,16 @@ if TYPE_CHECKING:
 _MOST_ENTRIES = 100
 # Each holds a whole placement.
 _MOST_UNDO_POINTS = 20
+
+
+class ChangeKind(Enum):
+    """Who changes a placement, which decides what undo does about it."""
+
+    OPERATOR = auto()
+    # Back to an undo point.
+    UNDO = auto()
+    # Not walked back by undo.
+    POLICY = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +59,26 @@ class History:
     entries: tuple[HistoryEntry, ...] = ()
     undo_points: tuple[UndoPoint, ...] = ()
 
+    def changed(self, kind: ChangeKind, entry: HistoryEntry, before: UndoPoint) -> History:
+        """With a change of that ``kind``, which replaced ``before``."""
+        if kind is ChangeKind.POLICY:
+            return self.recorded(entry)
+        if kind is ChangeKind.UNDO:
+            return self.undone(entry)
+        return self.applied(entry, before)
+
     def recorded(self, entry: HistoryEntry) -> History:
-        """With a change that undo does not know: a start, or one that a policy made."""
-        return replace(self, entries=(entry, *self.entries)[:_MOST_ENTRIES])
+        """With a change that undo does not know: a start, or one that a policy made.
+
+        What one policy does in a row is one entry, so that it never crowds out the operators'.
+        """
+        rest = self.entries
+        if rest and entry.origin.startswith(POLICY_ORIGIN) and rest[0].origin == entry.origin:
+            entry = replace(
+                entry, moves=entry.moves + rest[0].moves, bytes=entry.bytes + rest[0].bytes
+            )
+            rest = rest[1:]
+        return replace(self, entries=(entry, *rest)[:_MOST_ENTRIES])
 
     def applied(self, entry: HistoryEntry, before: UndoPoint) -> History:
         """With an operator's change, which undo takes back to ``before``."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ktd.placement.history import History, HistoryEntry, UndoPoint
+from ktd.placement.history import ChangeKind, History, HistoryEntry, UndoPoint
 from ktd.placement.model import Placement, bytes_of
 from ktd.placement.store import StoredPlacement
 
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
 
 # ``HistoryEntry.actor`` of what nobody asked for.
 DAEMON = "daemon"
+# What a daemon that is killed forgets of a policy's changes at most; it would make them again.
+_POLICY_SAVE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a placement is to become, and who wants that: ``actor`` like ``"uid=1000 pid=42"``."""
+
+    experts: Experts
+    origin: str
+    actor: str
+    kind: ChangeKind = ChangeKind.OPERATOR
 
 
 class Ledger:
@@ -45,6 +58,7 @@ class Ledger:
         self._boot = secrets.token_hex(4)
         self._minted = 0
         self._saving = asyncio.Lock()
+        self._later: asyncio.Task[None] | None = None
         self.placement: Placement | None = None
         self.history = History()
         stored = store.load() if store else None
@@ -68,18 +82,31 @@ class Ledger:
         self._advance(shape, experts, origin)
         self.history = self.history.restricted(shape).recorded(self._entry(DAEMON, (), 0))
 
-    def committed(
-        self, experts: Experts, origin: str, actor: str, moves: tuple[Move, ...], *, undo: bool
-    ) -> Placement:
-        """An operator's change is in effect; ``undo`` says that it went back to an undo point."""
+    def committed(self, change: Change, moves: tuple[Move, ...]) -> Placement:
+        """A change is in effect, by these moves."""
         before = self._current()
-        placement = self._advance(before.shape, experts, origin)
-        entry = self._entry(actor, moves, bytes_of(before.shape, moves))
-        if undo:
-            self.history = self.history.undone(entry)
-        else:
-            self.history = self.history.applied(entry, UndoPoint(before.revision, before.experts))
+        placement = self._advance(before.shape, change.experts, change.origin)
+        entry = self._entry(change.actor, moves, bytes_of(before.shape, moves))
+        self.history = self.history.changed(
+            change.kind, entry, UndoPoint(before.revision, before.experts)
+        )
         return placement
+
+    def save_soon(self) -> None:
+        """Saves what is current in a few seconds: a policy's many small changes become one."""
+        if self._later is None or self._later.done():
+            self._later = asyncio.create_task(self._save_later(), name="save-placement")
+
+    async def close(self) -> None:
+        """Writes what :meth:`save_soon` has put off."""
+        if self._later is not None and not self._later.done():
+            self._later.cancel()
+            await asyncio.gather(self._later, return_exceptions=True)
+            await self.save()
+
+    async def _save_later(self) -> None:
+        await asyncio.sleep(_POLICY_SAVE_SECONDS)
+        await self.save()
 
     async def save(self) -> None:
         """Returns when the current placement is on the disk, or could not be written there."""

@@ -5,20 +5,29 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
-from ktd.errors import EngineNotReady, EtagRequired, PlacementStale
+from ktd.errors import (
+    EngineNotReady,
+    EtagRequired,
+    PlacementDoesNotFit,
+    PlacementStale,
+    PolicyHeld,
+)
 from ktd.placement.goals import origin_of, resolve
-from ktd.placement.ledger import DAEMON, Ledger
-from ktd.placement.model import bytes_of, diff
+from ktd.placement.history import ChangeKind
+from ktd.placement.ledger import DAEMON, Change, Ledger
+from ktd.placement.model import POLICY_ORIGIN, bytes_of, diff
 from ktd.placement.plans import LIFETIME, Plan, PlanBook, hit_rate
+from ktd.placement.policy_hold import PolicyHold
 from ktd.placement.requests import RequestLog
 from ktd.placement.residency import Residency
 from ktd.placement.runner import SwapContext
 from ktd.placement.swap import BatchLimits, Swap, SwapState
+from ktd.placement.swap_conditions import SwapConditions
 from ktd.placement.swaps import SwapTable
 
 if TYPE_CHECKING:
@@ -35,15 +44,9 @@ if TYPE_CHECKING:
     from ktd.placement.swap import SwapTarget
 
 _NOT_STARTED = "The engine has not started yet; wait until `ktd status` says READY."
+# Longer than a call takes, short enough for a call that failed to leave no trace.
+_TURN_SECONDS = 2.0
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    experts: Experts
-    origin: str
-    actor: str
-    undo: bool = False
 
 
 class PlacementManager:
@@ -70,7 +73,7 @@ class PlacementManager:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._counts = counts
-        self._on_condition = on_condition
+        self._conditions = SwapConditions(on_condition)
         self._limits = limits or BatchLimits()
         self._clock = clock
         self._ledger = Ledger(
@@ -79,6 +82,8 @@ class PlacementManager:
         self._plans = PlanBook(clock)
         self._requests = RequestLog(clock)
         self._batch_ids = itertools.count(1)
+        # Operators hold and pause the policy through it, and whoever runs one asks it.
+        self.policy_hold = PolicyHold(clock)
         self._target: SwapTarget | None = None
         self._residency: Residency | None = None
         self._absence = _NOT_STARTED
@@ -96,6 +101,7 @@ class PlacementManager:
     ) -> None:
         self.detach("The daemon is stopping.")
         await self.swaps.settled()
+        await self._ledger.close()
 
     # The engine's side.
 
@@ -124,7 +130,7 @@ class PlacementManager:
         self._ledger.started(shape, experts, origin)
         self._target = target
         self._residency = Residency(shape, experts)
-        self._on_condition("SLOTS_EMPTY", None)
+        self._conditions.attached()
         await self._ledger.save()
         return self.placement()
 
@@ -167,6 +173,7 @@ class PlacementManager:
         counts = self._counts()
         choice = resolve(goal, current.shape, current.experts, counts)
         moves = diff(current.shape, self._mapped(), choice.experts)
+        held = self.policy_hold.hold(LIFETIME)
         plan = Plan(
             id=secrets.token_hex(6),
             etag=current.etag,
@@ -178,7 +185,7 @@ class PlacementManager:
             bytes=bytes_of(current.shape, moves),
             hit_rate_before=hit_rate(self._mapped(), counts),
             hit_rate_after=hit_rate(choice.experts, counts),
-            notes=choice.notes,
+            notes=(*choice.notes, held) if held else choice.notes,
         )
         self._plans.add(plan)
         return plan
@@ -206,7 +213,7 @@ class PlacementManager:
         plan = self._plans.get(plan_id)
         self._check_etag(etag or plan.etag)
         self._check_etag(plan.etag)
-        change = _Change(plan.experts, plan.origin, actor)
+        change = Change(plan.experts, plan.origin, actor)
         swap = self._change(change, validate_only=validate_only, request_id=request_id)
         if not validate_only:
             self._plans.forget(plan_id)
@@ -242,7 +249,7 @@ class PlacementManager:
         current = self.placement()
         choice = resolve(goal, current.shape, current.experts, self._counts())
         self._check_etag(etag)
-        change = _Change(choice.experts, origin_of(goal), actor)
+        change = Change(choice.experts, origin_of(goal), actor)
         return self._change(change, validate_only=validate_only, request_id=request_id)
 
     def undo(self, *, etag: str, request_id: str = "", actor: str = DAEMON) -> Swap:
@@ -255,8 +262,39 @@ class PlacementManager:
         if (repeated := self._repeated(request_id)) is not None:
             return repeated
         self._check_etag(etag)
-        change = _Change(self.history.undo_point().experts, "undo", actor, undo=True)
+        change = Change(self.history.undo_point().experts, "undo", actor, ChangeKind.UNDO)
         return self._change(change, validate_only=False, request_id=request_id)
+
+    async def operators_turn(self) -> None:
+        """Returns when no swap of a policy runs, and none starts while the operator's call runs."""
+        self.policy_hold.hold(_TURN_SECONDS)
+        await self.swaps.policy_settled()
+
+    # The policy's side.
+
+    def apply_policy(self, policy: str, experts: Experts, *, etag: str) -> Swap:
+        """Starts a swap that the policy of that name wants, and returns at once.
+
+        Undo does not walk it back; the history shows what a policy does in a row as one entry, and
+        the store has it some seconds later. Operators wait for it to end, so it should be small.
+
+        Args:
+            policy: Becomes the origin ``policy:<name>``.
+            experts: The whole target, per MoE layer, ascending.
+            etag: Of the placement that the policy decided on.
+
+        Raises:
+            PolicyHeld: an operator plans, or has changed the placement since the policy was set.
+            PlacementDoesNotFit: ``experts`` is no placement of this engine.
+            EtagRequired, PlacementStale, EngineNotReady, SwapInProgress: see :meth:`apply`.
+        """
+        if complaint := self.policy_hold.complaint():
+            raise PolicyHeld(complaint)
+        self._check_etag(etag)
+        if not self.placement().shape.fits(experts):
+            raise PlacementDoesNotFit(f"What the policy {policy} wants does not fit the slots.")
+        change = Change(experts, POLICY_ORIGIN + policy, DAEMON, ChangeKind.POLICY)
+        return self._change(change, validate_only=False, request_id="")
 
     def _repeated(self, request_id: str) -> Swap | None:
         known = self._requests.swap_of(request_id)
@@ -278,7 +316,7 @@ class PlacementManager:
     def _mapped(self) -> Experts:
         return self._residency.experts if self._residency else self.placement().experts
 
-    def _change(self, change: _Change, *, validate_only: bool, request_id: str) -> Swap:
+    def _change(self, change: Change, *, validate_only: bool, request_id: str) -> Swap:
         target, residency = self._target, self._residency
         if target is None or residency is None:
             raise EngineNotReady(self._absence)
@@ -295,7 +333,7 @@ class PlacementManager:
         )
         if validate_only:
             return swap
-        if not moves and not change.undo and change.experts == current.experts:
+        if not moves and change.kind is not ChangeKind.UNDO and change.experts == current.experts:
             swap = replace(
                 swap,
                 state=SwapState.SUCCEEDED,
@@ -310,9 +348,11 @@ class PlacementManager:
             limits=self._limits,
             batch_ids=self._batch_ids,
             commit=lambda done: self._commit(done, change),
-            on_take_back=self._taking_back,
+            on_take_back=self._conditions.taking_back,
             clock=self._clock,
         )
+        if change.kind is not ChangeKind.POLICY:
+            swap = replace(swap, notes=self._paused_by(change))
         self.swaps.start(swap, context)
         self._requests.record(request_id, swap.id)
         _log.info(
@@ -324,20 +364,18 @@ class PlacementManager:
         )
         return swap
 
-    async def _commit(self, swap: Swap, change: _Change) -> Placement:
-        placement = self._ledger.committed(
-            change.experts, change.origin, change.actor, swap.moves, undo=change.undo
-        )
-        await self._ledger.save()
-        return placement
+    def _paused_by(self, change: Change) -> tuple[str, ...]:
+        what = "undid a change" if change.kind is ChangeKind.UNDO else "changed the placement"
+        told = self.policy_hold.pause(f"An operator {what} since the policy was set.")
+        return (told,) if told else ()
 
-    def _taking_back(self, swap: Swap) -> None:
-        why = f"failed: {swap.error}" if swap.error else "was cancelled"
-        self._on_condition(
-            "SWAP_ROLLING_BACK",
-            f"Swap {swap.id} {why}; the experts it moved are being copied back, the CPU computes "
-            "them meanwhile.",
-        )
+    async def _commit(self, swap: Swap, change: Change) -> Placement:
+        placement = self._ledger.committed(change, swap.moves)
+        if change.kind is ChangeKind.POLICY:
+            self._ledger.save_soon()
+        else:
+            await self._ledger.save()
+        return placement
 
     def _ended(self, runner: SwapRunner) -> None:
         swap = runner.swap
@@ -348,22 +386,8 @@ class PlacementManager:
             revision=swap.revision,
             error=str(swap.error) if swap.error else None,
         )
-        self._on_condition("SWAP_ROLLING_BACK", None)
-        if swap.state is SwapState.SUCCEEDED:
-            self._on_condition("SWAP_ROLLED_BACK", None)
-            self._on_condition("SLOTS_EMPTY", None)
-        elif self.ready:
-            self._report_roll_back(runner)
-
-    def _report_roll_back(self, runner: SwapRunner) -> None:
-        swap, current = runner.swap, self.placement()
-        if swap.error is not None:
-            self._on_condition("SWAP_ROLLED_BACK", f"Swap {swap.id} failed: {swap.error}")
-        missing = len(diff(current.shape, current.experts, self._mapped()))
-        if missing or runner.take_back_error:
-            self._on_condition(
-                "SLOTS_EMPTY",
-                f"Swap {swap.id} could not be rolled back ({runner.take_back_error}): {missing} "
-                "experts of the placement are in no slot and the CPU computes them; apply a "
-                "placement again, or restart the engine.",
-            )
+        missing = None
+        if self.ready:
+            current = self.placement()
+            missing = len(diff(current.shape, current.experts, self._mapped()))
+        self._conditions.ended(runner, missing)

@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeAlias
 
 # Per MoE layer, in the order of ``ModelShape.moe_layers``: ascending ids of experts in slots.
 Experts: TypeAlias = tuple[tuple[int, ...], ...]
+# ``Placement.origin`` of what a policy did is this and the policy's name.
+POLICY_ORIGIN = "policy:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ class Placement:
     Attributes:
         revision: Grows by one with every committed change; for ordering and display.
         etag: Opaque and quoted; required to apply a target against this placement.
-        origin: A strategy's name, ``"explicit"``, ``"undo"``, ``"start"`` or ``"restored"``.
+        origin: A strategy's name, ``"explicit"``, ``"undo"``, ``"start"``, ``"restored"``, or
+            ``"policy:"`` with a policy's name.
         update_time: Unix seconds.
     """
 

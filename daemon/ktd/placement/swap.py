@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
 
+from ktd.placement.model import POLICY_ORIGIN
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -67,6 +69,7 @@ class Swap:
         error: Why it failed, from the moment of the failure on.
         revision: Of the placement that it committed; 0 before.
         etag: Of that placement; empty before.
+        notes: Sentences an operator should read, for example that the policy is paused.
     """
 
     id: str
@@ -81,6 +84,12 @@ class Swap:
     error: KtdError | None = None
     revision: int = 0
     etag: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def by_policy(self) -> bool:
+        """Whether a policy wanted it, not an operator."""
+        return self.origin.startswith(POLICY_ORIGIN)
 
 
 @dataclass(frozen=True, slots=True)

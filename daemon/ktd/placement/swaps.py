@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from ktd.errors import SwapInProgress, SwapNotFound
@@ -26,7 +26,7 @@ class SwapTable:
 
     def __init__(self, on_end: Callable[[SwapRunner], None]) -> None:
         self._on_end = on_end
-        self._runners: deque[SwapRunner] = deque(maxlen=_KEPT)
+        self._runners: list[SwapRunner] = []
         self._task: asyncio.Task[None] | None = None
         # Swaps that ended, by the name of their state, since the daemon started.
         self.outcomes: Counter[str] = Counter()
@@ -35,7 +35,7 @@ class SwapTable:
         """Keeps ``swap`` and, if it is not terminal already, carries it out in the background."""
         self.check_idle()
         runner = SwapRunner(swap, context)
-        self._runners.append(runner)
+        self._keep(runner)
         if swap.state.terminal:
             self.outcomes[swap.state.name] += 1
         else:
@@ -57,6 +57,11 @@ class SwapTable:
         """The engine went away: a running swap fails with this sentence."""
         if (runner := self._running()) is not None:
             runner.target_gone(reason)
+
+    async def policy_settled(self) -> None:
+        """Returns when no swap of a policy runs."""
+        if (runner := self._running()) is not None and runner.swap.by_policy:
+            await self.settled()
 
     async def settled(self) -> None:
         """Returns when no swap runs."""
@@ -94,6 +99,13 @@ class SwapTable:
         """
         return self._runner(swap_id).watch()
 
+    def _keep(self, runner: SwapRunner) -> None:
+        # Counted apart: a busy policy must not make an operator's swap unknown to who waits for it.
+        alike = [kept for kept in self._runners if kept.swap.by_policy == runner.swap.by_policy]
+        if len(alike) >= _KEPT:
+            self._runners.remove(alike[0])
+        self._runners.append(runner)
+
     def _running(self) -> SwapRunner | None:
         newest = self._runners[-1] if self._runners else None
         return newest if newest and not newest.swap.state.terminal else None
@@ -103,7 +115,8 @@ class SwapTable:
             if runner.swap.id == swap_id:
                 return runner
         raise SwapNotFound(
-            f"There is no swap {swap_id!r}: the last {_KEPT} since the daemon's start are kept."
+            f"There is no swap {swap_id!r}: the last {_KEPT} of operators and as many of policies "
+            "are kept, since the daemon's start."
         )
 
     async def _run(self, runner: SwapRunner) -> None:

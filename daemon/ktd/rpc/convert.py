@@ -105,6 +105,7 @@ def swap_message(swap: Swap, *, with_moves: bool = True) -> placement_pb2.Swap:
         origin=swap.origin,
         moves=_moves(swap.moves) if with_moves else (),
         etag=swap.etag,
+        notes=swap.notes,
     )
 
 

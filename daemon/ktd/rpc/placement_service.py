@@ -58,6 +58,7 @@ class PlacementService(placement_pb2_grpc.PlacementServiceServicer):
         """What a goal would move."""
         del context
         check_placement(request.name)
+        await self._placement.operators_turn()
         return plan_message(self._placement.plan(goal_of(request)))
 
     async def ApplyPlacement(
@@ -65,6 +66,7 @@ class PlacementService(placement_pb2_grpc.PlacementServiceServicer):
     ) -> placement_pb2.Swap:
         """Starts a swap."""
         check_placement(request.name)
+        await self._placement.operators_turn()
         if request.HasField("plan"):
             swap = self._placement.apply_plan(
                 plan_id(request.plan),
@@ -88,6 +90,7 @@ class PlacementService(placement_pb2_grpc.PlacementServiceServicer):
     ) -> placement_pb2.Swap:
         """Starts a swap back."""
         check_placement(request.name)
+        await self._placement.operators_turn()
         swap = self._placement.undo(
             etag=request.etag, request_id=request.request_id, actor=actor_of(context)
         )

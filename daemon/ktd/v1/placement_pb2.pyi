@@ -67,7 +67,9 @@ class Placement(_message.Message):
     etag: _builtins.str
     """Opaque and quoted; required to apply a target."""
     origin: _builtins.str
-    """What produced it: a strategy's name, "explicit", "undo", "start" or "restored"."""
+    """What produced it: a strategy's name, "explicit", "undo", "start", "restored", or "policy:" with
+    the policy's name.
+    """
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -503,6 +505,7 @@ class Swap(_message.Message):
     ORIGIN_FIELD_NUMBER: _builtins.int
     MOVES_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"engines/default/swaps/…"."""
     state: Global___SwapState.ValueType
@@ -525,6 +528,10 @@ class Swap(_message.Message):
     def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Move]:
         """Ten thousand for a large model: WatchSwap sends them with its first and its last message only."""
 
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sentences an operator should read, for example that the policy is paused now."""
+
     def __init__(
         self,
         *,
@@ -541,10 +548,11 @@ class Swap(_message.Message):
         origin: _builtins.str = ...,
         moves: _abc.Iterable[Global___Move] | None = ...,
         etag: _builtins.str = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "etag", b"etag", "moves", b"moves", "moves_done", b"moves_done", "moves_total", b"moves_total", "name", b"name", "origin", b"origin", "revision", b"revision", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "etag", b"etag", "moves", b"moves", "moves_done", b"moves_done", "moves_total", b"moves_total", "name", b"name", "notes", b"notes", "origin", b"origin", "revision", b"revision", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
