@@ -2,7 +2,7 @@
 
 One file per rank lies in the engine's runtime directory. The rank writes, everybody else maps it
 read-only; nothing is sent per step, so a reader can never slow the engine. All integers are
-little-endian. Layout, version 1:
+little-endian. Layout, version 2:
 
 ====== ====== =========================================================================
 offset type   meaning
@@ -11,11 +11,12 @@ offset type   meaning
 8      u32×2  version, offset of the counters (4096)
 16     u32×4  number of MoE layers, experts per layer, tiers (2: GPU slot, CPU), rank
 32     u64×2  pid, start time in Unix nanoseconds
+48     u32    kinds of work (2: prefill, decode)
 64     u64×32 words, see :class:`Word`
 512    -      acknowledgement of the last control call: u64 sequence, u32 status, u32 length, text
 1536   -      the same for the last finished copy
 2560   -      hello: u32 length, JSON text (0: the rank has not said hello)
-4096   u64    counters ``[layer, expert, tier]``, (token, expert) pairs since the engine's start
+4096   u64    counters ``[kind, layer, expert, tier]``: (token, expert) pairs since the start
 ====== ====== =========================================================================
 
 A block's sequence is written after its text, so a reader that sees a sequence sees its text.
@@ -35,8 +36,9 @@ from pathlib import Path
 from typing import Any
 
 MAGIC = b"KTDRANK1"
-VERSION = 1
+VERSION = 2
 TIERS = ("gpu", "cpu")
+KINDS = ("prefill", "decode")
 _WORDS = 64
 _ACK = 512
 _COPY = 1536
@@ -62,6 +64,13 @@ class Word(IntEnum):
     ERROR = 10
     # 1 while a forward pass runs: a long prefill is not a dead scheduler.
     IN_STEP = 11
+
+
+class Kind(IntEnum):
+    """What a token is computed for: first index of the counters."""
+
+    PREFILL = 0
+    DECODE = 1
 
 
 class Status(IntEnum):
@@ -106,8 +115,9 @@ class RankFileReader:
             "<IIII", self._map, 16
         )
         self.pid, self.start_time_ns = struct.unpack_from("<QQ", self._map, 32)
-        size = _COUNTERS + 8 * self.num_layers * self.num_experts * tiers
-        if tiers != len(TIERS) or len(self._map) < size:
+        (kinds,) = struct.unpack_from("<I", self._map, 48)
+        size = _COUNTERS + 8 * kinds * self.num_layers * self.num_experts * tiers
+        if tiers != len(TIERS) or kinds != len(KINDS) or len(self._map) < size:
             raise ValueError(f"{path} is truncated")
         # A cast view reads a number in one load; struct would do it byte by byte, and see carries.
         self._words = memoryview(self._map)[_WORDS : _WORDS + 8 * 32].cast("Q")
@@ -117,9 +127,10 @@ class RankFileReader:
         """Current value of one word."""
         return self._words[word]
 
-    def counters(self) -> list[int]:
-        """Flat copy of ``[layer, expert, tier]``."""
-        return self._counters.tolist()
+    @property
+    def counters(self) -> memoryview:
+        """The counters themselves, u64: flat ``[kind, layer, expert, tier]``; release it soon."""
+        return self._counters
 
     def call_ack(self) -> Ack:
         """Acknowledgement of the last control call."""
@@ -156,7 +167,7 @@ class RankFileWriter:
     """Creates and writes one rank's file; ``counters_address`` is for native code."""
 
     def __init__(self, path: Path, *, rank: int, num_layers: int, num_experts: int) -> None:
-        size = _COUNTERS + 8 * num_layers * num_experts * len(TIERS)
+        size = _COUNTERS + 8 * len(KINDS) * num_layers * num_experts * len(TIERS)
         temporary = path.with_suffix(".tmp")
         with temporary.open("w+b") as file:
             os.fchmod(file.fileno(), 0o600)
@@ -165,6 +176,7 @@ class RankFileWriter:
         struct.pack_into("<8sII", self._map, 0, MAGIC, VERSION, _COUNTERS)
         struct.pack_into("<IIII", self._map, 16, num_layers, num_experts, len(TIERS), rank)
         struct.pack_into("<QQ", self._map, 32, os.getpid(), time.time_ns())
+        struct.pack_into("<I", self._map, 48, len(KINDS))
         self.words = memoryview(self._map)[_WORDS : _WORDS + 8 * 32].cast("Q")
         self.counters = memoryview(self._map)[_COUNTERS:size]
         # The name appears when the header is complete.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from ktd.rankfile import RankFileWriter, Word, path_of
+from ktd.rankfile import Kind, RankFileWriter, Word, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,13 +42,13 @@ class FakeTraffic:
 
     def decode(self, tokens: int) -> None:
         """Steps of one token each."""
-        self._count(tokens)
+        self._count(tokens, Kind.DECODE)
         self.writer.words[Word.DECODE_STEPS] += tokens
         self.writer.words[Word.DECODE_TOKENS] += tokens
 
     def prefill(self, tokens: int) -> None:
         """One step of many tokens."""
-        self._count(tokens)
+        self._count(tokens, Kind.PREFILL)
         self.writer.words[Word.PREFILL_STEPS] += 1
         self.writer.words[Word.PREFILL_TOKENS] += tokens
 
@@ -56,14 +56,15 @@ class FakeTraffic:
         self._counters.release()
         self.writer.close()
 
-    def _count(self, tokens: int) -> None:
+    def _count(self, tokens: int, kind: Kind) -> None:
         self.writer.beat()
         num_experts = self._shape.num_experts
+        first = 2 * num_experts * len(self._orders) * kind
         for layer, (order, chosen) in enumerate(zip(self._orders, self._experts(), strict=True)):
             in_slots = set(chosen)
             draws = self._random.choices(order, self._weights, k=tokens * _TOP_K)
             for expert in draws:
                 on_cpu = expert not in in_slots
-                self._counters[2 * (layer * num_experts + expert) + on_cpu] += 1
+                self._counters[first + 2 * (layer * num_experts + expert) + on_cpu] += 1
                 if on_cpu:
                     self.writer.words[Word.CPU_WEIGHT_BYTES] += self._shape.expert_bytes

@@ -113,13 +113,14 @@ def test_the_state_says_ready_with_versions_at_once(host):
 def test_statistics_begin_with_the_first_request_served(host):
     """Each token of each step is counted once for each of its experts, in each layer."""
     (rank,) = host.ranks()
-    before = rank.counters(), rank.word(Word.PREFILL_TOKENS), rank.word(Word.DECODE_TOKENS)
+    before = list(rank.counters), rank.word(Word.PREFILL_TOKENS), rank.word(Word.DECODE_TOKENS)
     host.generate(8, prompt="And it came to pass")
     tokens = rank.word(Word.PREFILL_TOKENS) + rank.word(Word.DECODE_TOKENS) - sum(before[1:])
     per_layer = 32 * 2
-    grown = [now - then for now, then in zip(rank.counters(), before[0], strict=True)]
-    sums = {sum(grown[i : i + per_layer]) for i in range(0, len(grown), per_layer)}
-    assert sums == {tokens * 4}
+    grown = [now - then for now, then in zip(rank.counters, before[0], strict=True)]
+    sums = [sum(grown[i : i + per_layer]) for i in range(0, len(grown), per_layer)]
+    prefilled = rank.word(Word.PREFILL_TOKENS) - before[1]
+    assert sums == [prefilled * 4] * 6 + [(tokens - prefilled) * 4] * 6
 
 
 def test_decode_steps_complete_between_the_unmap_and_the_publish_of_a_slow_copy(host):

@@ -159,16 +159,34 @@ def test_slots_are_reported_under_the_sequence_of_the_call(rank, tmp_path):
 def test_statistics_are_forgotten_on_reset_and_nothing_else(rank):
     """Warming up is not counted; loading and swapping stay."""
     rank.swap(1, (1, -1, 5))
-    rank.rank.begin_step()
-    rank.rank.end_step(decode=True, tokens=3)
-    rank.rank.counters_of(0)[2, 1] += 7
+    rank.rank.begin_step(decode_rows=None)
+    rank.rank.route(0, torch.tensor([[2, 0]] * 3), rank.rank.layers[1].table)
+    rank.rank.end_step(tokens=3)
     assert rank.reader.word(Word.DECODE_TOKENS) == 3
-    assert sum(rank.reader.counters()) == 7
+    assert sum(rank.reader.counters) == 6
     rank.call("reset_statistics")
     assert rank.reader.word(Word.DECODE_TOKENS) == 0
-    assert sum(rank.reader.counters()) == 0
+    assert sum(rank.reader.counters) == 0
     assert rank.reader.word(Word.SWAP_BYTES) == 64
     assert rank.reader.word(Word.SLOT_BYTES) == 2 * SLOTS * 64
+
+
+@pytest.mark.parametrize(("decode_rows", "prefill", "decode"), [(None, 0, 3), (0, 3, 0), (2, 1, 2)])
+def test_a_step_counts_for_prefill_or_decode_or_each_row_for_its_own(
+    rank, decode_rows, prefill, decode
+):
+    """Rows at the end of a mixed step decode; the routing is divided as in any other step."""
+    table = rank.rank.layers[1].table
+    ids = torch.tensor([[0], [1], [2]])
+    rank.rank.begin_step(decode_rows=decode_rows)
+    routed = rank.rank.route(0, ids, table)
+    rank.rank.end_step(tokens=3)
+    assert torch.equal(routed.cpu_ids, ids.int())
+    counted = torch.tensor(list(rank.reader.counters)).view(2, 2, 8, 2)
+    assert counted[:, 0].sum((1, 2)).tolist() == [prefill, decode]
+    assert counted[:, 1].sum().item() == 0
+    words = [rank.reader.word(word) for word in (Word.PREFILL_TOKENS, Word.DECODE_TOKENS)]
+    assert words == [prefill, decode]
 
 
 def test_a_rank_that_starts_again_in_the_same_folder_replaces_its_file(tmp_path):

@@ -1,9 +1,11 @@
 """What the plugin says when a scheduler's start fails, and which layers it takes."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from ktd.enginespec import EngineSpec, read_failure
-from ktd.sgl.seam import SchedulerHooks, _explain
+from ktd.sgl.seam import SchedulerHooks, _decode_rows, _explain
 
 
 @pytest.fixture
@@ -84,3 +86,21 @@ def test_layers_of_the_spec_are_taken_by_their_index(spec):
     """A configuration that is not None makes SGLang wrap its method."""
     hooks = SchedulerHooks(spec)
     assert [hooks.layer_configuration(None, layer_idx=layer) for layer in (1, 3)] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("mode", "lengths", "rows"),
+    [
+        ("DECODE", None, None),
+        ("EXTEND", [5, 1], 0),
+        ("MIXED", [7, 1, 1], 2),
+        ("MIXED", [7], 0),
+        ("MIXED", [1, 1], 2),
+    ],
+)
+def test_the_rows_of_a_mixed_step_that_decode_are_told_by_their_length(mode, lengths, rows):
+    """SGLang appends running requests to a chunk of prefill, one token each."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    batch = SimpleNamespace(forward_mode=ForwardMode[mode], extend_seq_lens_cpu=lengths)
+    assert _decode_rows(batch) == rows

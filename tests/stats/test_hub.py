@@ -23,7 +23,7 @@ class Engine:
         )
 
     def count(self, expert, tier, pairs):
-        self.writer.counters.cast("Q")[2 * expert + tier] += pairs
+        self.writer.counters.cast("Q")[4 + 2 * expert + tier] += pairs
         self.writer.words[Word.DECODE_TOKENS] += pairs
 
 

@@ -25,15 +25,17 @@ def test_tokens_count_once_and_bytes_add_up(tmp_path):
     for rank in range(2):
         writer = _rank(tmp_path, rank)
         writer.counters.cast("Q")[2 * 4] = 7 + rank
+        writer.counters.cast("Q")[12 + 2 * 5 + 1] = 4 + rank
         writer.words[Word.DECODE_TOKENS] = 10 + rank
         writer.words[Word.SWAP_BYTES] = 100
         writer.words[Word.CPU_WEIGHT_BYTES] = 1000
     sampler = _sampler(tmp_path)
     sample = sampler.sample()
     sampler.close()
-    assert (sample.gpu_pairs, sample.cpu_pairs, sample.decode_tokens) == (7, 0, 10)
+    assert (sample.gpu_pairs, sample.cpu_pairs, sample.decode_tokens) == (7, 4, 10)
     assert (sample.swap_bytes, sample.cpu_weight_bytes) == (200, 2000)
-    assert sample.rows()[1][2] == 7
+    assert sample.prefill[1].tolist() == [[0, 0], [7, 0], [0, 0]]
+    assert sample.decode[1].tolist() == [[0, 0], [0, 0], [0, 4]]
 
 
 def test_each_rank_reports_its_own_error_and_heartbeat(tmp_path):

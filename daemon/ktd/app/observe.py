@@ -79,6 +79,8 @@ class Observer:
         except KtdError:
             experts = tuple(() for _ in counted.moe_layers)
         return tuple(
-            LayerSample(layer, sum(row[::2]), sum(row[1::2]), len(chosen))
-            for layer, row, chosen in zip(counted.moe_layers, counted.rows(), experts, strict=True)
+            LayerSample(layer, gpu, cpu, len(chosen))
+            for layer, (gpu, cpu), chosen in zip(
+                counted.moe_layers, counted.pairs.sum(axis=1).tolist(), experts, strict=True
+            )
         )

@@ -16,7 +16,6 @@ from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from torch import nn
 
-from ktd.experts.pool import split
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.expert_loader import ExpertLoader, LayerTemplate
 from ktd.sgl.limits import why_not_supported
@@ -44,7 +43,6 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self._loader: ExpertLoader
         self._layer: ExpertLayer
         self._handle: int
-        self._counters: torch.Tensor
 
     # --- construction and loading ----------------------------------------------------------
 
@@ -119,7 +117,6 @@ class HybridMoEMethod(FusedMoEMethodBase):
             self._layer.publish(expert)
         self.gpu_method.process_weights_after_loading(layer)
         self._handle = self._rank.pool.add_layer(tensors["w13_weight"], tensors["w2_weight"])
-        self._counters = self._rank.counters_of(self._position)
         self._rank.add_layer(self._layer)
 
     def create_moe_runner(self, layer: nn.Module, moe_runner_config: Any) -> None:
@@ -148,7 +145,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         hidden = dispatch_output.hidden_states
         topk = dispatch_output.topk_output
         ids, weights = topk.topk_ids, topk.topk_weights.float().contiguous()
-        routed = split(ids.contiguous(), self._layer.table, self._counters)
+        routed = self._rank.route(self._position, ids.contiguous(), self._layer.table)
         if routed.on_cpu:
             out = self._rank.pool.forward(
                 self._handle, hidden.contiguous(), routed.cpu_ids, weights

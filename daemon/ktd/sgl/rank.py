@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from ktd.enginespec import EngineSpec, report_failure
-from ktd.experts.pool import ExpertPool
+from ktd.experts.pool import ExpertPool, Split, split
 from ktd.experts.store import HostStore
-from ktd.rankfile import TIERS, RankFileWriter, Word, path_of
+from ktd.rankfile import KINDS, TIERS, Kind, RankFileWriter, Word, path_of
 from ktd.sgl.copier import Copier
 from ktd.sgl.cores import cores_allowed, share_of_cores
 from ktd.sgl.expert_layer import EMPTY, ExpertLayer, MoveRefused, SlotCopy
@@ -59,9 +59,11 @@ class Rank:
         )
         self.store = HostStore()
         # int64 stands for uint64: torch has no view of a uint64 buffer in every release we run on.
-        self._counters = torch.frombuffer(self.file.counters, dtype=torch.int64).view(
-            len(spec.moe_layers), spec.num_experts, len(TIERS)
+        counters = torch.frombuffer(self.file.counters, dtype=torch.int64).view(
+            len(KINDS), len(spec.moe_layers), spec.num_experts, len(TIERS)
         )
+        self._counters = [list(of_kind) for of_kind in counters]
+        self._decode_rows: int | None = 0
         self._weight_bytes_at_reset = 0
         threads, cpus = _pool_cores(spec.cpu_threads, rank, world_size)
         self.pool = ExpertPool(threads=threads, isa=spec.isa or "", cpus=cpus)
@@ -129,22 +131,38 @@ class Rank:
 
     # --- steps ---------------------------------------------------------------------------
 
-    def begin_step(self) -> None:
-        """A forward pass starts."""
+    def begin_step(self, *, decode_rows: int | None) -> None:
+        """A forward pass starts.
+
+        Args:
+            decode_rows: How many rows, at the end, decode a token; None: all. A step that also
+                prefills counts those as decode and the others as prefill.
+        """
+        self._decode_rows = decode_rows
         self.file.words[Word.IN_STEP] = 1
         self.file.beat()
 
-    def end_step(self, *, decode: bool, tokens: int) -> None:
+    def end_step(self, *, tokens: int) -> None:
         """A forward pass has been launched (on a CPU host: has finished)."""
-        self._add(Word.DECODE_STEPS if decode else Word.PREFILL_STEPS, 1)
-        self._add(Word.DECODE_TOKENS if decode else Word.PREFILL_TOKENS, tokens)
+        decoded = tokens if self._decode_rows is None else self._decode_rows
+        self._add(Word.DECODE_STEPS if self._decode_rows is None else Word.PREFILL_STEPS, 1)
+        self._add(Word.DECODE_TOKENS, decoded)
+        self._add(Word.PREFILL_TOKENS, tokens - decoded)
         self.file.words[Word.CPU_WEIGHT_BYTES] = self.pool.bytes_read - self._weight_bytes_at_reset
         self.file.words[Word.IN_STEP] = 0
         self.file.beat()
 
-    def counters_of(self, position: int) -> torch.Tensor:
-        """Counters ``[experts, tiers]`` of one MoE layer, in the rank file itself."""
-        return self._counters[position]
+    def route(self, position: int, ids: torch.Tensor, table: torch.Tensor) -> Split:
+        """Divides one layer's routing ``[tokens, top_k]`` between slots and pool, and counts it."""
+        rows = self._decode_rows
+        if not rows or rows >= ids.shape[0]:
+            kind = Kind.PREFILL if rows == 0 else Kind.DECODE
+            return split(ids, table, self._counters[kind][position])
+        # A mixed step is rare and large: counting it in parts costs nothing that shows.
+        prefilled = ids.shape[0] - rows
+        split(ids[:prefilled], table, self._counters[Kind.PREFILL][position])
+        split(ids[prefilled:], table, self._counters[Kind.DECODE][position])
+        return split(ids, table)
 
     # --- control calls -------------------------------------------------------------------
 

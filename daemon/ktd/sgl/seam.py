@@ -143,12 +143,12 @@ class SchedulerHooks:
         rank = self._rank
         if rank is None:
             return original(runner, forward_batch, *args, **kwargs)
-        rank.begin_step()
+        rank.begin_step(decode_rows=_decode_rows(forward_batch))
         # A step that raises ends the scheduler; IN_STEP stays, and SGLang tells its parent.
         result = original(runner, forward_batch, *args, **kwargs)
         decode = forward_batch.forward_mode.is_decode()
         tokens = forward_batch.batch_size if decode else forward_batch.input_ids.shape[0]
-        rank.end_step(decode=decode, tokens=int(tokens))
+        rank.end_step(tokens=int(tokens))
         return result
 
     @property
@@ -160,6 +160,21 @@ class SchedulerHooks:
             hooks._rank.call(request)
 
         return ktd_call
+
+
+def _decode_rows(forward_batch: Any) -> int | None:
+    """How many rows of a step, at its end, decode a token; None: all of them.
+
+    With ``--enable-mixed-chunk`` SGLang appends the running requests, one token each, to a chunk of
+    prefill, and does not keep how many. A chunk of a single token before them counts as one more.
+    """
+    mode = forward_batch.forward_mode
+    if mode.is_decode():
+        return None
+    if not mode.is_mixed():
+        return 0
+    lengths = forward_batch.extend_seq_lens_cpu
+    return next((i for i, n in enumerate(reversed(lengths)) if n != 1), len(lengths))
 
 
 def _explain(error: Exception) -> tuple[str, str]:

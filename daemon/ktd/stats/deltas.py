@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ktd.stats.model import LayerCounts, Snapshot, Totals, Window
+import numpy as np
+
+from ktd.rankfile import Kind
+from ktd.stats.model import CPU, GPU, LayerCounts, Snapshot, Totals, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from numpy.typing import NDArray
 
     from ktd.stats.model import Sample
 
@@ -22,44 +25,50 @@ def snapshot_of(
     """
     if last is not None and last.engine_id != sample.engine_id:
         last = None
-    totals = _totals(sample)
     return Snapshot(
         time=sample.time,
         sequence=sequence,
         full=last is None,
         dropped=dropped,
         engine_id=sample.engine_id,
-        layers=_full(sample) if last is None else _changed(sample, last),
-        totals=totals,
-        window=_window(sample, totals, last),
+        layers=full_counts(sample) if last is None else _changed(sample, last),
+        totals=_totals(sample),
+        window=window_of(sample, last),
     )
 
 
-def _full(sample: Sample) -> tuple[LayerCounts, ...]:
+def full_counts(sample: Sample) -> tuple[LayerCounts, ...]:
+    """Every layer and expert."""
     return tuple(
-        LayerCounts(layer, (), tuple(row[::2]), tuple(row[1::2]))
-        for layer, row in zip(sample.moe_layers, sample.rows(), strict=True)
+        _layer(sample, position, None, layer) for position, layer in enumerate(sample.moe_layers)
     )
 
 
 def _changed(sample: Sample, last: Sample) -> tuple[LayerCounts, ...]:
-    layers: list[LayerCounts] = []
-    for layer, row, old in zip(sample.moe_layers, sample.rows(), last.rows(), strict=True):
-        # Whole rows first: an idle engine costs one comparison a layer.
-        if row != old:
-            layers.append(_changed_in(layer, row, old))
-    return tuple(layers)
+    # Only grows: what changed in one kind or tier cannot be made up for by another.
+    changed = (sample.counts != last.counts).any(axis=(0, 3))
+    return tuple(
+        _layer(sample, position, np.flatnonzero(changed[position]), layer)
+        for position, layer in enumerate(sample.moe_layers)
+        if changed[position].any()
+    )
 
 
-def _changed_in(layer: int, row: Sequence[int], old: Sequence[int]) -> LayerCounts:
-    pairs = zip(row[::2], row[1::2], old[::2], old[1::2], strict=True)
-    changed = [
-        (expert, gpu, cpu)
-        for expert, (gpu, cpu, old_gpu, old_cpu) in enumerate(pairs)
-        if gpu != old_gpu or cpu != old_cpu
-    ]
-    experts, gpus, cpus = zip(*changed, strict=True)
-    return LayerCounts(layer, experts, gpus, cpus)
+def _layer(
+    sample: Sample, position: int, experts: NDArray[np.intp] | None, layer: int
+) -> LayerCounts:
+    counts = sample.counts[:, position]
+    if experts is not None:
+        counts = counts[:, experts]
+    both = counts.sum(axis=0)
+    return LayerCounts(
+        layer=layer,
+        experts=() if experts is None else tuple(experts.tolist()),
+        gpu=tuple(both[:, GPU].tolist()),
+        cpu=tuple(both[:, CPU].tolist()),
+        prefill_gpu=tuple(counts[Kind.PREFILL, :, GPU].tolist()),
+        prefill_cpu=tuple(counts[Kind.PREFILL, :, CPU].tolist()),
+    )
 
 
 def _totals(sample: Sample) -> Totals:
@@ -70,26 +79,28 @@ def _totals(sample: Sample) -> Totals:
         prefill_tokens=sample.prefill_tokens,
         gpu_pairs=sample.gpu_pairs,
         cpu_pairs=sample.cpu_pairs,
+        prefill_gpu_pairs=sample.prefill_gpu_pairs,
+        prefill_cpu_pairs=sample.prefill_cpu_pairs,
         cpu_weight_bytes=sample.cpu_weight_bytes,
         swap_bytes=sample.swap_bytes,
     )
 
 
-def _window(sample: Sample, totals: Totals, last: Sample | None) -> Window:
-    if last is None:
-        return Window(
-            length=max(0.0, sample.time - sample.start_time),
-            decode_steps=totals.decode_steps,
-            decode_tokens=totals.decode_tokens,
-            prefill_tokens=totals.prefill_tokens,
-            gpu_pairs=totals.gpu_pairs,
-            cpu_pairs=totals.cpu_pairs,
-        )
+def window_of(sample: Sample, last: Sample | None) -> Window:
+    """Sums since ``last``, a sample of the same engine; since the engine's start without one."""
+    counts = sample.counts if last is None else sample.counts - last.counts
+    by_kind = counts.sum(axis=(1, 2))
+    gpu, cpu = by_kind.sum(axis=0).tolist()
+    prefill_gpu, prefill_cpu = by_kind[Kind.PREFILL].tolist()
+    begin = sample.start_time if last is None else last.time
     return Window(
-        length=max(0.0, sample.time - last.time),
-        decode_steps=sample.decode_steps - last.decode_steps,
-        decode_tokens=sample.decode_tokens - last.decode_tokens,
-        prefill_tokens=sample.prefill_tokens - last.prefill_tokens,
-        gpu_pairs=totals.gpu_pairs - last.gpu_pairs,
-        cpu_pairs=totals.cpu_pairs - last.cpu_pairs,
+        length=max(0.0, sample.time - begin),
+        decode_steps=sample.decode_steps - (last.decode_steps if last else 0),
+        prefill_steps=sample.prefill_steps - (last.prefill_steps if last else 0),
+        decode_tokens=sample.decode_tokens - (last.decode_tokens if last else 0),
+        prefill_tokens=sample.prefill_tokens - (last.prefill_tokens if last else 0),
+        gpu_pairs=gpu,
+        cpu_pairs=cpu,
+        prefill_gpu_pairs=prefill_gpu,
+        prefill_cpu_pairs=prefill_cpu,
     )

@@ -56,7 +56,8 @@ class StatsHub:
         sample = self._read()
         if sample is None:
             return None
-        return [list(map(int.__add__, row[::2], row[1::2])) for row in sample.rows()]
+        counts: list[list[int]] = sample.pairs.sum(axis=-1).tolist()
+        return counts
 
     def snapshot(self) -> Snapshot:
         """One full snapshot; its window is the time since the engine started.

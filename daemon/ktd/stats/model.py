@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ktd.rankfile import Kind
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import numpy as np
+    from numpy.typing import NDArray
+
+GPU, CPU = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class RankSample:
     slot_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Sample:
     """Every counter of one engine at one moment.
 
@@ -38,8 +43,9 @@ class Sample:
 
     Attributes:
         time: Unix seconds; ``start_time`` is that of the engine's rank 0.
-        moe_layers: Model layer indices, in the order of ``counters``.
-        counters: Flat ``[layer, expert, tier]``, tiers GPU slot and CPU: (token, expert) pairs.
+        moe_layers: Model layer indices, in the order of ``counts``.
+        counts: int64 ``[kind, layer, expert, tier]``, kinds prefill and decode
+            (:class:`ktd.rankfile.Kind`), tiers GPU slot and CPU: (token, expert) pairs.
     """
 
     time: float
@@ -47,7 +53,7 @@ class Sample:
     engine_id: str
     moe_layers: tuple[int, ...]
     num_experts: int
-    counters: Sequence[int]
+    counts: NDArray[np.int64]
     decode_steps: int
     prefill_steps: int
     decode_tokens: int
@@ -56,41 +62,64 @@ class Sample:
     swap_bytes: int
     ranks: tuple[RankSample, ...] = ()
 
-    def rows(self) -> list[Sequence[int]]:
-        """The counters of each layer: ``[expert, tier]``, flat."""
-        width = 2 * self.num_experts
-        return [
-            self.counters[start : start + width]
-            for start in range(0, len(self.moe_layers) * width, width)
-        ]
+    @property
+    def prefill(self) -> NDArray[np.int64]:
+        """Pairs of prefill ``[layer, expert, tier]``; a view."""
+        found: NDArray[np.int64] = self.counts[Kind.PREFILL]
+        return found
+
+    @property
+    def decode(self) -> NDArray[np.int64]:
+        """Pairs of decode ``[layer, expert, tier]``; a view."""
+        found: NDArray[np.int64] = self.counts[Kind.DECODE]
+        return found
+
+    @property
+    def pairs(self) -> NDArray[np.int64]:
+        """Pairs of both kinds ``[layer, expert, tier]``."""
+        found: NDArray[np.int64] = self.counts.sum(axis=0)
+        return found
 
     @property
     def gpu_pairs(self) -> int:
         """(token, expert) pairs computed in GPU slots."""
-        return sum(self.counters[::2])
+        return int(self.counts[..., GPU].sum())
 
     @property
     def cpu_pairs(self) -> int:
         """(token, expert) pairs computed on the CPU."""
-        return sum(self.counters[1::2])
+        return int(self.counts[..., CPU].sum())
+
+    @property
+    def prefill_gpu_pairs(self) -> int:
+        """Those of ``gpu_pairs`` that were for prefill."""
+        return int(self.prefill[..., GPU].sum())
+
+    @property
+    def prefill_cpu_pairs(self) -> int:
+        """Those of ``cpu_pairs`` that were for prefill."""
+        return int(self.prefill[..., CPU].sum())
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCounts:
     """Pairs of one model layer since the engine's start.
 
-    ``experts`` names the experts that ``gpu`` and ``cpu`` speak of; empty when they are all there.
+    ``experts`` names the experts that the others speak of; empty when they are all there. The
+    counts of prefill are contained in ``gpu`` and ``cpu``; the rest is decode.
     """
 
     layer: int
     experts: tuple[int, ...]
     gpu: tuple[int, ...]
     cpu: tuple[int, ...]
+    prefill_gpu: tuple[int, ...]
+    prefill_cpu: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums since the engine's start."""
+    """Sums since the engine's start; pairs of prefill are contained in the pairs of their tier."""
 
     decode_steps: int
     prefill_steps: int
@@ -98,6 +127,8 @@ class Totals:
     prefill_tokens: int
     gpu_pairs: int
     cpu_pairs: int
+    prefill_gpu_pairs: int
+    prefill_cpu_pairs: int
     cpu_weight_bytes: int
     swap_bytes: int
 
@@ -106,22 +137,49 @@ class Totals:
         """Share of pairs computed in GPU slots; 0 if nothing was counted."""
         return _share(self.gpu_pairs, self.cpu_pairs)
 
+    @property
+    def prefill_hit_rate(self) -> float:
+        """The same for prefill alone."""
+        return _share(self.prefill_gpu_pairs, self.prefill_cpu_pairs)
+
+    @property
+    def decode_hit_rate(self) -> float:
+        """The same for decode alone."""
+        return _share(
+            self.gpu_pairs - self.prefill_gpu_pairs, self.cpu_pairs - self.prefill_cpu_pairs
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Sums over the last ``length`` seconds."""
+    """Sums over the last ``length`` seconds; pairs of prefill are contained in those of a tier."""
 
     length: float
     decode_steps: int
+    prefill_steps: int
     decode_tokens: int
     prefill_tokens: int
     gpu_pairs: int
     cpu_pairs: int
+    prefill_gpu_pairs: int
+    prefill_cpu_pairs: int
 
     @property
     def gpu_hit_rate(self) -> float:
         """Share of pairs computed in GPU slots; 0 if nothing was counted."""
         return _share(self.gpu_pairs, self.cpu_pairs)
+
+    @property
+    def prefill_hit_rate(self) -> float:
+        """The same for prefill alone."""
+        return _share(self.prefill_gpu_pairs, self.prefill_cpu_pairs)
+
+    @property
+    def decode_hit_rate(self) -> float:
+        """The same for decode alone."""
+        return _share(
+            self.gpu_pairs - self.prefill_gpu_pairs, self.cpu_pairs - self.prefill_cpu_pairs
+        )
 
     @property
     def decode_tokens_per_second(self) -> float:

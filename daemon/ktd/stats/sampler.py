@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from ktd.rankfile import RankFileReader, Word, path_of
+import numpy as np
+
+from ktd.rankfile import KINDS, TIERS, RankFileReader, Word, path_of
 from ktd.stats.model import RankSample, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 
 class RankSampler:
@@ -50,7 +54,7 @@ class RankSampler:
             raise ValueError(f"the rank file has {found} MoE layers, the model {len(moe_layers)}")
 
     def sample(self) -> Sample:
-        """Every counter now; about 2 ms for 94 layers of 512 experts."""
+        """Every counter now; well below 1 ms for 94 layers of 512 experts."""
         first = self._first
         return Sample(
             time=self._clock(),
@@ -58,7 +62,7 @@ class RankSampler:
             engine_id=self.engine_id,
             moe_layers=self._moe_layers,
             num_experts=first.num_experts,
-            counters=first.counters(),
+            counts=_counts(first),
             decode_steps=first.word(Word.DECODE_STEPS),
             prefill_steps=first.word(Word.PREFILL_STEPS),
             decode_tokens=first.word(Word.DECODE_TOKENS),
@@ -76,6 +80,12 @@ class RankSampler:
 
     def _sum(self, word: Word) -> int:
         return sum(reader.word(word) for reader in self._readers)
+
+
+def _counts(reader: RankFileReader) -> NDArray[np.int64]:
+    # Element by element, each in one load: the rank goes on counting meanwhile.
+    flat = np.frombuffer(reader.counters, np.uint64).astype(np.int64)
+    return flat.reshape(len(KINDS), reader.num_layers, reader.num_experts, len(TIERS))
 
 
 def _rank_sample(reader: RankFileReader) -> RankSample:

@@ -45,7 +45,7 @@ class Phase:
     @property
     def tokens(self) -> int:
         """How many tokens it has."""
-        return self.ids.shape[0]
+        return len(self.ids)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
