@@ -19,7 +19,7 @@ _WIDTH = ("moe_intermediate_size", "expert_intermediate_size", "intermediate_siz
 _ACTIVATION = ("hidden_act", "hidden_activation", "activation_function", "mlp_hidden_act")
 # Names that these models use for something else than a plain SiLU gate.
 _CLAMPS = ("swiglu_limit", "gemm1_alpha", "gemm1_clamp_limit")
-_TEXT = ("text_config", "llm_config", "language_config")
+_TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
 _BF16_BYTES = 2
 _PROJECTIONS = 3
 
@@ -71,7 +71,7 @@ def read_facts(folder: Path, *, device: str) -> ModelFacts:
     """
     whole = _read_config(folder)
     architecture = _architecture(whole, folder)
-    config = next((whole[key] for key in _TEXT if isinstance(whole.get(key), dict)), whole)
+    config = _language_model(whole)
     num_experts = _first(config, _NUM_EXPERTS) or 0
     num_layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 0)
     try:
@@ -132,6 +132,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelUnsupported(f"{path} is not a JSON object.")
     return config
+
+
+def _language_model(config: dict[str, Any]) -> dict[str, Any]:
+    """The part about the language model, however deep models of several kinds of input hide it."""
+    inner = next((config[key] for key in _TEXT if isinstance(config.get(key), dict)), None)
+    return config if inner is None else _language_model(inner)
 
 
 def _architecture(config: Mapping[str, Any], folder: Path) -> str:
