@@ -110,6 +110,26 @@ async def test_stats_json_adds_counts_and_hit_rate_to_the_placement(daemon: Fake
     on_gpu = sum(sum(layer["counts"][:2]) for layer in value["layers"])
     assert value["gpu_hit_rate"] == on_gpu / pairs
     assert (value["prefill_tokens"], value["decode_tokens"]) == (30, 20)
+    assert sum(layer["prefill_counts"]) == 30 * 2
+    assert sum(layer["decode_counts"]) == 20 * 2
+    assert value["window"]["prefill_steps"] == 1
+    assert value["rates"] is None
+
+
+async def test_stats_show_one_kind_of_work_a_window_or_rates(daemon: FakeDaemon) -> None:
+    """Each as a table and as JSON."""
+    daemon.traffic.prefill(30)
+    daemon.traffic.decode(20)
+    shown = (await ktd("stats", "--kind", "decode", socket=daemon.socket)).out
+    assert "in prefill" in shown
+    assert [line.split()[2] for line in shown.splitlines() if " 2/2 " in line] == ["40"] * 4
+    rates = (await ktd("stats", "--rates", "--json", socket=daemon.socket)).json["rates"]
+    assert len(rates["layers"]) == 4
+    assert "pairs/s" in (await ktd("stats", "--rates", socket=daemon.socket)).out
+    windowed = await ktd("stats", "--window", "30", socket=daemon.socket)
+    assert "last" in windowed.out
+    refused = await ktd("stats", "--window", "301", socket=daemon.socket)
+    assert (refused.code, "at most 300 s" in refused.err) == (2, True)
 
 
 async def test_stats_of_an_idle_engine_are_zero(daemon: FakeDaemon) -> None:

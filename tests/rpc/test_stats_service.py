@@ -31,6 +31,52 @@ async def test_snapshot_is_full(daemon, client):
     assert snapshot.window.decode_tokens == 10
 
 
+async def test_prefill_and_decode_are_told_apart(daemon, client):
+    """In the totals, in the window, and for each expert."""
+    daemon.traffic.prefill(50)
+    daemon.traffic.decode(10)
+    stats = await client.stats()
+    totals = stats.totals
+    assert totals.prefill_gpu_pairs + totals.prefill_cpu_pairs == 50 * 2 * 4
+    prefilled = [sum(layer.prefill_gpu) + sum(layer.prefill_cpu) for layer in stats.layers]
+    assert prefilled == [50 * 2] * 4
+    assert totals.prefill_hit_rate == totals.prefill_gpu_pairs / (50 * 2 * 4)
+    on_gpu = totals.gpu_pairs - totals.prefill_gpu_pairs
+    assert totals.decode_hit_rate == stats.window.decode_hit_rate == on_gpu / (10 * 2 * 4)
+
+
+async def test_rates_come_when_they_are_asked_for(daemon, client):
+    """Per layer, expert, tier and kind; everything counted is in them."""
+    daemon.traffic.decode(100)
+    assert not (await client.stats()).HasField("rates")
+    rates = (await client.stats(with_rates=True)).rates
+    assert rates.half_life.ToSeconds() == 60
+    assert [layer.layer for layer in rates.layers] == [0, 1, 2, 3]
+    for layer in rates.layers:
+        assert len(layer.decode_cpu) == len(layer.prefill_gpu) == 8
+        assert sum(layer.decode_gpu) + sum(layer.decode_cpu) > 0
+        assert sum(layer.prefill_gpu) + sum(layer.prefill_cpu) == 0
+
+
+async def test_a_window_holds_what_was_counted_in_it_only(daemon, client):
+    """Totals stay those since the start."""
+    daemon.traffic.prefill(40)
+    daemon.stats._history.add(daemon.stats.sample(), last=True)
+    await asyncio.sleep(0.02)
+    daemon.traffic.decode(10)
+    stats = await client.stats(window=0.01)
+    assert (stats.window.prefill_tokens, stats.window.decode_tokens) == (0, 10)
+    assert [sum(layer.gpu) + sum(layer.cpu) for layer in stats.layers] == [10 * 2] * 4
+    assert stats.totals.prefill_tokens == 40
+
+
+@pytest.mark.parametrize("window", [0.0, -1.0, 300.1])
+async def test_a_window_that_cannot_be_is_refused(client, window):
+    """Its value and the bounds are named."""
+    with pytest.raises(InvalidArgument, match=f"window is {window:g} s.*at most 300 s"):
+        await client.stats(window=window)
+
+
 async def test_nothing_counted_is_a_rate_of_zero(client):
     """Not a division by zero."""
     assert (await client.stats()).totals.gpu_hit_rate == 0.0

@@ -23,7 +23,7 @@ class HeatRow:
     """One layer: its index, a count per expert, and which experts are in GPU slots."""
 
     layer: int
-    counts: Sequence[int]
+    counts: Sequence[float]
     gpu_experts: Collection[int] = ()
 
 

@@ -1,4 +1,4 @@
-"""The JSON of `ktd placement get`, `ktd stats`, and what `ktd placement apply --file` reads."""
+"""The JSON of `ktd placement get`, and what `ktd placement apply --file` reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ktd.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from ktd.client import LayerPlacement, Placement, StatsSnapshot
+    from ktd.client import LayerPlacement, Placement
 
 
 def placement_json(placement: Placement) -> dict[str, Any]:
@@ -28,37 +28,6 @@ def layer_json(layer: LayerPlacement) -> dict[str, Any]:
         "num_experts": layer.num_experts,
         "slots": layer.slots,
         "gpu_experts": list(layer.gpu_experts),
-    }
-
-
-def stats_json(placement: Placement, stats: StatsSnapshot) -> dict[str, Any]:
-    """The placement with ``counts`` per layer (index is expert id), and totals."""
-    counts = counts_by_layer(stats)
-    value = placement_json(placement)
-    for layer in value["layers"]:
-        layer["counts"] = counts.get(layer["layer"], [0] * layer["num_experts"])
-    totals = stats.totals
-    value["gpu_hit_rate"] = totals.gpu_hit_rate
-    for name in (
-        "gpu_pairs",
-        "cpu_pairs",
-        "decode_steps",
-        "prefill_steps",
-        "decode_tokens",
-        "prefill_tokens",
-        "cpu_weight_bytes",
-        "swap_bytes",
-    ):
-        value[name] = getattr(totals, name)
-    value["engine_id"] = stats.engine_id
-    return value
-
-
-def counts_by_layer(stats: StatsSnapshot) -> dict[int, list[int]]:
-    """(token, expert) pairs per layer and expert of a full snapshot, both sides summed."""
-    return {
-        layer.layer: [gpu + cpu for gpu, cpu in zip(layer.gpu, layer.cpu, strict=True)]
-        for layer in stats.layers
     }
 
 

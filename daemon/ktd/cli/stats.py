@@ -1,22 +1,23 @@
-"""`ktd stats`: what the router chose since the engine's start, and where it was computed."""
+"""`ktd stats`: what the router chose, and where it was computed."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 from typing import TYPE_CHECKING
 
-from ktd.cli.arguments import add_command
+from ktd.cli.arguments import add_command, positive_float
 from ktd.cli.connection import client_of
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.heat import HeatRow, heat_strip, legend
-from ktd.cli.placement_json import counts_by_layer, stats_json
 from ktd.cli.quantities import bytes_text, count_text, share_text
+from ktd.cli.stats_json import counts_by_layer, hit_rate, prefill_by_layer, stats_json
 from ktd.cli.tables import facts, table
 from ktd.cli.terminal import Terminal, out
 
 if TYPE_CHECKING:
-    import argparse
+    from collections.abc import Mapping, Sequence
 
     from ktd.cli.arguments import Subparsers
     from ktd.client import LayerCounts, Placement, StatsSnapshot
@@ -26,16 +27,41 @@ _LAYER_COLUMNS = 34  # what the table's other columns take
 
 def add_parser(subparsers: Subparsers) -> None:
     """Adds `ktd stats`."""
-    add_command(
+    parser = add_command(
         subparsers,
         "stats",
         summary="what the router chose and where it was computed",
         description=(
-            "Prints how often each expert was chosen since the engine's start (prefill included),\n"
-            "and the share that GPU slots computed. With --json: the placement's JSON with a list\n"
-            "'counts' per layer (index is expert id), 'gpu_hit_rate' and totals."
+            "Prints how often each expert was chosen, since the engine's start or in the last so\n"
+            "many seconds, and the share that GPU slots computed, for prefill and decode apart.\n"
+            "With --json: the placement's JSON with lists 'counts', 'prefill_counts' and\n"
+            "'decode_counts' per layer (index is expert id), totals since the start, the window\n"
+            "and, with --rates, pairs per second with the past fading (half-life one minute)."
         ),
-        examples=["ktd stats", "ktd stats --json | jq .gpu_hit_rate"],
+        examples=[
+            "ktd stats",
+            "ktd stats --window 60",
+            "ktd stats --kind decode",
+            "ktd stats --json | jq .gpu_hit_rate",
+            "ktd stats --rates --json | jq .rates.layers[0].decode_cpu",
+        ],
+    )
+    parser.add_argument(
+        "--window",
+        type=positive_float,
+        metavar="SECONDS",
+        help="count the last so many seconds, at most 300, instead of since the engine's start",
+    )
+    parser.add_argument(
+        "--kind",
+        choices=("all", "prefill", "decode"),
+        default="all",
+        help="which work the table shows (default: all)",
+    )
+    parser.add_argument(
+        "--rates",
+        action="store_true",
+        help="show pairs per second now, with the past fading, instead of counts",
     )
 
 
@@ -45,29 +71,36 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     if getattr(args, "json", False):
         out().line(json.dumps(stats_json(placement, stats)))
     else:
-        _print(out(), placement, stats)
+        _print(out(), args, placement, stats)
     return ExitCode.OK
 
 
 async def _ask(args: argparse.Namespace) -> tuple[Placement, StatsSnapshot]:
     async with client_of(args) as client:
-        return await client.placement(), await client.stats()
+        stats = await client.stats(window=args.window, with_rates=args.rates)
+        return await client.placement(), stats
 
 
-def _print(terminal: Terminal, placement: Placement, stats: StatsSnapshot) -> None:
-    totals = stats.totals
-    pairs = totals.gpu_pairs + totals.cpu_pairs
+def _print(
+    terminal: Terminal, args: argparse.Namespace, placement: Placement, stats: StatsSnapshot
+) -> None:
+    totals, window = stats.totals, stats.window
+    decoded = window.gpu_pairs + window.cpu_pairs
+    prefilled = window.prefill_gpu_pairs + window.prefill_cpu_pairs
     facts(
         terminal,
         [
-            ("GPU hit rate", f"{share_text(totals.gpu_hit_rate)} of {count_text(pairs)} pairs"),
+            ("window", f"last {window.length.ToSeconds()} s" if args.window else ""),
+            ("GPU hit rate", f"{share_text(window.gpu_hit_rate)} of {count_text(decoded)} pairs"),
+            ("  in prefill", _rate(window.prefill_hit_rate, prefilled)),
+            ("  in decode", _rate(window.decode_hit_rate, decoded - prefilled)),
             (
                 "tokens",
                 (
-                    f"{count_text(totals.prefill_tokens)} in "
-                    f"{count_text(totals.prefill_steps)} prefill steps, "
-                    f"{count_text(totals.decode_tokens)} in "
-                    f"{count_text(totals.decode_steps)} decode steps"
+                    f"{count_text(window.prefill_tokens)} in "
+                    f"{count_text(window.prefill_steps)} prefill steps, "
+                    f"{count_text(window.decode_tokens)} in "
+                    f"{count_text(window.decode_steps)} decode steps"
                 ),
             ),
             (
@@ -75,23 +108,25 @@ def _print(terminal: Terminal, placement: Placement, stats: StatsSnapshot) -> No
                 (
                     f"{bytes_text(totals.cpu_weight_bytes)} of weights read by the CPU, "
                     f"{bytes_text(totals.swap_bytes)} copied into slots"
+                    f"{' since the start' if args.window else ''}"
                 ),
             ),
         ],
     )
-    counts, sides = counts_by_layer(stats), {layer.layer: layer for layer in stats.layers}
+    numbers = _rates_of(stats, args.kind) if args.rates else _counts_of(stats, args.kind)
+    sides = {layer.layer: layer for layer in stats.layers}
     room = max(16, terminal.width - _LAYER_COLUMNS)
     rows = [
         (
             str(layer.layer),
             f"{len(layer.gpu_experts)}/{layer.slots}",
-            count_text(sum(counts.get(layer.layer, ()))),
+            count_text(round(sum(numbers.get(layer.layer, ())))),
             _hit_rate(sides.get(layer.layer)),
             heat_strip(
                 terminal,
                 HeatRow(
                     layer.layer,
-                    counts.get(layer.layer, [0] * layer.num_experts),
+                    numbers.get(layer.layer, [0] * layer.num_experts),
                     frozenset(layer.gpu_experts),
                 ),
                 room=room,
@@ -100,12 +135,40 @@ def _print(terminal: Terminal, placement: Placement, stats: StatsSnapshot) -> No
         for layer in placement.layers
     ]
     terminal.line()
-    table(terminal, ("layer", "slots", "pairs", "hit rate", "experts"), rows, "rrrrl")
+    unit = "pairs/s" if args.rates else "pairs"
+    table(terminal, ("layer", "slots", unit, "hit rate", "experts"), rows, "rrrrl")
     terminal.line(legend(terminal))
 
 
+def _counts_of(stats: StatsSnapshot, kind: str) -> Mapping[int, Sequence[float]]:
+    """Pairs per layer and expert of one kind of work, or of both."""
+    both, prefill = counts_by_layer(stats), prefill_by_layer(stats)
+    if kind == "all":
+        return both
+    if kind == "prefill":
+        return prefill
+    return {
+        layer: [count - one for count, one in zip(counts, prefill[layer], strict=True)]
+        for layer, counts in both.items()
+    }
+
+
+def _rates_of(stats: StatsSnapshot, kind: str) -> Mapping[int, Sequence[float]]:
+    """Pairs per second per layer and expert."""
+    found = {}
+    for layer in stats.rates.layers:
+        prefill = zip(layer.prefill_gpu, layer.prefill_cpu, strict=True)
+        decode = zip(layer.decode_gpu, layer.decode_cpu, strict=True)
+        sums = {"prefill": list(map(sum, prefill)), "decode": list(map(sum, decode))}
+        sums["all"] = list(map(sum, zip(sums["prefill"], sums["decode"], strict=True)))
+        found[layer.layer] = sums[kind]
+    return found
+
+
+def _rate(share: float, pairs: int) -> str:
+    return f"{share_text(share)} of {count_text(pairs)}" if pairs else ""
+
+
 def _hit_rate(counts: LayerCounts | None) -> str:
-    if counts is None:
-        return "-"
-    on_gpu, on_cpu = sum(counts.gpu), sum(counts.cpu)
-    return share_text(on_gpu / (on_gpu + on_cpu)) if on_gpu + on_cpu else "-"
+    rate = hit_rate(counts) if counts is not None else None
+    return share_text(rate) if rate is not None else "-"

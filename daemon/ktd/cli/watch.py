@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from ktd.cli.arguments import Subparsers
     from ktd.client import StatsSnapshot
 
-_HEADER = ("time", "tokens/s", "GPU hits", "since start", "decoded", "prefilled", "revision")
-_WIDTHS = (8, 8, 8, 11, 8, 9, 8)
+_HEADER = (
+    *("time", "tokens/s", "GPU hits", "prefill", "decode", "since start"),
+    *("decoded", "prefilled", "revision"),
+)
+_WIDTHS = (8, 8, 8, 7, 7, 11, 8, 9, 8)
 _HEADER_EVERY = 20
 _SHORTEST = 0.1  # what the API allows
 
@@ -34,9 +37,9 @@ def add_parser(subparsers: Subparsers) -> None:
         summary="statistics as they come, a line at a time",
         description=(
             "Prints a line per interval until it is interrupted: decode speed, the share of work\n"
-            "that GPU slots did in that interval and since the engine's start, tokens, and the\n"
-            "placement's revision. With --json each line is the API's StatsSnapshot: all experts'\n"
-            "counts first, then those that changed."
+            "that GPU slots did in that interval (of all, of prefill, of decode) and since the\n"
+            "engine's start, tokens, and the placement's revision. With --json each line is the\n"
+            "API's StatsSnapshot: all experts' counts first, then those that changed."
         ),
         examples=["ktd watch", "ktd watch --interval 0.5 --json | jq .window"],
     )
@@ -79,10 +82,14 @@ def _print(terminal: Terminal, stats: StatsSnapshot, lines: int) -> None:
     if lines == 0 or (terminal.interactive and lines % _HEADER_EVERY == 0):
         terminal.line(terminal.styled(_row(_HEADER), "dim"))
     window, totals = stats.window, stats.totals
+    pairs = window.gpu_pairs + window.cpu_pairs
+    prefilled = window.prefill_gpu_pairs + window.prefill_cpu_pairs
     cells: tuple[Any, ...] = (
         f"{stats.time.ToDatetime().replace(microsecond=0):%H:%M:%S}",
         f"{window.decode_tokens_per_second:.1f}",
-        share_text(window.gpu_hit_rate) if window.gpu_pairs + window.cpu_pairs else "-",
+        share_text(window.gpu_hit_rate) if pairs else "-",
+        share_text(window.prefill_hit_rate) if prefilled else "-",
+        share_text(window.decode_hit_rate) if pairs - prefilled else "-",
         share_text(totals.gpu_hit_rate),
         count_text(totals.decode_tokens),
         count_text(totals.prefill_tokens),

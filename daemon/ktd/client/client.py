@@ -276,9 +276,13 @@ class KtdClient:
 
     # StatsService
 
-    async def stats(self) -> stats_pb2.StatsSnapshot:
-        """One full snapshot, with the window since the engine started."""
-        request = stats_pb2.GetStatsRequest(name=NAME)
+    async def stats(
+        self, *, window: float | None = None, with_rates: bool = False
+    ) -> stats_pb2.StatsSnapshot:
+        """One full snapshot, of the last ``window`` seconds or since the engine started."""
+        request = stats_pb2.GetStatsRequest(name=NAME, with_rates=with_rates)
+        if window is not None:
+            request.window.FromNanoseconds(round(window * 1e9))
         return await self._answer(self._stats.GetStats(request, timeout=self._timeout))
 
     def watch_stats(

@@ -1,4 +1,4 @@
-"""Domain values ↔ protobuf messages; nothing else in ktd knows both."""
+"""Domain values ↔ protobuf messages; with ``convert_stats.py``, nothing else in ktd knows both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ktd.errors import InvalidArgument
 from ktd.placement.goals import ExplicitGoal, StrategyGoal
 from ktd.rpc.names import PLACEMENT, plan_name, swap_name
 from ktd.rpc.status import status_of
-from ktd.v1 import engine_pb2, placement_pb2, stats_pb2
+from ktd.v1 import engine_pb2, placement_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ktd.placement.model import Experts, ModelShape, Move, Placement
     from ktd.placement.plans import Plan
     from ktd.placement.swap import Swap
-    from ktd.stats.model import Snapshot
 
 
 def timestamp(seconds: float) -> timestamp_pb2.Timestamp:
@@ -207,46 +206,3 @@ def engine_message(status: EngineStatus, placement_revision: int) -> engine_pb2.
         for condition in status.conditions
     )
     return message
-
-
-# Statistics
-
-
-def snapshot_message(snapshot: Snapshot, placement_revision: int) -> stats_pb2.StatsSnapshot:
-    """A snapshot, full or with what changed."""
-    totals, window = snapshot.totals, snapshot.window
-    return stats_pb2.StatsSnapshot(
-        time=timestamp(snapshot.time),
-        sequence=snapshot.sequence,
-        full=snapshot.full,
-        dropped=snapshot.dropped,
-        placement_revision=placement_revision,
-        engine_id=snapshot.engine_id,
-        layers=(
-            stats_pb2.LayerCounts(
-                layer=layer.layer, experts=layer.experts, gpu=layer.gpu, cpu=layer.cpu
-            )
-            for layer in snapshot.layers
-        ),
-        totals=stats_pb2.Totals(
-            decode_steps=totals.decode_steps,
-            prefill_steps=totals.prefill_steps,
-            decode_tokens=totals.decode_tokens,
-            prefill_tokens=totals.prefill_tokens,
-            gpu_pairs=totals.gpu_pairs,
-            cpu_pairs=totals.cpu_pairs,
-            gpu_hit_rate=totals.gpu_hit_rate,
-            cpu_weight_bytes=totals.cpu_weight_bytes,
-            swap_bytes=totals.swap_bytes,
-        ),
-        window=stats_pb2.Window(
-            length=duration(window.length),
-            decode_steps=window.decode_steps,
-            decode_tokens=window.decode_tokens,
-            prefill_tokens=window.prefill_tokens,
-            gpu_pairs=window.gpu_pairs,
-            cpu_pairs=window.cpu_pairs,
-            gpu_hit_rate=window.gpu_hit_rate,
-            decode_tokens_per_second=window.decode_tokens_per_second,
-        ),
-    )

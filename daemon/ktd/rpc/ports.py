@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from ktd.engine.status import EngineStatus
     from ktd.stats.model import Snapshot
+    from ktd.stats.rates import Rates
 
 
 class EngineControl(Protocol):
@@ -42,12 +43,17 @@ class EngineControl(Protocol):
 class StatsSource(Protocol):
     """Where statistics come from; ``ktd.stats.hub.StatsHub`` satisfies it."""
 
-    def snapshot(self) -> Snapshot:
-        """One full snapshot of now; its window is the time since the engine started.
+    def snapshot(self, window: float | None = None) -> Snapshot:
+        """One full snapshot of now; its window is the last ``window`` seconds, or all the time.
 
         Raises:
             EngineNotReady: no engine has counted anything yet.
+            InvalidArgument: the window is too long, or not above 0.
         """
+        ...
+
+    def rates(self) -> Rates | None:
+        """Exponentially decayed rates as of now."""
         ...
 
     def watch(self, min_interval: float) -> AsyncIterator[Snapshot]:

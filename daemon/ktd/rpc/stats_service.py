@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ktd.rpc.convert import snapshot_message
+from ktd.rpc.convert_stats import snapshot_message
 from ktd.rpc.drain import until
 from ktd.rpc.names import check_engine
 from ktd.v1 import stats_pb2, stats_pb2_grpc
@@ -46,7 +46,10 @@ class StatsService(stats_pb2_grpc.StatsServiceServicer):
         """One full snapshot."""
         del context
         check_engine(request.name)
-        return snapshot_message(self._stats.snapshot(), self._placement.revision)
+        window = request.window.ToNanoseconds() / 1e9 if request.HasField("window") else None
+        snapshot = self._stats.snapshot(window)
+        rates = self._stats.rates() if request.with_rates else None
+        return snapshot_message(snapshot, self._placement.revision, rates)
 
     async def WatchStats(
         self, request: stats_pb2.WatchStatsRequest, context: Context

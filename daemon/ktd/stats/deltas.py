@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +35,19 @@ def snapshot_of(
         layers=full_counts(sample) if last is None else _changed(sample, last),
         totals=_totals(sample),
         window=window_of(sample, last),
+    )
+
+
+def snapshot_of_window(sample: Sample, begin: Sample | None) -> Snapshot:
+    """What was counted since ``begin``, a sample of the same engine; since its start without one.
+
+    Counts per layer and the window are those of the window, totals those since the start.
+    """
+    if begin is None:
+        return snapshot_of(sample)
+    counted = replace(sample, counts=sample.counts - begin.counts)
+    return replace(
+        snapshot_of(sample), layers=full_counts(counted), window=window_of(sample, begin)
     )
 
 

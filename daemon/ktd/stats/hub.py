@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from ktd.errors import EngineNotReady, InvalidArgument
-from ktd.stats.deltas import snapshot_of
+from ktd.stats.deltas import snapshot_of, snapshot_of_window
 from ktd.stats.fanout import Fanout
+from ktd.stats.history import LONGEST_WINDOW, SampleHistory
+from ktd.stats.rates import DecayedRates
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from ktd.stats.model import Sample, Snapshot
+    from ktd.stats.rates import Rates
     from ktd.stats.sampler import RankSampler
 
 SHORTEST_INTERVAL = 0.1
+_TICK = 1.0
 
 
 class StatsHub:
-    """Holds the sampler of a running engine and, after its end, its last sample."""
+    """Holds the sampler of a running engine and, after its end, its last sample.
+
+    While an engine runs it looks once a second whether anything was counted, for the rates and for
+    windows; an engine that does nothing costs it the reading of two numbers. Attach and detach
+    belong in a running event loop.
+    """
 
     def __init__(self) -> None:
+        self._history = SampleHistory()
+        self._rates = DecayedRates()
+        self._keeper: asyncio.Task[None] | None = None
         self._sampler: RankSampler | None = None
         self._last: Sample | None = None
         self._fanout = Fanout(self._read)
@@ -29,11 +43,16 @@ class StatsHub:
         """An engine is ready and its rank files are mapped; the hub closes ``sampler``."""
         self.detach()
         self._sampler = sampler
+        self._keeper = asyncio.create_task(self._keep(sampler), name="stats-keeper")
 
     def detach(self) -> None:
         """The engine is gone; its last counts stay readable."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            self._keeper = None
         if self._sampler is not None:
             self._last = self._sampler.sample()
+            self._rates.update(self._last)
             self._sampler.close()
             self._sampler = None
 
@@ -59,18 +78,35 @@ class StatsHub:
         counts: list[list[int]] = sample.pairs.sum(axis=-1).tolist()
         return counts
 
-    def snapshot(self) -> Snapshot:
-        """One full snapshot; its window is the time since the engine started.
+    def rates(self) -> Rates | None:
+        """Decayed rates as of now, over all engines since the daemon's start; None before one."""
+        if (sample := self._read()) is not None:
+            self._rates.update(sample)
+        return self._rates.at(time.time())
+
+    def snapshot(self, window: float | None = None) -> Snapshot:
+        """One full snapshot, with the time since the engine's start as its window.
+
+        Args:
+            window: Seconds, at most 300: counts and window are of the last so many seconds, or a
+                little more, instead.
 
         Raises:
             EngineNotReady: no engine has run since the daemon started.
+            InvalidArgument: the window is too long, or not above 0.
         """
+        if window is not None and not 0 < window <= LONGEST_WINDOW:
+            raise InvalidArgument(
+                f"The window is {window:g} s, but must be above 0 and at most {LONGEST_WINDOW:g} s."
+            )
         sample = self.sample()
         if sample is None:
             raise EngineNotReady(
                 "Nothing has been counted yet: the engine has not started; wait until "
                 "`ktd status` says READY."
             )
+        if window is not None:
+            return snapshot_of_window(sample, self._history.before(sample, window))
         return snapshot_of(sample)
 
     async def watch(self, min_interval: float) -> AsyncIterator[Snapshot]:
@@ -94,6 +130,21 @@ class StatsHub:
                 sequence += 1
                 yield snapshot_of(sample, last, sequence=sequence, dropped=subscription.dropped)
                 last = sample
+
+    async def _keep(self, sampler: RankSampler) -> None:
+        steps, kept = -1, True
+        while True:
+            if (now := sampler.steps()) != steps:
+                steps, kept = now, False
+                self._take(sampler.sample())
+            elif not kept:
+                kept = True
+                self._history.add(sampler.sample(), last=True)
+            await asyncio.sleep(_TICK)
+
+    def _take(self, sample: Sample) -> None:
+        self._rates.update(sample)
+        self._history.add(sample)
 
     def _read(self) -> Sample | None:
         return self._sampler.sample() if self._sampler is not None else None

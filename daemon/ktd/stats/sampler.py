@@ -72,6 +72,10 @@ class RankSampler:
             ranks=tuple(_rank_sample(reader) for reader in self._readers),
         )
 
+    def steps(self) -> int:
+        """Steps so far: while they stand still, nothing is counted."""
+        return self._first.word(Word.DECODE_STEPS) + self._first.word(Word.PREFILL_STEPS)
+
     def close(self) -> None:
         """Unmaps the files."""
         for reader in self._readers:

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12ktd/v1/stats.proto\x12\x06ktd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x1f\n\x0fGetStatsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"R\n\x11WatchStatsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0cmin_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xfe\x01\n\rStatsSnapshot\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x0c\n\x04\x66ull\x18\x03 \x01(\x08\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x03\x12\x1a\n\x12placement_revision\x18\x05 \x01(\x03\x12\x11\n\tengine_id\x18\x06 \x01(\t\x12#\n\x06layers\x18\x07 \x03(\x0b\x32\x13.ktd.v1.LayerCounts\x12\x1e\n\x06totals\x18\x08 \x01(\x0b\x32\x0e.ktd.v1.Totals\x12\x1e\n\x06window\x18\t \x01(\x0b\x32\x0e.ktd.v1.Window\"G\n\x0bLayerCounts\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x0f\n\x07\x65xperts\x18\x02 \x03(\x05\x12\x0b\n\x03gpu\x18\x03 \x03(\x03\x12\x0b\n\x03\x63pu\x18\x04 \x03(\x03\"\xce\x01\n\x06Totals\x12\x14\n\x0c\x64\x65\x63ode_steps\x18\x01 \x01(\x03\x12\x15\n\rprefill_steps\x18\x02 \x01(\x03\x12\x15\n\rdecode_tokens\x18\x03 \x01(\x03\x12\x16\n\x0eprefill_tokens\x18\x04 \x01(\x03\x12\x11\n\tgpu_pairs\x18\x05 \x01(\x03\x12\x11\n\tcpu_pairs\x18\x06 \x01(\x03\x12\x14\n\x0cgpu_hit_rate\x18\x07 \x01(\x01\x12\x18\n\x10\x63pu_weight_bytes\x18\x08 \x01(\x03\x12\x12\n\nswap_bytes\x18\t \x01(\x03\"\xd6\x01\n\x06Window\x12)\n\x06length\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x64\x65\x63ode_steps\x18\x02 \x01(\x03\x12\x15\n\rdecode_tokens\x18\x03 \x01(\x03\x12\x16\n\x0eprefill_tokens\x18\x04 \x01(\x03\x12\x11\n\tgpu_pairs\x18\x05 \x01(\x03\x12\x11\n\tcpu_pairs\x18\x06 \x01(\x03\x12\x14\n\x0cgpu_hit_rate\x18\x07 \x01(\x01\x12 \n\x18\x64\x65\x63ode_tokens_per_second\x18\x08 \x01(\x01\x32\x8c\x01\n\x0cStatsService\x12:\n\x08GetStats\x12\x17.ktd.v1.GetStatsRequest\x1a\x15.ktd.v1.StatsSnapshot\x12@\n\nWatchStats\x12\x19.ktd.v1.WatchStatsRequest\x1a\x15.ktd.v1.StatsSnapshot0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12ktd/v1/stats.proto\x12\x06ktd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"^\n\x0fGetStatsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x06window\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nwith_rates\x18\x03 \x01(\x08\"R\n\x11WatchStatsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0cmin_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9c\x02\n\rStatsSnapshot\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08sequence\x18\x02 \x01(\x03\x12\x0c\n\x04\x66ull\x18\x03 \x01(\x08\x12\x0f\n\x07\x64ropped\x18\x04 \x01(\x03\x12\x1a\n\x12placement_revision\x18\x05 \x01(\x03\x12\x11\n\tengine_id\x18\x06 \x01(\t\x12#\n\x06layers\x18\x07 \x03(\x0b\x32\x13.ktd.v1.LayerCounts\x12\x1e\n\x06totals\x18\x08 \x01(\x0b\x32\x0e.ktd.v1.Totals\x12\x1e\n\x06window\x18\t \x01(\x0b\x32\x0e.ktd.v1.Window\x12\x1c\n\x05rates\x18\n \x01(\x0b\x32\r.ktd.v1.Rates\"q\n\x0bLayerCounts\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x0f\n\x07\x65xperts\x18\x02 \x03(\x05\x12\x0b\n\x03gpu\x18\x03 \x03(\x03\x12\x0b\n\x03\x63pu\x18\x04 \x03(\x03\x12\x13\n\x0bprefill_gpu\x18\x05 \x03(\x03\x12\x13\n\x0bprefill_cpu\x18\x06 \x03(\x03\"Y\n\x05Rates\x12,\n\thalf_life\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\"\n\x06layers\x18\x02 \x03(\x0b\x32\x12.ktd.v1.LayerRates\"m\n\nLayerRates\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x13\n\x0bprefill_gpu\x18\x02 \x03(\x02\x12\x13\n\x0bprefill_cpu\x18\x03 \x03(\x02\x12\x12\n\ndecode_gpu\x18\x04 \x03(\x02\x12\x12\n\ndecode_cpu\x18\x05 \x03(\x02\"\xb7\x02\n\x06Totals\x12\x14\n\x0c\x64\x65\x63ode_steps\x18\x01 \x01(\x03\x12\x15\n\rprefill_steps\x18\x02 \x01(\x03\x12\x15\n\rdecode_tokens\x18\x03 \x01(\x03\x12\x16\n\x0eprefill_tokens\x18\x04 \x01(\x03\x12\x11\n\tgpu_pairs\x18\x05 \x01(\x03\x12\x11\n\tcpu_pairs\x18\x06 \x01(\x03\x12\x14\n\x0cgpu_hit_rate\x18\x07 \x01(\x01\x12\x18\n\x10\x63pu_weight_bytes\x18\x08 \x01(\x03\x12\x12\n\nswap_bytes\x18\t \x01(\x03\x12\x19\n\x11prefill_gpu_pairs\x18\n \x01(\x03\x12\x19\n\x11prefill_cpu_pairs\x18\x0b \x01(\x03\x12\x18\n\x10prefill_hit_rate\x18\x0c \x01(\x01\x12\x17\n\x0f\x64\x65\x63ode_hit_rate\x18\r \x01(\x01\"\xd6\x02\n\x06Window\x12)\n\x06length\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x64\x65\x63ode_steps\x18\x02 \x01(\x03\x12\x15\n\rdecode_tokens\x18\x03 \x01(\x03\x12\x16\n\x0eprefill_tokens\x18\x04 \x01(\x03\x12\x11\n\tgpu_pairs\x18\x05 \x01(\x03\x12\x11\n\tcpu_pairs\x18\x06 \x01(\x03\x12\x14\n\x0cgpu_hit_rate\x18\x07 \x01(\x01\x12 \n\x18\x64\x65\x63ode_tokens_per_second\x18\x08 \x01(\x01\x12\x15\n\rprefill_steps\x18\t \x01(\x03\x12\x19\n\x11prefill_gpu_pairs\x18\n \x01(\x03\x12\x19\n\x11prefill_cpu_pairs\x18\x0b \x01(\x03\x12\x18\n\x10prefill_hit_rate\x18\x0c \x01(\x01\x12\x17\n\x0f\x64\x65\x63ode_hit_rate\x18\r \x01(\x01\x32\x8c\x01\n\x0cStatsService\x12:\n\x08GetStats\x12\x17.ktd.v1.GetStatsRequest\x1a\x15.ktd.v1.StatsSnapshot\x12@\n\nWatchStats\x12\x19.ktd.v1.WatchStatsRequest\x1a\x15.ktd.v1.StatsSnapshot0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,17 +34,21 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ktd.v1.stats_pb2', _globals
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETSTATSREQUEST']._serialized_start=95
-  _globals['_GETSTATSREQUEST']._serialized_end=126
-  _globals['_WATCHSTATSREQUEST']._serialized_start=128
-  _globals['_WATCHSTATSREQUEST']._serialized_end=210
-  _globals['_STATSSNAPSHOT']._serialized_start=213
-  _globals['_STATSSNAPSHOT']._serialized_end=467
-  _globals['_LAYERCOUNTS']._serialized_start=469
-  _globals['_LAYERCOUNTS']._serialized_end=540
-  _globals['_TOTALS']._serialized_start=543
-  _globals['_TOTALS']._serialized_end=749
-  _globals['_WINDOW']._serialized_start=752
-  _globals['_WINDOW']._serialized_end=966
-  _globals['_STATSSERVICE']._serialized_start=969
-  _globals['_STATSSERVICE']._serialized_end=1109
+  _globals['_GETSTATSREQUEST']._serialized_end=189
+  _globals['_WATCHSTATSREQUEST']._serialized_start=191
+  _globals['_WATCHSTATSREQUEST']._serialized_end=273
+  _globals['_STATSSNAPSHOT']._serialized_start=276
+  _globals['_STATSSNAPSHOT']._serialized_end=560
+  _globals['_LAYERCOUNTS']._serialized_start=562
+  _globals['_LAYERCOUNTS']._serialized_end=675
+  _globals['_RATES']._serialized_start=677
+  _globals['_RATES']._serialized_end=766
+  _globals['_LAYERRATES']._serialized_start=768
+  _globals['_LAYERRATES']._serialized_end=877
+  _globals['_TOTALS']._serialized_start=880
+  _globals['_TOTALS']._serialized_end=1191
+  _globals['_WINDOW']._serialized_start=1194
+  _globals['_WINDOW']._serialized_end=1536
+  _globals['_STATSSERVICE']._serialized_start=1539
+  _globals['_STATSSERVICE']._serialized_end=1679
 # @@protoc_insertion_point(module_scope)

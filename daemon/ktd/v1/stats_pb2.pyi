@@ -25,15 +25,27 @@ class GetStatsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    WITH_RATES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    with_rates: _builtins.bool
+    """Fills `rates`."""
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """Counts per layer and the window are of the last so long, or a little more, instead of since the engine's start;
+        above 0 and at most 300 s. Totals are since the start in any case.
+        """
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        window: _duration_pb2.Duration | None = ...,
+        with_rates: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "window", b"window", "with_rates", b"with_rates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -77,6 +89,7 @@ class StatsSnapshot(_message.Message):
     LAYERS_FIELD_NUMBER: _builtins.int
     TOTALS_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Counts from 1 on each stream."""
     full: _builtins.bool
@@ -95,6 +108,10 @@ class StatsSnapshot(_message.Message):
     def totals(self) -> Global___Totals: ...
     @_builtins.property
     def window(self) -> Global___Window: ...
+    @_builtins.property
+    def rates(self) -> Global___Rates:
+        """Only where they were asked for."""
+
     def __init__(
         self,
         *,
@@ -107,10 +124,11 @@ class StatsSnapshot(_message.Message):
         layers: _abc.Iterable[Global___LayerCounts] | None = ...,
         totals: Global___Totals | None = ...,
         window: Global___Window | None = ...,
+        rates: Global___Rates | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time", "totals", b"totals", "window", b"window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rates", b"rates", "time", b"time", "totals", b"totals", "window", b"window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "engine_id", b"engine_id", "full", b"full", "layers", b"layers", "placement_revision", b"placement_revision", "sequence", b"sequence", "time", b"time", "totals", b"totals", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "engine_id", b"engine_id", "full", b"full", "layers", b"layers", "placement_revision", b"placement_revision", "rates", b"rates", "sequence", b"sequence", "time", b"time", "totals", b"totals", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -124,6 +142,8 @@ class LayerCounts(_message.Message):
     EXPERTS_FIELD_NUMBER: _builtins.int
     GPU_FIELD_NUMBER: _builtins.int
     CPU_FIELD_NUMBER: _builtins.int
+    PREFILL_GPU_FIELD_NUMBER: _builtins.int
+    PREFILL_CPU_FIELD_NUMBER: _builtins.int
     layer: _builtins.int
     """Index of the layer in the model."""
     @_builtins.property
@@ -136,6 +156,12 @@ class LayerCounts(_message.Message):
 
     @_builtins.property
     def cpu(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def prefill_gpu(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Those of `gpu` and `cpu` that were for prefill; the rest was for decode."""
+
+    @_builtins.property
+    def prefill_cpu(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -143,14 +169,80 @@ class LayerCounts(_message.Message):
         experts: _abc.Iterable[_builtins.int] | None = ...,
         gpu: _abc.Iterable[_builtins.int] | None = ...,
         cpu: _abc.Iterable[_builtins.int] | None = ...,
+        prefill_gpu: _abc.Iterable[_builtins.int] | None = ...,
+        prefill_cpu: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "experts", b"experts", "gpu", b"gpu", "layer", b"layer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu", b"cpu", "experts", b"experts", "gpu", b"gpu", "layer", b"layer", "prefill_cpu", b"prefill_cpu", "prefill_gpu", b"prefill_gpu"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LayerCounts: _TypeAlias = LayerCounts  # noqa: Y015
+
+@_typing.final
+class Rates(_message.Message):
+    """Pairs per second, with work of t seconds ago weighed 2^(-t / half_life); across restarts of the engine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HALF_LIFE_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def half_life(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerRates]: ...
+    def __init__(
+        self,
+        *,
+        half_life: _duration_pb2.Duration | None = ...,
+        layers: _abc.Iterable[Global___LayerRates] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["half_life", b"half_life"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["half_life", b"half_life", "layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rates: _TypeAlias = Rates  # noqa: Y015
+
+@_typing.final
+class LayerRates(_message.Message):
+    """Index is expert id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYER_FIELD_NUMBER: _builtins.int
+    PREFILL_GPU_FIELD_NUMBER: _builtins.int
+    PREFILL_CPU_FIELD_NUMBER: _builtins.int
+    DECODE_GPU_FIELD_NUMBER: _builtins.int
+    DECODE_CPU_FIELD_NUMBER: _builtins.int
+    layer: _builtins.int
+    """Index of the layer in the model."""
+    @_builtins.property
+    def prefill_gpu(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def prefill_cpu(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def decode_gpu(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def decode_cpu(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        layer: _builtins.int = ...,
+        prefill_gpu: _abc.Iterable[_builtins.float] | None = ...,
+        prefill_cpu: _abc.Iterable[_builtins.float] | None = ...,
+        decode_gpu: _abc.Iterable[_builtins.float] | None = ...,
+        decode_cpu: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_cpu", b"decode_cpu", "decode_gpu", b"decode_gpu", "layer", b"layer", "prefill_cpu", b"prefill_cpu", "prefill_gpu", b"prefill_gpu"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerRates: _TypeAlias = LayerRates  # noqa: Y015
 
 @_typing.final
 class Totals(_message.Message):
@@ -165,6 +257,10 @@ class Totals(_message.Message):
     GPU_HIT_RATE_FIELD_NUMBER: _builtins.int
     CPU_WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
     SWAP_BYTES_FIELD_NUMBER: _builtins.int
+    PREFILL_GPU_PAIRS_FIELD_NUMBER: _builtins.int
+    PREFILL_CPU_PAIRS_FIELD_NUMBER: _builtins.int
+    PREFILL_HIT_RATE_FIELD_NUMBER: _builtins.int
+    DECODE_HIT_RATE_FIELD_NUMBER: _builtins.int
     decode_steps: _builtins.int
     prefill_steps: _builtins.int
     decode_tokens: _builtins.int
@@ -177,6 +273,11 @@ class Totals(_message.Message):
     """Bytes of expert weights that the CPU pool read."""
     swap_bytes: _builtins.int
     """Bytes copied into slots, over all ranks."""
+    prefill_gpu_pairs: _builtins.int
+    """Those of gpu_pairs and cpu_pairs that were for prefill."""
+    prefill_cpu_pairs: _builtins.int
+    prefill_hit_rate: _builtins.float
+    decode_hit_rate: _builtins.float
     def __init__(
         self,
         *,
@@ -189,10 +290,14 @@ class Totals(_message.Message):
         gpu_hit_rate: _builtins.float = ...,
         cpu_weight_bytes: _builtins.int = ...,
         swap_bytes: _builtins.int = ...,
+        prefill_gpu_pairs: _builtins.int = ...,
+        prefill_cpu_pairs: _builtins.int = ...,
+        prefill_hit_rate: _builtins.float = ...,
+        decode_hit_rate: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_pairs", b"cpu_pairs", "cpu_weight_bytes", b"cpu_weight_bytes", "decode_steps", b"decode_steps", "decode_tokens", b"decode_tokens", "gpu_hit_rate", b"gpu_hit_rate", "gpu_pairs", b"gpu_pairs", "prefill_steps", b"prefill_steps", "prefill_tokens", b"prefill_tokens", "swap_bytes", b"swap_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_pairs", b"cpu_pairs", "cpu_weight_bytes", b"cpu_weight_bytes", "decode_hit_rate", b"decode_hit_rate", "decode_steps", b"decode_steps", "decode_tokens", b"decode_tokens", "gpu_hit_rate", b"gpu_hit_rate", "gpu_pairs", b"gpu_pairs", "prefill_cpu_pairs", b"prefill_cpu_pairs", "prefill_gpu_pairs", b"prefill_gpu_pairs", "prefill_hit_rate", b"prefill_hit_rate", "prefill_steps", b"prefill_steps", "prefill_tokens", b"prefill_tokens", "swap_bytes", b"swap_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -200,7 +305,7 @@ Global___Totals: _TypeAlias = Totals  # noqa: Y015
 
 @_typing.final
 class Window(_message.Message):
-    """The time since this stream's previous message; since the engine's start in GetStats."""
+    """The time since this stream's previous message; in GetStats as asked for, else since the engine's start."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -212,6 +317,11 @@ class Window(_message.Message):
     CPU_PAIRS_FIELD_NUMBER: _builtins.int
     GPU_HIT_RATE_FIELD_NUMBER: _builtins.int
     DECODE_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PREFILL_STEPS_FIELD_NUMBER: _builtins.int
+    PREFILL_GPU_PAIRS_FIELD_NUMBER: _builtins.int
+    PREFILL_CPU_PAIRS_FIELD_NUMBER: _builtins.int
+    PREFILL_HIT_RATE_FIELD_NUMBER: _builtins.int
+    DECODE_HIT_RATE_FIELD_NUMBER: _builtins.int
     decode_steps: _builtins.int
     decode_tokens: _builtins.int
     prefill_tokens: _builtins.int
@@ -219,6 +329,12 @@ class Window(_message.Message):
     cpu_pairs: _builtins.int
     gpu_hit_rate: _builtins.float
     decode_tokens_per_second: _builtins.float
+    prefill_steps: _builtins.int
+    prefill_gpu_pairs: _builtins.int
+    """Those of gpu_pairs and cpu_pairs that were for prefill."""
+    prefill_cpu_pairs: _builtins.int
+    prefill_hit_rate: _builtins.float
+    decode_hit_rate: _builtins.float
     @_builtins.property
     def length(self) -> _duration_pb2.Duration: ...
     def __init__(
@@ -232,10 +348,15 @@ class Window(_message.Message):
         cpu_pairs: _builtins.int = ...,
         gpu_hit_rate: _builtins.float = ...,
         decode_tokens_per_second: _builtins.float = ...,
+        prefill_steps: _builtins.int = ...,
+        prefill_gpu_pairs: _builtins.int = ...,
+        prefill_cpu_pairs: _builtins.int = ...,
+        prefill_hit_rate: _builtins.float = ...,
+        decode_hit_rate: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["length", b"length"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_pairs", b"cpu_pairs", "decode_steps", b"decode_steps", "decode_tokens", b"decode_tokens", "decode_tokens_per_second", b"decode_tokens_per_second", "gpu_hit_rate", b"gpu_hit_rate", "gpu_pairs", b"gpu_pairs", "length", b"length", "prefill_tokens", b"prefill_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_pairs", b"cpu_pairs", "decode_hit_rate", b"decode_hit_rate", "decode_steps", b"decode_steps", "decode_tokens", b"decode_tokens", "decode_tokens_per_second", b"decode_tokens_per_second", "gpu_hit_rate", b"gpu_hit_rate", "gpu_pairs", b"gpu_pairs", "length", b"length", "prefill_cpu_pairs", b"prefill_cpu_pairs", "prefill_gpu_pairs", b"prefill_gpu_pairs", "prefill_hit_rate", b"prefill_hit_rate", "prefill_steps", b"prefill_steps", "prefill_tokens", b"prefill_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -52,7 +52,7 @@ class StatsServiceServicer:
     """
 
     def GetStats(self, request, context):
-        """One full snapshot, with the window since the engine started.
+        """One full snapshot, with the window since the engine started unless another one is asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,7 @@ class StatsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> StatsServiceAsyncStub: ...
     GetStats: _grpc.UnaryUnaryMultiCallable[_stats_pb2.GetStatsRequest, _stats_pb2.StatsSnapshot]
-    """One full snapshot, with the window since the engine started."""
+    """One full snapshot, with the window since the engine started unless another one is asked for."""
     WatchStats: _grpc.UnaryStreamMultiCallable[_stats_pb2.WatchStatsRequest, _stats_pb2.StatsSnapshot]
     """A full snapshot first, then deltas against the last one this client was sent. Latest wins:
     a slow client loses samples and never slows the engine; `dropped` counts them.
@@ -46,7 +46,7 @@ class StatsServiceAsyncStub(StatsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStats: _aio.UnaryUnaryMultiCallable[_stats_pb2.GetStatsRequest, _stats_pb2.StatsSnapshot]  # type: ignore[assignment]
-    """One full snapshot, with the window since the engine started."""
+    """One full snapshot, with the window since the engine started unless another one is asked for."""
     WatchStats: _aio.UnaryStreamMultiCallable[_stats_pb2.WatchStatsRequest, _stats_pb2.StatsSnapshot]  # type: ignore[assignment]
     """A full snapshot first, then deltas against the last one this client was sent. Latest wins:
     a slow client loses samples and never slows the engine; `dropped` counts them.
@@ -61,7 +61,7 @@ class StatsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _stats_pb2.GetStatsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_stats_pb2.StatsSnapshot, _abc.Awaitable[_stats_pb2.StatsSnapshot]]:
-        """One full snapshot, with the window since the engine started."""
+        """One full snapshot, with the window since the engine started unless another one is asked for."""
 
     @_abc_1.abstractmethod
     def WatchStats(

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ktd.cli.placement_json import counts_by_layer
+from ktd.cli.stats_json import counts_by_layer
 
 if TYPE_CHECKING:
     from ktd.client import KtdClient, StatsSnapshot
