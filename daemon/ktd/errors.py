@@ -50,6 +50,13 @@ class StrategyUnknown(InvalidArgument):
     reason = "STRATEGY_UNKNOWN"
 
 
+class StrategyFailed(KtdError):
+    """A strategy that another package brings raised, or chose what it may not."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "STRATEGY_FAILED"
+
+
 class LayerNotFound(InvalidArgument):
     """A target names a layer that the model does not have or that has no experts."""
 
@@ -148,6 +155,54 @@ class SwapTargetFailed(KtdError):
     """A step of a swap failed on a rank; the daemon rolls it back."""
 
     reason = "SWAP_STEP_FAILED"
+
+
+class RecordingRuns(KtdError):
+    """A recording was to be started while another one runs."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "RECORDING"
+
+
+class NotRecording(KtdError):
+    """A recording was to be stopped, and none runs."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "NOT_RECORDING"
+
+
+class NothingRecorded(KtdError):
+    """A recording was to be written, and no pass is in it."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "NOTHING_RECORDED"
+
+
+class RecordingFailed(KtdError):
+    """The engine could not do it, or a file could not be written; what was recorded is kept."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "RECORDING_FAILED"
+
+
+class ProfileNotFound(NotFound):
+    """No profile has that name."""
+
+    reason = "PROFILE_NOT_FOUND"
+
+
+class ProfileExists(KtdError):
+    """A profile of that name is there and may not be replaced."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "PROFILE_EXISTS"
+
+
+class ProfileMismatch(KtdError):
+    """A profile belongs to a model of another shape."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "PROFILE_MISMATCH"
 
 
 class ModelUnsupported(KtdError):

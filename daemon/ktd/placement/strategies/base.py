@@ -2,16 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from ktd.placement.cost import CostModel, expected_use
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from ktd.placement.model import Experts
 
 # Per MoE layer, per expert: how often the router chose it.
 Counts: TypeAlias = "Sequence[Sequence[float]]"
+# [layers, experts, experts], symmetric: how often one token chose both; the diagonal is Counts.
+PairCounts: TypeAlias = "NDArray[Any]"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What a strategy may know of the routing and of the machine.
+
+    Attributes:
+        counts: Per MoE layer and expert; None where nothing was counted.
+        pairs: Which experts are chosen by the same token; None where nobody has recorded that.
+        batch: Tokens per decode step.
+        experts_per_token: Experts that the router chooses for a token; 0 if not known, then one.
+        expert_bytes: Weight bytes of an expert.
+        costs: What a step takes.
+    """
+
+    counts: Counts | None = None
+    pairs: PairCounts | None = None
+    batch: float = 1.0
+    experts_per_token: float = 0.0
+    expert_bytes: int = 1
+    costs: CostModel = field(default_factory=CostModel)
+
+    @property
+    def counted(self) -> Counts | None:
+        """The counts, or None if there are none or all are zero."""
+        counts = self.counts
+        return counts if counts is not None and any(map(any, counts)) else None
+
+    def uses(self) -> list[list[float]] | None:
+        """How likely a decode step needs each expert, or None if nothing was counted."""
+        counts = self.counted
+        if counts is None:
+            return None
+        return [expected_use(row, self.experts_per_token, self.batch) for row in counts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +63,22 @@ class Choice:
 
 
 class Strategy(Protocol):
-    """A way to choose experts; instances hold no state."""
+    """A way to choose experts; instances hold no state, and the same input has the same answer.
+
+    A package brings its own as an entry point of the group ``ktd.placement_strategies`` that leads
+    to a class or an instance.
+    """
 
     @property
     def name(self) -> str:
         """What ``--expert-placement-strategy`` calls it."""
         ...
 
-    def initial(
-        self, num_layers: int, num_experts: int, budget: int, counts: Counts | None
-    ) -> Choice:
+    def initial(self, num_layers: int, num_experts: int, budget: int, evidence: Evidence) -> Choice:
         """Chooses at most ``budget`` experts over all MoE layers; so fixes the slots per layer."""
         ...
 
-    def live(self, num_experts: int, slots: Sequence[int], counts: Counts | None) -> Choice:
+    def live(self, num_experts: int, slots: Sequence[int], evidence: Evidence) -> Choice:
         """Chooses at most ``slots[i]`` experts of the i-th MoE layer."""
         ...
 
@@ -52,3 +94,24 @@ def even_split(num_layers: int, num_experts: int, budget: int) -> list[int]:
         return []
     share, rest = divmod(budget, num_layers)
     return [min(num_experts, share + (index < rest)) for index in range(num_layers)]
+
+
+def ranked(counts: Sequence[float]) -> list[int]:
+    """Indices by count, the highest first; of equal counts the lower index stays first."""
+    return sorted(range(len(counts)), key=counts.__getitem__, reverse=True)
+
+
+def tops(counts: Counts, sizes: Sequence[int]) -> Experts:
+    """The ``sizes[i]`` highest counts of each layer."""
+    return tuple(
+        tuple(sorted(ranked(layer)[:size])) for layer, size in zip(counts, sizes, strict=True)
+    )
+
+
+def without_statistics(name: str, sizes: Sequence[int]) -> Choice:
+    """What strategies that rank by counts do where nothing was counted: the lowest ids."""
+    note = (
+        f"There are no activation statistics yet, so {name} places as uniform does: "
+        "send requests first, or give a file with --init-expert-location."
+    )
+    return Choice(prefixes(sizes), (note,))

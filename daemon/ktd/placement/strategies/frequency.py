@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ktd.placement.strategies.base import Choice, Counts, even_split, prefixes
+from ktd.placement.strategies.base import (
+    Choice,
+    Evidence,
+    even_split,
+    ranked,
+    tops,
+    without_statistics,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_NO_STATISTICS = (
-    "There are no activation statistics yet, so frequency places as uniform does: "
-    "send requests first, or give a file with --init-expert-location."
-)
 
 
 class Frequency:
@@ -25,32 +27,22 @@ class Frequency:
 
     name = "frequency"
 
-    def initial(
-        self, num_layers: int, num_experts: int, budget: int, counts: Counts | None
-    ) -> Choice:
+    def initial(self, num_layers: int, num_experts: int, budget: int, evidence: Evidence) -> Choice:
         """See :class:`~ktd.placement.strategies.base.Strategy`."""
-        if counts is None or not any(any(layer) for layer in counts):
-            return Choice(prefixes(even_split(num_layers, num_experts, budget)), (_NO_STATISTICS,))
+        counts = evidence.counted
+        if counts is None:
+            return without_statistics(self.name, even_split(num_layers, num_experts, budget))
         flat = [count for layer in counts for count in layer]
         chosen: list[list[int]] = [[] for _ in range(num_layers)]
-        for index in _ranked(flat)[:budget]:
+        for index in ranked(flat)[:budget]:
             layer, expert = divmod(index, num_experts)
             chosen[layer].append(expert)
         return Choice(tuple(tuple(sorted(experts)) for experts in chosen))
 
-    def live(self, num_experts: int, slots: Sequence[int], counts: Counts | None) -> Choice:
+    def live(self, num_experts: int, slots: Sequence[int], evidence: Evidence) -> Choice:
         """The top ``slots[i]`` of each layer."""
         del num_experts
-        if counts is None or not any(any(layer) for layer in counts):
-            return Choice(prefixes(slots), (_NO_STATISTICS,))
-        return Choice(
-            tuple(
-                tuple(sorted(_ranked(layer)[:size]))
-                for layer, size in zip(counts, slots, strict=True)
-            )
-        )
-
-
-def _ranked(counts: Sequence[float]) -> list[int]:
-    # Sorting is stable, also in reverse: of equal counts the lower index stays first.
-    return sorted(range(len(counts)), key=counts.__getitem__, reverse=True)
+        counts = evidence.counted
+        if counts is None:
+            return without_statistics(self.name, slots)
+        return Choice(tops(counts, slots))

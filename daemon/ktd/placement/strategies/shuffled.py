@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ktd.placement.strategies.base import Choice, Counts
+from ktd.placement.strategies.base import Choice, Evidence
 from ktd.placement.strategies.torch_random import randperm
 
 if TYPE_CHECKING:
@@ -28,23 +28,21 @@ class Shuffled:
 
     name = "random"
 
-    def initial(
-        self, num_layers: int, num_experts: int, budget: int, counts: Counts | None
-    ) -> Choice:
+    def initial(self, num_layers: int, num_experts: int, budget: int, evidence: Evidence) -> Choice:
         """See :class:`~ktd.placement.strategies.base.Strategy`."""
-        del counts
+        del evidence
         chosen: list[list[int]] = [[] for _ in range(num_layers)]
         for index in _shuffle(num_layers * num_experts)[:budget]:
             layer, expert = divmod(index, num_experts)
             chosen[layer].append(expert)
         return Choice(tuple(tuple(sorted(experts)) for experts in chosen))
 
-    def live(self, num_experts: int, slots: Sequence[int], counts: Counts | None) -> Choice:
+    def live(self, num_experts: int, slots: Sequence[int], evidence: Evidence) -> Choice:
         """Walks the same shuffle and takes an expert while its layer has a slot left.
 
         Under the counts that :meth:`initial` gave, this is what :meth:`initial` chose.
         """
-        del counts
+        del evidence
         chosen: list[list[int]] = [[] for _ in slots]
         left = sum(slots)
         for index in _shuffle(len(slots) * num_experts):
