@@ -37,16 +37,23 @@ std::unique_ptr<ExpertPool> MakePool(std::int64_t threads, const std::string& is
   const char* override = std::getenv("KTD_ISA");
   if (name.empty() && override != nullptr) name = override;
   const Kernel& kernel = SelectKernel(name, DetectCpuFeatures());
-  const PoolOptions options{Count(threads, "threads"), std::move(cpus)};
+  PoolOptions options;
+  options.threads = Count(threads, "threads");
+  options.cpus = std::move(cpus);
   const py::gil_scoped_release release;
   return std::make_unique<ExpertPool>(kernel, options);
 }
 
 std::size_t AddLayer(ExpertPool& pool, std::int64_t num_experts, std::int64_t hidden,
                      std::int64_t intermediate, std::uintptr_t w13, std::uintptr_t w2) {
-  const LayerWeights weights{Count(num_experts, "num_experts"), Count(hidden, "hidden"),
-                             Count(intermediate, "intermediate"), At<const Bf16>(w13, "w13"),
-                             At<const Bf16>(w2, "w2")};
+  LayerWeights weights;
+  weights.num_experts = Count(num_experts, "num_experts");
+  weights.hidden = Count(hidden, "hidden");
+  weights.intermediate = Count(intermediate, "intermediate");
+  At<const Bf16>(w13, "w13");
+  At<const Bf16>(w2, "w2");
+  weights.w13 = At<const std::uint8_t>(w13, "w13");
+  weights.w2 = At<const std::uint8_t>(w2, "w2");
   const py::gil_scoped_release release;
   return pool.AddLayer(weights);
 }

@@ -18,10 +18,17 @@ enum CpuFeature : CpuFeatures {
   kAvx512Vl = 1u << 4,
   kAvx512Dq = 1u << 5,
   kAvx512Bf16 = 1u << 6,
+  kAvx512Vnni = 1u << 7,
+  kAvx512Vbmi = 1u << 8,
+  kAvxVnni = 1u << 9,
+  kAmxTile = 1u << 10,
+  kAmxBf16 = 1u << 11,
+  kAmxInt8 = 1u << 12,
 };
 
 // The features that CPUID reports and whose registers the operating system saves (XGETBV): a
-// hypervisor or kernel may hide the latter, and the instruction would then be a SIGILL.
+// hypervisor or kernel may hide the latter, and the instruction would then be a SIGILL. AMX is asked
+// for here: the kernel gives a process the room for tiles only on request.
 CpuFeatures DetectCpuFeatures() noexcept;
 
 // Their names as /proc/cpuinfo writes them, in the order of the enum.

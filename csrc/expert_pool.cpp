@@ -19,13 +19,9 @@ using std::chrono::microseconds;
 // on.
 constexpr std::size_t kBytesPerWorker = 256 * 1024;
 
-// Bounds the scratch of a long prefill; beyond it the weights are streamed once more.
-constexpr std::size_t kActivationBytes = std::size_t{64} << 20;
-
 // Tokens of an expert that cost no more than its first: below it, the weights' bytes are the cost.
 constexpr std::size_t kFreeTokens = 8;
 
-constexpr std::size_t kGateUpUnit = 8;                         // rows; what a tile takes at a time
 constexpr std::size_t kDownUnit = kCacheLine / sizeof(float);  // so that no two share a line of out
 
 constexpr std::size_t Units(std::size_t rows, std::size_t unit) { return (rows + unit - 1) / unit; }
@@ -45,7 +41,8 @@ struct ExpertPool::Pass {
   std::size_t total_cost;  // of phase 0, in units weighted by their tokens
 };
 
-ExpertPool::ExpertPool(const Kernel& kernel, const PoolOptions& options) : kernel_(kernel) {
+ExpertPool::ExpertPool(const Kernel& kernel, const PoolOptions& options)
+    : kernel_(kernel), activation_bytes_(options.activation_bytes) {
   const std::vector<int> allowed = AllowedCpus();
   cpus_ = options.cpus.empty() ? OnePerCore(allowed, "/sys/devices/system/cpu") : options.cpus;
   for (const int cpu : cpus_) {
@@ -54,6 +51,7 @@ ExpertPool::ExpertPool(const Kernel& kernel, const PoolOptions& options) : kerne
   }
   const std::size_t threads = options.threads == 0 ? cpus_.size() : options.threads;
   KTD_CHECK(threads <= 4096, "a pool of ", threads, " threads is refused; 4096 are the most");
+  scratch_ = std::vector<AlignedArray<std::uint8_t>>(threads);
   threads_ = std::make_unique<ThreadPool>(threads, cpus_, SpinFor(threads, allowed.size()));
 }
 
@@ -69,11 +67,15 @@ void ExpertPool::CheckUsable() const {
 
 std::size_t ExpertPool::AddLayer(const LayerWeights& weights) {
   CheckUsable();
-  KTD_CHECK(weights.num_experts > 0 && weights.hidden > 0 && weights.intermediate > 0,
-            "a layer needs experts, a hidden and an intermediate size of at least 1, not ",
-            weights.num_experts, ", ", weights.hidden, " and ", weights.intermediate);
-  KTD_CHECK(weights.w13 != nullptr && weights.w2 != nullptr, "a layer's weights are at address 0");
+  CheckLayer(weights);
+  const FormatKernels& kernels = kernel_.For(weights.format);
+  KTD_CHECK(kernels.few != nullptr, "the ", kernel_.name, " kernels do not compute experts in ",
+            kFormatNames[static_cast<std::size_t>(weights.format)]);
   const std::lock_guard lock(mutex_);
+  for (const ExpertKernel* kernel : {kernels.few, kernels.many}) {
+    const std::size_t bytes = kernel->scratch_bytes(weights.hidden, weights.intermediate);
+    for (AlignedArray<std::uint8_t>& scratch : scratch_) scratch.Reserve(bytes);
+  }
   layers_.push_back(weights);
   return layers_.size() - 1;
 }
@@ -127,7 +129,7 @@ std::uint64_t ExpertPool::Wait(std::uint64_t ticket) {
 
 std::uint64_t ExpertPool::Compute(const LayerWeights& layer, const ForwardCall& call) {
   const std::size_t token_bytes = call.top_k * layer.intermediate * sizeof(Bf16);
-  const std::size_t step = std::max<std::size_t>(1, kActivationBytes / token_bytes);
+  const std::size_t step = std::max<std::size_t>(1, activation_bytes_ / token_bytes);
   std::uint64_t experts = 0;
   seen_.assign(layer.num_experts, false);
   for (std::size_t first = 0; first < call.tokens; first += step) {
@@ -140,9 +142,31 @@ std::uint64_t ExpertPool::Compute(const LayerWeights& layer, const ForwardCall& 
     Pass pass{this, &layer, part, 0};
     experts += ComputePass(pass);
   }
-  const std::uint64_t bytes = experts * 3 * layer.hidden * layer.intermediate * sizeof(Bf16);
+  const std::uint64_t bytes = experts * ExpertBytes(layer);
   calls_.fetch_add(1, std::memory_order_relaxed);
   bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  return bytes;
+}
+
+// Decides how each expert of the pass is computed; returns the bytes of weights, weighted.
+std::size_t ExpertPool::MakePlans(const LayerWeights& layer) {
+  const FormatKernels& kernels = kernel_.For(layer.format);
+  const std::size_t expert_bytes = ExpertBytes(layer);
+  plans_.clear();
+  down_unit_ = kDownUnit;
+  std::size_t act = 0;
+  std::size_t bytes = 0;
+  for (const ExpertGroup& group : routing_.groups()) {
+    const std::size_t count = group.count();
+    const ExpertKernel* kernel = count < kernels.many_from ? kernels.few : kernels.many;
+    const std::size_t units = Units(layer.intermediate, kernel->unit);
+    const std::size_t cost = Units(count, kFreeTokens) * expert_bytes;
+    plans_.push_back({kernel, act, units, std::max<std::size_t>(cost / units, 1)});
+    down_unit_ = std::max(down_unit_, kernel->unit);
+    act += kernel->act_bytes(layer.intermediate, count);
+    bytes += cost;
+  }
+  activations_.Reserve(act);
   return bytes;
 }
 
@@ -151,16 +175,14 @@ std::uint64_t ExpertPool::ComputePass(Pass& pass) {
   const LayerWeights& layer = *pass.layer;
   const ForwardCall& call = pass.call;
   routing_.Build(call.ids, call.weights, call.tokens, call.top_k, layer.num_experts);
-  activations_.Reserve(routing_.pairs() * layer.intermediate);
+  routing_.Scale(layer.routed_scale);
+  const std::size_t bytes = MakePlans(layer);
   std::uint64_t fresh = 0;
-  std::size_t weighted_experts = 0;
   for (const ExpertGroup& group : routing_.groups()) {
-    weighted_experts += Units(group.count(), kFreeTokens);
     if (!seen_[group.expert]) ++fresh;
     seen_[group.expert] = true;
   }
-  pass.total_cost = weighted_experts * Units(layer.intermediate, kGateUpUnit);
-  const std::size_t bytes = weighted_experts * 3 * layer.hidden * layer.intermediate * sizeof(Bf16);
+  for (const Plan& plan : plans_) pass.total_cost += plan.units * plan.unit_cost;
   const std::size_t workers = std::clamp<std::size_t>(bytes / kBytesPerWorker, 1, threads());
   threads_->Run({2, RunPhase, &pass}, workers);
   return fresh;
@@ -179,27 +201,32 @@ void ExpertPool::RunPhase(void* context, std::size_t phase, std::size_t worker,
 // Phase 0, split by cost over all experts' gate and up rows.
 void ExpertPool::GateUp(const Pass& pass, std::size_t worker, std::size_t workers) {
   const LayerWeights& layer = *pass.layer;
-  const std::size_t units = Units(layer.intermediate, kGateUpUnit);
   std::size_t before = 0;
-  for (const ExpertGroup& group : routing_.groups()) {
-    const std::size_t unit_cost = Units(group.count(), kFreeTokens);
-    const UnitRange range = ShareOf(pass.total_cost, before, units, unit_cost, worker, workers);
-    before += units * unit_cost;
+  for (std::size_t i = 0; i < plans_.size(); ++i) {
+    const ExpertGroup& group = routing_.groups()[i];
+    const Plan& plan = plans_[i];
+    const UnitRange range =
+        ShareOf(pass.total_cost, before, plan.units, plan.unit_cost, worker, workers);
+    before += plan.units * plan.unit_cost;
     if (range.begin == range.end) continue;
-    const Bf16* gate = layer.w13 + group.expert * 2 * layer.intermediate * layer.hidden;
+    const ExpertMatrices expert = MatricesOf(layer, group.expert);
     GateUpJob job{};
-    job.gate = gate;
-    job.up = gate + layer.intermediate * layer.hidden;
-    job.hidden = layer.hidden;
-    job.row_begin = range.begin * kGateUpUnit;
-    job.row_end = std::min(range.end * kGateUpUnit, layer.intermediate);
+    job.gate = expert.gate;
+    job.up = expert.up;
+    job.gate_bias = expert.gate_bias;
+    job.up_bias = expert.up_bias;
+    job.bias_step = expert.bias_step;
+    job.activation = layer.activation;
+    job.row_begin = range.begin * plan.kernel->unit;
+    job.row_end = std::min(range.end * plan.kernel->unit, layer.intermediate);
     job.x = pass.call.x;
     job.tokens = routing_.tokens() + group.begin;
+    job.scale = layer.weights_before_input ? routing_.weights() + group.begin : nullptr;
     job.count = group.count();
-    job.act = activations_.data() + group.begin * layer.intermediate;
-    job.act_stride = layer.intermediate;
+    job.act = activations_.data() + plan.act;
+    job.scratch = scratch_[worker].data();
     try {
-      kernel_.gate_up(job);
+      plan.kernel->gate_up(job);
     } catch (const std::exception& error) {
       throw std::runtime_error(Concat("layer ", pass.call.layer, ", expert ", group.expert,
                                       ": gate and up failed: ", error.what()));
@@ -213,29 +240,35 @@ void ExpertPool::GateUp(const Pass& pass, std::size_t worker, std::size_t worker
 void ExpertPool::Down(const Pass& pass, std::size_t worker, std::size_t workers) {
   const LayerWeights& layer = *pass.layer;
   const ForwardCall& call = pass.call;
-  const std::size_t units = Units(layer.hidden, kDownUnit);
-  const std::size_t begin = units * worker / workers * kDownUnit;
-  const std::size_t end = std::min(units * (worker + 1) / workers * kDownUnit, layer.hidden);
+  const std::size_t units = Units(layer.hidden, down_unit_);
+  const std::size_t begin = units * worker / workers * down_unit_;
+  const std::size_t end = std::min(units * (worker + 1) / workers * down_unit_, layer.hidden);
   if (begin == end) return;
   for (std::size_t token = 0; token < call.tokens; ++token) {
     float* row = call.out + token * layer.hidden;
     std::fill(row + begin, row + end, 0.0f);
   }
-  for (const ExpertGroup& group : routing_.groups()) {
+  for (std::size_t i = 0; i < plans_.size(); ++i) {
+    const ExpertGroup& group = routing_.groups()[i];
+    const ExpertMatrices expert = MatricesOf(layer, group.expert);
     DownJob job{};
-    job.down = layer.w2 + group.expert * layer.hidden * layer.intermediate;
-    job.intermediate = layer.intermediate;
+    job.down = expert.down;
+    job.bias = expert.down_bias;
     job.row_begin = begin;
     job.row_end = end;
-    job.act = activations_.data() + group.begin * layer.intermediate;
-    job.act_stride = layer.intermediate;
+    job.act = activations_.data() + plans_[i].act;
     job.tokens = routing_.tokens() + group.begin;
-    job.weights = routing_.weights() + group.begin;
+    job.weights = layer.weights_before_input ? routing_.ones() : routing_.weights() + group.begin;
     job.count = group.count();
     job.out = call.out;
     job.out_stride = layer.hidden;
+    job.scratch = scratch_[worker].data();
+    if (i + 1 < plans_.size() && expert.down.pitch > 0) {
+      const Matrix next = MatricesOf(layer, routing_.groups()[i + 1].expert).down;
+      job.after = next.weights + begin * next.pitch;
+    }
     try {
-      kernel_.down(job);
+      plans_[i].kernel->down(job);
     } catch (const std::exception& error) {
       throw std::runtime_error(
           Concat("layer ", call.layer, ", expert ", group.expert, ": down failed: ", error.what()));

@@ -10,20 +10,12 @@
 #include <vector>
 
 #include "aligned.h"
+#include "expert_layout.h"
 #include "kernels/kernel_table.h"
 #include "routing.h"
 #include "thread_pool.h"
 
 namespace ktd {
-
-// Borrowed weights of one layer; the caller keeps them alive and unmoved as long as the pool.
-struct LayerWeights {
-  std::size_t num_experts;
-  std::size_t hidden;
-  std::size_t intermediate;
-  const Bf16* w13;  // [num_experts, 2 * intermediate, hidden]: gate rows, then up rows
-  const Bf16* w2;   // [num_experts, hidden, intermediate]
-};
 
 // One call's arguments. Everything is borrowed until the call has returned. Pointers are aligned to
 // their elements and may be null only if tokens is 0. `out` overlaps nothing else.
@@ -40,6 +32,8 @@ struct ForwardCall {
 struct PoolOptions {
   std::size_t threads = 0;     // 0: one per CPU of `cpus`
   std::vector<int> cpus = {};  // empty: one CPU of each physical core that this thread may use
+  // Bounds the activations of a long prefill; beyond it the weights are streamed once more.
+  std::size_t activation_bytes = std::size_t{512} << 20;
 };
 
 class TicketQueue;
@@ -57,7 +51,8 @@ class ExpertPool {
   std::size_t threads() const noexcept { return threads_->threads(); }
   const std::vector<int>& cpus() const noexcept { return cpus_; }
 
-  // Returns the layer's handle: 0, 1, ... in the order of the calls.
+  // Returns the layer's handle: 0, 1, ... in the order of the calls. Throws CheckError for weights
+  // that the kernels do not compute.
   std::size_t AddLayer(const LayerWeights& weights);
 
   // Computes `call` with the calling thread as a worker; returns the bytes of the distinct experts'
@@ -79,10 +74,19 @@ class ExpertPool {
  private:
   struct Pass;  // a slice of a call's tokens whose activations fit in the scratch
 
+  // How one expert of a pass is computed.
+  struct Plan {
+    const ExpertKernel* kernel;
+    std::size_t act;        // offset of its activations
+    std::size_t units;      // of gate and up rows
+    std::size_t unit_cost;  // bytes of weights, weighted by the tokens
+  };
+
   void CheckUsable() const;
   const LayerWeights& CheckCall(const ForwardCall& call) const;
   std::uint64_t Compute(const LayerWeights& layer, const ForwardCall& call);
   std::uint64_t ComputePass(Pass& pass);
+  std::size_t MakePlans(const LayerWeights& layer);
   static void RunPhase(void* pass, std::size_t phase, std::size_t worker, std::size_t workers);
   void GateUp(const Pass& pass, std::size_t worker, std::size_t workers);
   void Down(const Pass& pass, std::size_t worker, std::size_t workers);
@@ -90,11 +94,15 @@ class ExpertPool {
 
   const Kernel& kernel_;
   std::vector<int> cpus_;
+  const std::size_t activation_bytes_;
   std::mutex mutex_;  // held by the one call that computes, or adds a layer
   std::vector<LayerWeights> layers_;
   std::unique_ptr<ThreadPool> threads_;
   Routing routing_;
-  AlignedArray<Bf16> activations_;  // [pairs, intermediate] of the pass
+  std::vector<Plan> plans_;                             // by group of the pass
+  std::size_t down_unit_ = 0;                           // rows of out that one worker takes at least
+  AlignedArray<std::uint8_t> activations_;              // of the pass, group by group
+  std::vector<AlignedArray<std::uint8_t>> scratch_;     // by worker
   std::vector<bool> seen_;          // by expert: counted in this call's bytes
   alignas(kCacheLine) std::atomic<std::uint64_t> heartbeat_{0};
   std::atomic<std::uint64_t> calls_{0};

@@ -25,9 +25,14 @@ class Routing {
   void Build(const std::int32_t* ids, const float* weights, std::size_t tokens, std::size_t top_k,
              std::size_t num_experts);
 
+  // Multiplies every weight by `factor`.
+  void Scale(float factor) noexcept;
+
   std::span<const ExpertGroup> groups() const noexcept { return groups_; }
   const std::int32_t* tokens() const noexcept { return tokens_.data(); }
   const float* weights() const noexcept { return weights_.data(); }
+  // As many ones as the largest group has pairs.
+  const float* ones() const noexcept { return ones_.data(); }
   std::size_t pairs() const noexcept { return tokens_.size(); }
 
  private:
@@ -35,6 +40,7 @@ class Routing {
   std::vector<ExpertGroup> groups_;
   std::vector<std::int32_t> tokens_;
   std::vector<float> weights_;
+  std::vector<float> ones_;
 };
 
 // An even split of work whose units differ in cost: worker `worker` of `workers` takes, of a group

@@ -1,4 +1,4 @@
-// What the AVX512 kernels share: SiLU, rounding to bf16, masked ends. For files compiled with
+// What the AVX512 kernels share: activations, rounding to bf16, masked ends. For files compiled with
 // F, BW, VL and DQ; internal linkage (see bf16.h).
 #pragma once
 
@@ -41,15 +41,56 @@ inline __m512i NarrowSixteen(__m512 value) noexcept {
   return _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
 }
 
-inline void SiluMulMasked(const float* gate, const float* up, Bf16* act, std::size_t n) noexcept {
+// 1 / (1 + e^-x).
+inline __m512 Sigmoid(__m512 x) noexcept {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  return _mm512_div_ps(one, _mm512_add_ps(one, Exp(_mm512_xor_ps(x, _mm512_set1_ps(-0.0f)))));
+}
+
+// The standard normal's distribution function, through Abramowitz and Stegun 7.1.26 (absolute error
+// 1.5e-7 in erf).
+inline __m512 Phi(__m512 x) noexcept {
+  const __m512 sign = _mm512_and_ps(x, _mm512_set1_ps(-0.0f));
+  const __m512 z = _mm512_mul_ps(_mm512_xor_ps(x, sign), _mm512_set1_ps(0.70710678f));
+  const __m512 one = _mm512_set1_ps(1.0f);
+  const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one));
+  __m512 p = _mm512_set1_ps(1.061405429f);
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-1.453152027f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.421413741f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.284496736f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.254829592f));
+  const __m512 minus_square = _mm512_xor_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-0.0f));
+  const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(p, t), Exp(minus_square));
+  const __m512 erf = _mm512_xor_ps(_mm512_sub_ps(one, tail), sign);
+  return _mm512_fmadd_ps(erf, _mm512_set1_ps(0.5f), _mm512_set1_ps(0.5f));
+}
+
+// The activation of sixteen gate and up sums, in float32; NaN stays NaN (min and max return their
+// second operand then).
+inline __m512 Activated(const Activation& activation, __m512 g, __m512 u) noexcept {
+  if (activation.kind == ActivationKind::kSwish) {
+    const __m512 limit = _mm512_set1_ps(activation.limit);
+    g = _mm512_min_ps(limit, g);
+    u = _mm512_max_ps(_mm512_set1_ps(-activation.limit), _mm512_min_ps(limit, u));
+    const __m512 sigmoid = Sigmoid(_mm512_mul_ps(_mm512_set1_ps(activation.alpha), g));
+    u = _mm512_add_ps(u, _mm512_set1_ps(activation.beta));
+    return _mm512_mul_ps(_mm512_mul_ps(g, sigmoid), u);
+  }
+  if (activation.kind == ActivationKind::kGelu) return _mm512_mul_ps(_mm512_mul_ps(g, Phi(g)), u);
+  // (1 + tanh(z)) / 2 = sigmoid(2 z), z = sqrt(2 / pi) (g + 0.044715 g^3)
+  const __m512 cube = _mm512_mul_ps(_mm512_mul_ps(g, g), _mm512_set1_ps(0.07135481627f));
+  const __m512 z = _mm512_mul_ps(g, _mm512_add_ps(cube, _mm512_set1_ps(1.5957691216f)));
+  return _mm512_mul_ps(_mm512_mul_ps(g, Sigmoid(z)), u);
+}
+
+inline void ActivateMasked(const Activation& activation, const float* gate, const float* up,
+                           std::size_t n, Bf16* act) noexcept {
   for (std::size_t i = 0; i < n; i += 16) {
     const std::size_t left = n - i < 16 ? n - i : 16;
     const __mmask16 mask = static_cast<__mmask16>((1u << left) - 1u);
     const __m512 g = _mm512_maskz_loadu_ps(mask, gate + i);
     const __m512 u = _mm512_maskz_loadu_ps(mask, up + i);
-    const __m512 e = Exp(_mm512_xor_ps(g, _mm512_set1_ps(-0.0f)));
-    const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
-    _mm512_mask_cvtepi32_storeu_epi16(act + i, mask, NarrowSixteen(_mm512_mul_ps(silu, u)));
+    _mm512_mask_cvtepi32_storeu_epi16(act + i, mask, NarrowSixteen(Activated(activation, g, u)));
   }
 }
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "moe_job.h"
+#include "../weight_format.h"
 
 namespace ktd {
 namespace {

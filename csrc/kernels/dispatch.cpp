@@ -1,10 +1,15 @@
 #include "../check.h"
+#include "expert_kernels.h"
 #include "kernel_table.h"
 
 namespace ktd {
 namespace {
 
 constexpr CpuFeatures kAvx512 = kAvx2 | kFma | kAvx512F | kAvx512Bw | kAvx512Vl | kAvx512Dq;
+constexpr CpuFeatures kAvx512Dot = kAvx512 | kAvx512Bf16 | kAvx512Vnni | kAvx512Vbmi;
+constexpr CpuFeatures kAmx = kAvx512Dot | kAmxTile | kAmxBf16 | kAmxInt8;
+
+constexpr FormatKernels Both(const ExpertKernel& kernel) { return {&kernel, &kernel, 1}; }
 
 std::string Joined(const std::vector<std::string>& words) {
   std::string text;
@@ -22,12 +27,14 @@ std::string Runnable(CpuFeatures have) {
 
 }  // namespace
 
+// The columns stand in the order of WeightFormat.
 const std::vector<Kernel>& KernelTable() {
   static const std::vector<Kernel> table = {
-      {"avx512_bf16", kAvx512 | kAvx512Bf16, GateUpAvx512Bf16, DownAvx512Bf16},
-      {"avx512", kAvx512, GateUpAvx512, DownAvx512},
-      {"avx2", kAvx2 | kFma, GateUpAvx2, DownAvx2},
-      {"scalar", 0, GateUpScalar, DownScalar},
+      {"amx", kAmx, {{&kBf16Avx512Bf16, &kBf16Amx, 5}}},
+      {"avx512_bf16", kAvx512Dot, {Both(kBf16Avx512Bf16)}},
+      {"avx512", kAvx512, {Both(kBf16Avx512)}},
+      {"avx2", kAvx2 | kFma, {Both(kBf16Avx2)}},
+      {"scalar", 0, {Both(kBf16Scalar)}},
   };
   return table;
 }

@@ -12,8 +12,11 @@ namespace ktd {
 struct Kernel {
   const char* name;
   CpuFeatures required;
-  void (*gate_up)(const GateUpJob&);
-  void (*down)(const DownJob&);
+  FormatKernels formats[kWeightFormats];  // by WeightFormat
+
+  const FormatKernels& For(WeightFormat format) const noexcept {
+    return formats[static_cast<std::size_t>(format)];
+  }
 };
 
 // All kernels, best first. The rows live as long as the program.

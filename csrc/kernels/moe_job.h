@@ -1,56 +1,75 @@
 // The two products of an expert as plain pointers and sizes.
 //
 // A kernel is noexcept, checks nothing, allocates nothing and keeps no state. Pointers need only
-// the alignment of their elements. A row's sum has one order of additions per kernel, whatever the
-// number of tokens beside it or the range of rows asked for, so a token's result depends neither on
-// its batch nor on how the work was split among threads.
+// the alignment of their elements, scratch and activations a cache line's.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "../weight_format.h"
+#include "activation.h"
+
 namespace ktd {
 
-using Bf16 = std::uint16_t;  // the upper half of a float32
-
-// act[p, i] = bf16(silu(x[tokens[p]] . gate[i]) * (x[tokens[p]] . up[i])), rounded to nearest even,
-// for i in [row_begin, row_end) and every pair p in [0, count).
+// For i in [row_begin, row_end) and every pair p in [0, count):
+//   gate = x[tokens[p]] . gate[i], up = x[tokens[p]] . up[i], both plus bias, times scale[p] if given
+//   act[p, i] = bf16(activation(gate, up)), rounded to nearest even
+// Formats that quantise activations do it to x here, and to act in the second product.
 struct GateUpJob {
-  const Bf16* gate;  // [intermediate, hidden], row-major
-  const Bf16* up;    // [intermediate, hidden], row-major
-  std::size_t hidden;
-  std::size_t row_begin;
+  Matrix gate;  // [intermediate, hidden]
+  Matrix up;
+  const Bf16* gate_bias;  // null, or bias_step apart
+  const Bf16* up_bias;
+  std::size_t bias_step;
+  Activation activation;
+  std::size_t row_begin;  // a multiple of the kernel's unit
   std::size_t row_end;
   const Bf16* x;               // [tokens of the call, hidden]
   const std::int32_t* tokens;  // [count]
+  const float* scale;          // [count], or null
   std::size_t count;
-  Bf16* act;  // [count, act_stride]; only columns [row_begin, row_end) are written
-  std::size_t act_stride;
+  std::uint8_t* act;      // act_bytes(intermediate, count) of the same kernel
+  std::uint8_t* scratch;  // scratch_bytes(...) of the same kernel
+  const std::uint8_t* after;  // weights that this worker reads next, to be prefetched; or null
 };
 
-// out[tokens[p], h] += weights[p] * (act[p] . down[h]) for h in [row_begin, row_end), p ascending.
+// out[tokens[p], h] += weights[p] * (act[p] . down[h] + bias[h]) for h in [row_begin, row_end), p
+// ascending.
 struct DownJob {
-  const Bf16* down;  // [hidden, intermediate], row-major
-  std::size_t intermediate;
+  Matrix down;       // [hidden, intermediate]
+  const Bf16* bias;  // null, or [hidden]
   std::size_t row_begin;
   std::size_t row_end;
-  const Bf16* act;  // [count, act_stride]
-  std::size_t act_stride;
+  const std::uint8_t* act;     // as GateUpJob left it
   const std::int32_t* tokens;  // [count]
   const float* weights;        // [count]
   std::size_t count;
   float* out;  // [tokens of the call, out_stride]
   std::size_t out_stride;
+  std::uint8_t* scratch;
+  const std::uint8_t* after;
 };
 
-// One pair per file beside this header.
-void GateUpScalar(const GateUpJob& job) noexcept;
-void DownScalar(const DownJob& job) noexcept;
-void GateUpAvx2(const GateUpJob& job) noexcept;
-void DownAvx2(const DownJob& job) noexcept;
-void GateUpAvx512(const GateUpJob& job) noexcept;
-void DownAvx512(const DownJob& job) noexcept;
-void GateUpAvx512Bf16(const GateUpJob& job) noexcept;
-void DownAvx512Bf16(const DownJob& job) noexcept;
+// One way to compute an expert of one format. A row's sum has one order of additions, whatever the
+// number of tokens beside it or the range of rows asked for, so within one ExpertKernel a token's
+// result depends neither on its batch nor on how the work was split among threads.
+struct ExpertKernel {
+  void (*gate_up)(const GateUpJob&);
+  void (*down)(const DownJob&);
+  // Bytes of a group's activations between the two products.
+  std::size_t (*act_bytes)(std::size_t intermediate, std::size_t count);
+  // Bytes of a worker's scratch for experts of up to `hidden` and `intermediate`.
+  std::size_t (*scratch_bytes)(std::size_t hidden, std::size_t intermediate);
+  std::size_t unit;  // rows: ranges begin at its multiples, in both products
+};
+
+// How one ISA computes one format: `few` for a handful of tokens of an expert, `many` from
+// `many_from` tokens on. `many` may be the same as `few`.
+struct FormatKernels {
+  const ExpertKernel* few;
+  const ExpertKernel* many;
+  std::size_t many_from;
+};
 
 }  // namespace ktd

@@ -4,26 +4,15 @@
 #include <vector>
 
 #include "expert_pool.h"
-#include "moe_reference.h"
+#include "format_case.h"
 
 namespace ktd::testing {
 
-struct Layer {
-  std::size_t num_experts;
-  std::size_t hidden;
-  std::size_t intermediate;
-  std::vector<Bf16> w13;
-  std::vector<Bf16> w2;
+// The kernels called `name`, or the calling test is skipped with what this CPU lacks.
+const Kernel& KernelOrSkip(const char* name);
 
-  LayerWeights Weights() const {
-    return {num_experts, hidden, intermediate, w13.data(), w2.data()};
-  }
-  std::uint64_t BytesOf(std::size_t experts) const {
-    return experts * 3 * hidden * intermediate * sizeof(Bf16);
-  }
-};
-
-Layer RandomLayer(std::size_t num_experts, std::size_t hidden, std::size_t intermediate);
+// Experts in bf16.
+FormatCase RandomLayer(std::size_t num_experts, std::size_t hidden, std::size_t intermediate);
 
 struct Call {
   std::vector<Bf16> x;
@@ -39,9 +28,9 @@ struct Call {
 };
 
 // Random ids, about a quarter of them -1; the same expert may come twice for a token.
-Call RandomCall(const Layer& layer, std::size_t tokens, std::size_t top_k, unsigned seed);
+Call RandomCall(const FormatCase& experts, std::size_t tokens, std::size_t top_k, unsigned seed);
 
 // Fails unless call.out is what the layer gives.
-void ExpectRight(const Layer& layer, const Call& call, const std::string& what);
+void ExpectRight(const FormatCase& experts, const Call& call, const std::string& what);
 
 }  // namespace ktd::testing

@@ -3,34 +3,37 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <string_view>
-
-#include "checker.h"
-#include "cpu_features.h"
 
 namespace ktd::testing {
 namespace {
 
 constexpr double kUnit = 0x1p-24;
+constexpr double kScaleRoundings = 12;
 constexpr double kTiny = 0x1p-126;
-constexpr double kSiluError = 0x1p-20;  // exp within 2^-22, then an addition, a division, a product
+constexpr double kSiluError = 0x1p-20;  // exp within 2^-22, then a few float32 operations
 constexpr double kSiluLost = 0x1p-121;  // of silu(-88.8), where exp overflows in float32
-constexpr double kSiluSlope = 1.1;      // the largest |d silu / dx|
+constexpr double kSiluSlope = 1.13;     // the largest |d activation / d gate| of all three kinds
+constexpr double kErfError = 2e-7;      // of the polynomial, absolute
+
+double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+double Curve(const Activation& activation, double g) {
+  switch (activation.kind) {
+    case ActivationKind::kGelu:
+      return g * 0.5 * std::erfc(-g / std::sqrt(2.0));
+    case ActivationKind::kGeluTanh:
+      return g * Sigmoid(2 * std::sqrt(2 / std::acos(-1.0)) * (g + 0.044715 * g * g * g));
+    case ActivationKind::kSwish:
+      break;
+  }
+  return g * Sigmoid(activation.alpha * g);
+}
+
+double Clamped(double value, double low, double high) {
+  return std::isnan(value) ? value : std::min(std::max(value, low), high);
+}
 
 }  // namespace
-
-const Kernel& KernelOrSkip(const char* name) {
-  for (const Kernel& kernel : KernelTable()) {
-    if (std::string_view(kernel.name) != name) continue;
-    std::string missing;
-    for (const std::string& feature : FeatureNames(kernel.required & ~DetectCpuFeatures())) {
-      missing += " " + feature;
-    }
-    if (!missing.empty()) SKIP("this CPU cannot run the ", name, " kernels, it lacks", missing);
-    return kernel;
-  }
-  throw Failure(Concat("there is no kernel called ", name));
-}
 
 double ToDouble(Bf16 value) {
   const std::uint32_t bits = std::uint32_t{value} << 16;
@@ -46,28 +49,33 @@ Bf16 ToBf16(float value) {
   return static_cast<Bf16>(bits >> 16);
 }
 
-Bounded ExactDot(const Bf16* a, const Bf16* b, std::size_t n) {
+Bounded ExactDot(const double* a, const double* b, std::size_t n) {
   double sum = 0;
   double magnitude = 0;
   double flushed = 0;
   for (std::size_t i = 0; i < n; ++i) {
-    const double x = ToDouble(a[i]);
-    const double y = ToDouble(b[i]);
-    sum += x * y;
-    magnitude += std::abs(x * y);
-    flushed += kTiny * (2 + std::abs(x) + std::abs(y));
+    sum += a[i] * b[i];
+    magnitude += std::abs(a[i] * b[i]);
+    flushed += kTiny * (2 + std::abs(a[i]) + std::abs(b[i]));
   }
-  const double terms = static_cast<double>(n) * kUnit;
+  const double terms = (static_cast<double>(n) + kScaleRoundings) * kUnit;
   return {sum, terms / (1 - terms) * magnitude + flushed};
 }
 
-Bounded ExactActivation(const Bounded& gate, const Bounded& up) {
-  const double silu = gate.value / (1 + std::exp(-gate.value));
-  const double value = silu * up.value;
-  const double error = kSiluSlope * gate.error * (std::abs(up.value) + up.error) +
-                       std::abs(silu) * up.error +
-                       kSiluError * (std::abs(value) + std::abs(silu) * up.error) +
-                       kSiluLost * (std::abs(up.value) + up.error) + kTiny;
+Bounded ExactActivation(const Activation& activation, const Bounded& gate, const Bounded& up) {
+  const bool swish = activation.kind == ActivationKind::kSwish;
+  const double limit = swish ? activation.limit : HUGE_VAL;
+  const double beta = swish ? activation.beta : 0;
+  const double curve = Curve(activation, Clamped(gate.value, -HUGE_VAL, limit));
+  const double linear = Clamped(up.value, -limit, limit) + beta;
+  const double value = curve * linear;
+  const double slope = kSiluSlope * std::max(1.0, static_cast<double>(activation.alpha));
+  const double polynomial =
+      activation.kind == ActivationKind::kGelu ? kErfError * std::abs(gate.value) : 0;
+  const double error = (slope * gate.error + polynomial) * (std::abs(linear) + up.error) +
+                       std::abs(curve) * (up.error + kUnit * std::abs(beta)) +
+                       kSiluError * (std::abs(value) + std::abs(curve) * up.error) +
+                       kSiluLost * (std::abs(linear) + up.error) + kTiny;
   return {value, error};
 }
 
@@ -85,16 +93,11 @@ std::vector<Bf16> RandomBf16(std::mt19937& random, std::size_t n, float scale) {
   return values;
 }
 
-Shifted::Shifted(const std::vector<Bf16>& values, std::size_t shift)
-    : storage_(values.size() + shift + 32) {
+Shifted::Shifted(const void* bytes, std::size_t size, std::size_t shift)
+    : storage_(size + shift + 64) {
   const auto address = reinterpret_cast<std::uintptr_t>(storage_.data());
-  start_ = storage_.data() + (64 - address % 64) % 64 / sizeof(Bf16) + shift;
-  std::copy(values.begin(), values.end(), start_);
-}
-
-std::vector<std::size_t> LengthsAround(std::size_t vector) {
-  return {1,          3,          vector / 2,     vector - 1,     vector,         vector + 1,
-          vector + 3, 2 * vector, 2 * vector + 1, 4 * vector - 1, 5 * vector + 7, 8 * vector + 2};
+  start_ = storage_.data() + (64 - address % 64) % 64 + shift;
+  if (size > 0) std::memcpy(start_, bytes, size);
 }
 
 }  // namespace ktd::testing

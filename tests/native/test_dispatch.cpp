@@ -7,11 +7,13 @@ namespace {
 
 constexpr CpuFeatures kHaswell = kAvx2 | kFma;
 constexpr CpuFeatures kSkylakeX = kHaswell | kAvx512F | kAvx512Bw | kAvx512Vl | kAvx512Dq;
-constexpr CpuFeatures kZen4 = kSkylakeX | kAvx512Bf16;
+constexpr CpuFeatures kZen4 = kSkylakeX | kAvx512Bf16 | kAvx512Vnni | kAvx512Vbmi;
+constexpr CpuFeatures kSapphireRapids = kZen4 | kAmxTile | kAmxBf16 | kAmxInt8;
 
 }  // namespace
 
 TEST(TheBestKernelThatTheCpuRunsIsChosen) {
+  EXPECT(std::string(SelectKernel("", kSapphireRapids).name) == "amx");
   EXPECT(std::string(SelectKernel("", kZen4).name) == "avx512_bf16");
   EXPECT(std::string(SelectKernel("", kSkylakeX).name) == "avx512");
   EXPECT(std::string(SelectKernel("", kHaswell).name) == "avx2");
@@ -29,13 +31,13 @@ TEST(ARefusalNamesWhatIsMissingAndWhatIsThere) {
       MessageOf<CheckError>([] { SelectKernel("avx512_bf16", kHaswell | kAvx512F); });
   EXPECT(message ==
              "this CPU cannot run the avx512_bf16 kernels: it lacks avx512bw, avx512vl, avx512dq, "
-             "avx512_bf16; it can run avx2, scalar",
+             "avx512_bf16, avx512_vnni, avx512_vbmi; it can run avx2, scalar",
          message);
 }
 
 TEST(AnUnknownKernelIsRefusedByName) {
-  const std::string message = MessageOf<CheckError>([] { SelectKernel("amx", kSkylakeX); });
-  EXPECT(message == "there are no 'amx' kernels; this CPU can run avx512, avx2, scalar", message);
+  const std::string message = MessageOf<CheckError>([] { SelectKernel("sse", kSkylakeX); });
+  EXPECT(message == "there are no 'sse' kernels; this CPU can run avx512, avx2, scalar", message);
 }
 
 TEST(FeaturesAreFoundInOrderAndOnlyTogether) {

@@ -1,33 +1,34 @@
 // The whole forward, over threads, kernels, shapes and routings.
 #include "checker.h"
 #include "moe_layer.h"
+#include "kernels/expert_kernels.h"
 #include "topology.h"
 
 namespace ktd::testing {
 namespace {
 
 // More threads than this machine may have cores: pinned round robin.
-PoolOptions Threads(std::size_t threads) { return {threads, AllowedCpus()}; }
+PoolOptions Threads(std::size_t threads) { return {threads, AllowedCpus(), std::size_t{512} << 20}; }
 
-std::uint64_t RunAndCheck(ExpertPool& pool, const Layer& layer, Call& call,
+std::uint64_t RunAndCheck(ExpertPool& pool, const FormatCase& layer, Call& call,
                           const std::string& what) {
-  const std::size_t handle = pool.AddLayer(layer.Weights());
+  const std::size_t handle = pool.AddLayer(layer.layer());
   const std::uint64_t bytes = pool.Forward(call.On(handle));
   ExpectRight(layer, call, what);
   return bytes;
 }
 
-void CheckForward(const char* name) {
-  const Kernel& kernel = KernelOrSkip(name);
+void CheckForward(const Kernel& kernel) {
+  const std::string name = kernel.name;
   ExpertPool one(kernel, Threads(1));
   ExpertPool three(kernel, Threads(3));
   for (const std::size_t tokens : {0, 1, 2, 17}) {
-    const Layer small = RandomLayer(7, 53, 21);
+    const FormatCase small = RandomLayer(7, 53, 21);
     Call call = RandomCall(small, tokens, 3, 5);
     RunAndCheck(one, small, call, Concat(name, ", small, tokens ", tokens));
   }
   // Large enough for all three workers, with sizes that no unit divides.
-  const Layer large = RandomLayer(3, 451, 301);
+  const FormatCase large = RandomLayer(3, 451, 301);
   Call first = RandomCall(large, 5, 2, 6);
   Call second = first;
   RunAndCheck(one, large, first, Concat(name, ", one thread"));
@@ -37,14 +38,21 @@ void CheckForward(const char* name) {
 
 }  // namespace
 
-TEST(ScalarForwardIsRight) { CheckForward("scalar"); }
-TEST(Avx2ForwardIsRight) { CheckForward("avx2"); }
-TEST(Avx512ForwardIsRight) { CheckForward("avx512"); }
-TEST(Avx512Bf16ForwardIsRight) { CheckForward("avx512_bf16"); }
+TEST(ScalarForwardIsRight) { CheckForward(KernelOrSkip("scalar")); }
+TEST(Avx2ForwardIsRight) { CheckForward(KernelOrSkip("avx2")); }
+TEST(Avx512ForwardIsRight) { CheckForward(KernelOrSkip("avx512")); }
+TEST(Avx512Bf16ForwardIsRight) { CheckForward(KernelOrSkip("avx512_bf16")); }
+TEST(AmxForwardIsRight) { CheckForward(KernelOrSkip("amx")); }
+
+// Experts with few tokens and with many, side by side in one call.
+TEST(EmulatedAmxForwardIsRight) {
+  const Kernel& best = KernelOrSkip("avx512_bf16");
+  CheckForward({"emulated amx", best.required, {{&kBf16Avx512Bf16, &kBf16AmxEmulated, 3}}});
+}
 
 TEST(TokensWithoutAnExpertOfOursGetZeros) {
   ExpertPool pool(KernelTable().back(), Threads(2));
-  const Layer layer = RandomLayer(4, 33, 9);
+  const FormatCase layer = RandomLayer(4, 33, 9);
   Call call = RandomCall(layer, 3, 2, 1);
   call.ids.assign(call.ids.size(), -1);
   EXPECT(RunAndCheck(pool, layer, call, "all masked") == 0);
@@ -53,32 +61,32 @@ TEST(TokensWithoutAnExpertOfOursGetZeros) {
 
 TEST(OneExpertMayGetAllTokensAndATokenTheSameExpertTwice) {
   ExpertPool pool(SelectKernel("", DetectCpuFeatures()), Threads(2));
-  const Layer layer = RandomLayer(4, 40, 24);
+  const FormatCase layer = RandomLayer(4, 40, 24);
   Call call = RandomCall(layer, 70, 2, 1);
   call.ids.assign(call.ids.size(), 2);
-  EXPECT(RunAndCheck(pool, layer, call, "one expert") == layer.BytesOf(1));
+  EXPECT(RunAndCheck(pool, layer, call, "one expert") == 1 * ExpertBytes(layer.layer()));
 }
 
 TEST(TheBytesAreThoseOfTheDistinctExperts) {
   ExpertPool pool(KernelTable().back(), Threads(1));
-  const Layer layer = RandomLayer(8, 16, 8);
+  const FormatCase layer = RandomLayer(8, 16, 8);
   Call call = RandomCall(layer, 3, 2, 1);
   call.ids = {1, 5, 5, -1, 7, 1};
-  EXPECT(RunAndCheck(pool, layer, call, "bytes") == layer.BytesOf(3));
-  EXPECT(pool.bytes_read() == layer.BytesOf(3) && pool.calls() == 1);
+  EXPECT(RunAndCheck(pool, layer, call, "bytes") == 3 * ExpertBytes(layer.layer()));
+  EXPECT(pool.bytes_read() == 3 * ExpertBytes(layer.layer()) && pool.calls() == 1);
 }
 
-// 64 MiB of activations hold 32 tokens here, so this call takes three passes over the weights.
+// A token takes 512 bytes of activations here, so this call takes three passes over the weights.
 TEST(ALongCallIsComputedInPassesWithTheSameResult) {
-  const Kernel& kernel = SelectKernel("", DetectCpuFeatures());
-  if (std::string(kernel.name) == "scalar") SKIP("the naive kernel would take minutes");
-  ExpertPool pool(kernel, Threads(2));
-  constexpr std::size_t kInner = 4096;
-  constexpr std::size_t kTopK = 256;
-  const Layer layer = RandomLayer(2, 3, kInner);
+  PoolOptions options = Threads(2);
+  options.activation_bytes = 32 * 512;
+  ExpertPool pool(SelectKernel("", 0), options);
+  constexpr std::size_t kInner = 64;
+  constexpr std::size_t kTopK = 4;
+  const FormatCase layer = RandomLayer(2, 3, kInner);
   Call call = RandomCall(layer, 70, kTopK, 1);
-  const std::size_t handle = pool.AddLayer(layer.Weights());
-  EXPECT(pool.Forward(call.On(handle)) == layer.BytesOf(2));
+  const std::size_t handle = pool.AddLayer(layer.layer());
+  EXPECT(pool.Forward(call.On(handle)) == 2 * ExpertBytes(layer.layer()));
   for (const std::size_t token : {0, 31, 32, 69}) {
     Call single{{call.x.begin() + static_cast<std::ptrdiff_t>(token * 3),
                  call.x.begin() + static_cast<std::ptrdiff_t>(token * 3 + 3)},

@@ -6,6 +6,7 @@
 
 #include "checker.h"
 #include "moe_layer.h"
+#include "kernels/expert_kernels.h"
 #include "topology.h"
 
 namespace ktd::testing {
@@ -17,22 +18,27 @@ std::atomic<int> failures_left{0};
 
 void FailingGateUp(const GateUpJob& job) {
   if (failures_left.fetch_sub(1) > 0) throw std::runtime_error("planted");
-  GateUpScalar(job);
+  kBf16Scalar.gate_up(job);
 }
 
 void FailingDown(const DownJob& job) {
   if (failures_left.fetch_sub(1) > 0) throw std::runtime_error("planted");
-  DownScalar(job);
+  kBf16Scalar.down(job);
 }
 
-void CheckFailure(const Kernel& kernel, const std::string& expected) {
+ExpertKernel Failing(void (*gate_up)(const GateUpJob&), void (*down)(const DownJob&)) {
+  return {gate_up, down, kBf16Scalar.act_bytes, kBf16Scalar.scratch_bytes, kBf16Scalar.unit};
+}
+
+void CheckFailure(const ExpertKernel& failing, const std::string& expected) {
+  const Kernel kernel{"failing", 0, {{&failing, &failing, 1}}};
   ExpertPool pool(kernel, {3, AllowedCpus()});
-  const Layer layer = RandomLayer(6, 401, 301);
+  const FormatCase layer = RandomLayer(6, 401, 301);
   Call call = RandomCall(layer, 1, 1, 2);
   call.ids = {4};
   failures_left = 0;
-  pool.AddLayer(layer.Weights());
-  const std::size_t handle = pool.AddLayer(layer.Weights());
+  pool.AddLayer(layer.layer());
+  const std::size_t handle = pool.AddLayer(layer.layer());
   failures_left = 1;
   const std::string message = MessageOf<std::runtime_error>([&] { pool.Forward(call.On(handle)); });
   EXPECT(message == expected, message);
@@ -44,16 +50,16 @@ void CheckFailure(const Kernel& kernel, const std::string& expected) {
 }  // namespace
 
 TEST(AFailedTaskNamesLayerAndExpertAndThePoolGoesOn) {
-  CheckFailure({"failing", 0, FailingGateUp, DownScalar},
+  CheckFailure(Failing(FailingGateUp, kBf16Scalar.down),
                "layer 1, expert 4: gate and up failed: planted");
-  CheckFailure({"failing", 0, GateUpScalar, FailingDown},
+  CheckFailure(Failing(kBf16Scalar.gate_up, FailingDown),
                "layer 1, expert 4: down failed: planted");
 }
 
 TEST(AnExpertThatDoesNotExistIsRefusedAndNothingIsWritten) {
   ExpertPool pool(Scalar(), {1, {}});
-  const Layer layer = RandomLayer(4, 8, 4);
-  const std::size_t handle = pool.AddLayer(layer.Weights());
+  const FormatCase layer = RandomLayer(4, 8, 4);
+  const std::size_t handle = pool.AddLayer(layer.layer());
   for (const std::int32_t bad : {4, -2, INT32_MIN, INT32_MAX}) {
     Call call = RandomCall(layer, 3, 2, 1);
     call.ids[3] = bad;
@@ -69,10 +75,10 @@ TEST(AnExpertThatDoesNotExistIsRefusedAndNothingIsWritten) {
 
 TEST(ACallOnNoLayerOrNoMemoryIsRefused) {
   ExpertPool pool(Scalar(), {1, {}});
-  const Layer layer = RandomLayer(4, 8, 4);
+  const FormatCase layer = RandomLayer(4, 8, 4);
   Call call = RandomCall(layer, 3, 2, 1);
   EXPECT(Contains(MessageOf<CheckError>([&] { pool.Forward(call.On(0)); }), "handle 0"));
-  const std::size_t handle = pool.AddLayer(layer.Weights());
+  const std::size_t handle = pool.AddLayer(layer.layer());
   ForwardCall null = call.On(handle);
   null.x = nullptr;
   EXPECT(Contains(MessageOf<CheckError>([&] { pool.Forward(null); }), "address 0"));
@@ -84,11 +90,12 @@ TEST(ACallOnNoLayerOrNoMemoryIsRefused) {
 
 TEST(ALayerOfNothingIsRefused) {
   ExpertPool pool(Scalar(), {1, {}});
-  const Bf16 weight = 0;
-  const LayerWeights empty{0, 8, 4, &weight, &weight};
-  EXPECT(Contains(MessageOf<CheckError>([&] { pool.AddLayer(empty); }), "at least 1"));
-  const LayerWeights null{1, 8, 4, nullptr, &weight};
-  EXPECT(Contains(MessageOf<CheckError>([&] { pool.AddLayer(null); }), "address 0"));
+  LayerWeights layer;
+  layer.hidden = 8;
+  layer.intermediate = 4;
+  EXPECT(Contains(MessageOf<CheckError>([&] { pool.AddLayer(layer); }), "at least 1"));
+  layer.num_experts = 1;
+  EXPECT(Contains(MessageOf<CheckError>([&] { pool.AddLayer(layer); }), "address 0"));
 }
 
 TEST(ACpuThatMayNotBeUsedIsRefused) {
@@ -98,8 +105,8 @@ TEST(ACpuThatMayNotBeUsedIsRefused) {
 
 TEST(CallersFromSeveralThreadsTakeTurns) {
   ExpertPool pool(SelectKernel("", DetectCpuFeatures()), {3, AllowedCpus()});
-  const Layer layer = RandomLayer(5, 351, 301);
-  const std::size_t handle = pool.AddLayer(layer.Weights());
+  const FormatCase layer = RandomLayer(5, 351, 301);
+  const std::size_t handle = pool.AddLayer(layer.layer());
   std::vector<Call> calls;
   for (unsigned i = 0; i < 4; ++i) calls.push_back(RandomCall(layer, 2, 2, i));
   std::vector<std::thread> callers;
@@ -115,16 +122,16 @@ TEST(CallersFromSeveralThreadsTakeTurns) {
 
 TEST(SubmittedCallsGiveWhatForwardGives) {
   ExpertPool pool(SelectKernel("", DetectCpuFeatures()), {2, AllowedCpus()});
-  const Layer layer = RandomLayer(5, 351, 301);
-  const std::size_t handle = pool.AddLayer(layer.Weights());
+  const FormatCase layer = RandomLayer(5, 351, 301);
+  const std::size_t handle = pool.AddLayer(layer.layer());
   EXPECT(Contains(MessageOf<CheckError>([&] { pool.Wait(1); }), "nothing was submitted"));
   Call first = RandomCall(layer, 2, 2, 1);
   Call second = RandomCall(layer, 3, 2, 2);
   const std::uint64_t beats = pool.heartbeat().load();
   const std::uint64_t one = pool.Submit(first.On(handle));
   const std::uint64_t two = pool.Submit(second.On(handle));
-  EXPECT(pool.Wait(two) % layer.BytesOf(1) == 0);
-  EXPECT(pool.Wait(one) % layer.BytesOf(1) == 0);
+  EXPECT(pool.Wait(two) % ExpertBytes(layer.layer()) == 0);
+  EXPECT(pool.Wait(one) % ExpertBytes(layer.layer()) == 0);
   ExpectRight(layer, first, "first ticket");
   ExpectRight(layer, second, "second ticket");
   EXPECT(pool.heartbeat().load() > beats, "the heartbeat did not move");
@@ -135,9 +142,9 @@ TEST(AForkedChildIsRefusedWithASentence) {
   SKIP("ThreadSanitizer does not follow a fork of a process with threads");
 #endif
   auto pool = std::make_unique<ExpertPool>(Scalar(), PoolOptions{2, AllowedCpus()});
-  const Layer layer = RandomLayer(4, 8, 4);
+  const FormatCase layer = RandomLayer(4, 8, 4);
   Call call = RandomCall(layer, 3, 2, 1);
-  const std::size_t handle = pool->AddLayer(layer.Weights());
+  const std::size_t handle = pool->AddLayer(layer.layer());
   pool->Wait(pool->Submit(call.On(handle)));
   const pid_t child = fork();
   if (child == 0) {

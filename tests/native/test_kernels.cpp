@@ -1,32 +1,22 @@
 // Every kernel against double precision and against its scalar twin, over lengths around the vector
-// width, misalignments, and tile shapes.
+// width, misalignments, tile shapes, biases and activations.
+#include "test_kernels.h"
+
 #include <cmath>
-#include <string>
 
 #include "checker.h"
-#include "kernels/kernel_table.h"
-#include "moe_reference.h"
+#include "format_case.h"
 
 namespace ktd::testing {
 namespace {
 
-constexpr Bf16 kUntouched = 0x4321;
+constexpr std::uint8_t kUntouched = 0x43;
 
-struct Shape {
-  std::size_t length;  // of the sums
-  std::size_t rows;    // of the expert
-  std::size_t begin;   // rows asked for
+struct Job {
+  std::size_t begin;  // rows asked for
   std::size_t end;
   std::size_t count;  // pairs
-  std::size_t shift_w;
-  std::size_t shift_x;
 };
-
-std::string Text(const Kernel& kernel, const Shape& s) {
-  return Concat(kernel.name, ": length ", s.length, ", rows ", s.begin, " to ", s.end, " of ",
-                s.rows, ", pairs ", s.count, ", weights off by ", s.shift_w, ", tokens by ",
-                s.shift_x);
-}
 
 // Each pair's token: every third pair shares its token with the one before.
 std::vector<std::int32_t> TokensOf(std::size_t count) {
@@ -35,112 +25,213 @@ std::vector<std::int32_t> TokensOf(std::size_t count) {
   return tokens;
 }
 
-std::vector<Bf16> RunGateUp(const Kernel& kernel, const Shape& s, const Bf16* gate, const Bf16* up,
-                            const Bf16* x, const std::vector<std::int32_t>& tokens) {
-  std::vector<Bf16> act(s.count * s.rows, kUntouched);
-  kernel.gate_up(
-      {gate, up, s.length, s.begin, s.end, x, tokens.data(), s.count, act.data(), s.rows});
-  return act;
+// Memory of a kernel, on a cache line's boundary.
+struct Buffer {
+  Buffer(std::size_t bytes, std::uint8_t fill) : contents(bytes, fill), at(contents.data(), bytes, 0) {}
+  std::vector<std::uint8_t> contents;
+  Shifted at;
+  std::uint8_t* data() { return const_cast<std::uint8_t*>(at.data()); }
+};
+
+std::string Text(const KernelCase& c, const LayerWeights& layer, const Job& job) {
+  return Concat(c.name, ": hidden ", layer.hidden, ", intermediate ", layer.intermediate, ", rows ",
+                job.begin, " to ", job.end, ", pairs ", job.count);
 }
 
-void CheckGateUp(const Kernel& kernel, const Shape& s, std::mt19937& random) {
-  const float scale = 1.0f / std::sqrt(static_cast<float>(s.length));
-  const Shifted gate(RandomBf16(random, s.rows * s.length, 2 * scale), s.shift_w);
-  const Shifted up(RandomBf16(random, s.rows * s.length, scale), s.shift_w);
-  const Shifted x(RandomBf16(random, (s.count + 1) * s.length, 1.0f), s.shift_x);
-  const std::vector<std::int32_t> tokens = TokensOf(s.count);
-  const auto act = RunGateUp(kernel, s, gate.data(), up.data(), x.data(), tokens);
-  const auto twin = RunGateUp(KernelTable().back(), s, gate.data(), up.data(), x.data(), tokens);
-  for (std::size_t p = 0; p < s.count; ++p) {
-    const Bf16* token = x.data() + static_cast<std::size_t>(tokens[p]) * s.length;
-    for (std::size_t row = 0; row < s.rows; ++row) {
-      const Bf16 got = act[p * s.rows + row];
-      if (row < s.begin || row >= s.end) {
-        EXPECT(got == kUntouched, Text(kernel, s), ": wrote row ", row);
+void CheckGateUp(const KernelCase& c, const ExpertKernel& kernel, const FormatCase& experts,
+                 const Job& job, std::size_t shift_x, std::mt19937& random) {
+  const LayerWeights& layer = experts.layer();
+  const Shifted x(RandomBf16(random, (job.count + 1) * layer.hidden, 1.0f), shift_x);
+  const std::vector<std::int32_t> tokens = TokensOf(job.count);
+  std::vector<float> scale(job.count);
+  for (std::size_t p = 0; p < job.count; ++p) scale[p] = 0.25f + 0.5f * static_cast<float>(p % 5);
+  const ExpertMatrices m = MatricesOf(layer, 0);
+  Buffer act(kernel.act_bytes(layer.intermediate, job.count), kUntouched);
+  Buffer scratch(kernel.scratch_bytes(layer.hidden, layer.intermediate), 0xff);
+  GateUpJob call{};
+  call.gate = m.gate;
+  call.up = m.up;
+  call.gate_bias = m.gate_bias;
+  call.up_bias = m.up_bias;
+  call.bias_step = m.bias_step;
+  call.activation = layer.activation;
+  call.row_begin = job.begin;
+  call.row_end = job.end;
+  call.x = x.bf16();
+  call.tokens = tokens.data();
+  call.scale = layer.weights_before_input ? scale.data() : nullptr;
+  call.count = job.count;
+  call.act = act.data();
+  call.scratch = scratch.data();
+  kernel.gate_up(call);
+  const ActLayout layout = LayoutOf(kernel);
+  for (std::size_t p = 0; p < job.count; ++p) {
+    const std::vector<double> prepared = experts.format().Prepared(
+        x.bf16() + static_cast<std::size_t>(tokens[p]) * layer.hidden, layer.hidden);
+    const double factor = layer.weights_before_input ? static_cast<double>(scale[p]) : 1.0;
+    for (std::size_t i = 0; i < layer.intermediate; ++i) {
+      const Bf16 got = ReadAct(layout, act.data(), layer.intermediate, p, i);
+      if (i < job.begin || i >= job.end) {
+        EXPECT(got == (kUntouched | kUntouched << 8), Text(c, layer, job), ": wrote row ", i);
         continue;
       }
-      const Bounded exact = ExactActivation(ExactDot(gate.data() + row * s.length, token, s.length),
-                                            ExactDot(up.data() + row * s.length, token, s.length));
-      EXPECT(IsRounded(got, exact), Text(kernel, s), ": pair ", p, " row ", row, " is ",
+      Bounded gate = experts.Gate(0, i, prepared);
+      Bounded up = experts.Up(0, i, prepared);
+      for (Bounded* sum : {&gate, &up}) {
+        sum->value *= factor;
+        sum->error = sum->error * factor + 0x1p-24 * std::abs(sum->value);
+      }
+      const Bounded exact = ExactActivation(layer.activation, gate, up);
+      EXPECT(IsRounded(got, exact), Text(c, layer, job), ": pair ", p, " row ", i, " is ",
              ToDouble(got), ", not ", exact.value, " within ", exact.error);
-      EXPECT(IsRounded(twin[p * s.rows + row], exact), "the scalar twin itself is off");
     }
   }
 }
 
-void CheckDown(const Kernel& kernel, const Shape& s, std::mt19937& random) {
-  const Shifted down(RandomBf16(random, s.rows * s.length, 0.1f), s.shift_w);
-  const Shifted act(RandomBf16(random, s.count * s.length, 1.0f), s.shift_x);
-  const std::vector<std::int32_t> tokens = TokensOf(s.count);
+void CheckDown(const KernelCase& c, const ExpertKernel& kernel, const FormatCase& experts,
+               const Job& job, std::mt19937& random) {
+  const LayerWeights& layer = experts.layer();
+  const std::vector<Bf16> act = RandomBf16(random, job.count * layer.intermediate, 1.0f);
+  const std::vector<std::int32_t> tokens = TokensOf(job.count);
   std::normal_distribution<float> normal;
-  std::vector<float> weights(s.count);
+  std::vector<float> weights(job.count);
   for (float& weight : weights) weight = normal(random);
-  std::vector<float> before((s.count + 1) * s.rows);
+  std::vector<float> before((job.count + 1) * layer.hidden);
   for (float& value : before) value = normal(random);
   std::vector<float> out = before;
-  std::vector<float> twin = before;
-  DownJob job{down.data(),   s.length,       s.begin, s.end,      act.data(), s.length,
-              tokens.data(), weights.data(), s.count, out.data(), s.rows};
-  kernel.down(job);
-  job.out = twin.data();
-  KernelTable().back().down(job);
-  for (std::size_t token = 0; token <= s.count; ++token) {
-    for (std::size_t row = 0; row < s.rows; ++row) {
-      const std::size_t at = token * s.rows + row;
-      if (row < s.begin || row >= s.end) {
-        EXPECT(out[at] == before[at], Text(kernel, s), ": wrote row ", row);
-        continue;
-      }
-      // Up to two pairs add to a token: each a product and an addition of its own.
-      Bounded exact{before[at], 0};
-      for (std::size_t p = 0; p < s.count; ++p) {
-        if (static_cast<std::size_t>(tokens[p]) != token) continue;
-        const Bounded dot =
-            ExactDot(down.data() + row * s.length, act.data() + p * s.length, s.length);
-        const double weight = weights[p];
-        exact.value += weight * dot.value;
-        exact.error += std::abs(weight) * dot.error +
-                       0x1p-24 * (2 * std::abs(weight * dot.value) + std::abs(exact.value));
-      }
-      exact.error *= 1.01;  // second-order terms
-      EXPECT(std::abs(out[at] - exact.value) <= exact.error, Text(kernel, s), ": token ", token,
-             " row ", row, " is ", out[at], ", not ", exact.value, " within ", exact.error);
-      EXPECT(std::abs(out[at] - twin[at]) <= 2 * exact.error, Text(kernel, s),
-             ": differs from the scalar twin");
+  Buffer packed(kernel.act_bytes(layer.intermediate, job.count), 0);
+  Buffer scratch(kernel.scratch_bytes(layer.hidden, layer.intermediate), 0xff);
+  for (std::size_t p = 0; p < job.count; ++p) {
+    for (std::size_t i = 0; i < layer.intermediate; ++i) {
+      WriteAct(LayoutOf(kernel), packed.data(), layer.intermediate, p, i,
+               act[p * layer.intermediate + i]);
     }
+  }
+  const ExpertMatrices m = MatricesOf(layer, 0);
+  DownJob call{};
+  call.down = m.down;
+  call.bias = m.down_bias;
+  call.row_begin = job.begin;
+  call.row_end = job.end;
+  call.act = packed.data();
+  call.tokens = tokens.data();
+  call.weights = weights.data();
+  call.count = job.count;
+  call.out = out.data();
+  call.out_stride = layer.hidden;
+  call.scratch = scratch.data();
+  kernel.down(call);
+  std::vector<Bounded> exact(before.size());
+  for (std::size_t i = 0; i < before.size(); ++i) exact[i] = {before[i], 0};
+  for (std::size_t p = 0; p < job.count; ++p) {
+    const std::vector<double> prepared =
+        experts.format().Prepared(act.data() + p * layer.intermediate, layer.intermediate);
+    const double weight = weights[p];
+    for (std::size_t h = job.begin; h < job.end; ++h) {
+      const Bounded dot = experts.Down(0, h, prepared);
+      Bounded& sum = exact[static_cast<std::size_t>(tokens[p]) * layer.hidden + h];
+      sum.value += weight * dot.value;
+      sum.error += std::abs(weight) * dot.error +
+                   0x1p-24 * (2 * std::abs(weight * dot.value) + std::abs(sum.value));
+    }
+  }
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const std::size_t h = i % layer.hidden;
+    if (h < job.begin || h >= job.end) {
+      EXPECT(out[i] == before[i], Text(c, layer, job), ": wrote column ", h);
+      continue;
+    }
+    EXPECT(std::abs(out[i] - exact[i].value) <= 1.01 * exact[i].error, Text(c, layer, job),
+           ": token ", i / layer.hidden, " column ", h, " is ", out[i], ", not ", exact[i].value,
+           " within ", exact[i].error);
   }
 }
 
-void Sweep(const char* name, void (*check)(const Kernel&, const Shape&, std::mt19937&)) {
-  const Kernel& kernel = KernelOrSkip(name);
-  std::mt19937 random(7);
-  for (const std::size_t length : LengthsAround(32)) {
-    for (const std::size_t shift_w : {0, 1, 17}) {
-      for (const std::size_t shift_x : {0, 1, 30}) {
-        check(kernel, {length, 7, 0, 7, 1, shift_w, shift_x}, random);
-        check(kernel, {length, 5, 1, 4, 3, shift_w, shift_x}, random);
-      }
-    }
-  }
-  // Tiles of every height and width, their remainders, and more pairs and rows than a slab.
-  for (const std::size_t count : {0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 64, 67, 131}) {
-    for (const std::size_t rows : {1, 2, 3, 4, 8, 15, 41}) {
-      check(kernel, {37, rows, 0, rows, count, 1, 1}, random);
-    }
-    check(kernel, {37, 41, 3, 40, count, 1, 1}, random);
-    check(kernel, {37, 41, 9, 9, count, 1, 1}, random);
+void CheckBoth(const KernelCase& c, const CaseOptions& options, std::size_t count,
+               std::size_t shift_x, bool part) {
+  static unsigned seed = 0;
+  const FormatCase experts(c.format, options, ++seed);
+  std::mt19937 random(seed);
+  for (const ExpertKernel* kernel : {c.kernel, c.twin}) {
+    const std::size_t unit = std::max(c.kernel->unit, c.twin->unit);
+    const std::size_t inner = options.intermediate;
+    const std::size_t outer = options.hidden;
+    const std::size_t from_inner = part && inner > unit ? unit : 0;
+    const std::size_t from_outer = part && outer > unit ? unit : 0;
+    CheckGateUp(c, *kernel, experts, {from_inner, inner, count}, shift_x, random);
+    CheckDown(c, *kernel, experts, {from_outer, outer, count}, random);
   }
 }
+
+std::size_t Fit(std::size_t size, std::size_t unit) { return (size + unit - 1) / unit * unit; }
 
 }  // namespace
 
-TEST(ScalarGateUpIsRight) { Sweep("scalar", CheckGateUp); }
-TEST(ScalarDownIsRight) { Sweep("scalar", CheckDown); }
-TEST(Avx2GateUpIsRight) { Sweep("avx2", CheckGateUp); }
-TEST(Avx2DownIsRight) { Sweep("avx2", CheckDown); }
-TEST(Avx512GateUpIsRight) { Sweep("avx512", CheckGateUp); }
-TEST(Avx512DownIsRight) { Sweep("avx512", CheckDown); }
-TEST(Avx512Bf16GateUpIsRight) { Sweep("avx512_bf16", CheckGateUp); }
-TEST(Avx512Bf16DownIsRight) { Sweep("avx512_bf16", CheckDown); }
+// Lengths around a vector of 32 and 64, every misalignment that matters, both products.
+void CheckLengths(const KernelCase& c) {
+  const std::size_t unit = FormatOf(c.format).unit();
+  std::size_t last = 0;
+  for (const std::size_t size : {1, 3, 15, 16, 17, 31, 32, 33, 35, 63, 64, 65, 127, 167, 258}) {
+    const std::size_t length = Fit(size, unit);
+    if (length == last) continue;
+    last = length;
+    for (const std::size_t shift : {0, 2, 34}) {
+      CaseOptions options;
+      options.hidden = length;
+      options.intermediate = Fit(7, unit);
+      options.shift = unit >= 32 ? 0 : shift;
+      CheckBoth(c, options, 1, shift / 2, false);
+      options.intermediate = Fit(size + 20, unit);
+      CheckBoth(c, options, 3, shift / 2, true);
+    }
+  }
+}
+
+// Tiles of every height and width, their remainders, and more pairs and rows than a slab.
+void CheckShapes(const KernelCase& c) {
+  const std::size_t unit = FormatOf(c.format).unit();
+  for (const std::size_t count : {0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 15, 16, 17, 32, 33, 64, 67, 131}) {
+    for (const std::size_t rows : {1, 2, 3, 4, 8, 15, 41}) {
+      if (unit > 1 && rows != 1 && rows != 41) continue;
+      CaseOptions options;
+      options.hidden = Fit(37, unit);
+      options.intermediate = Fit(rows, unit);
+      CheckBoth(c, options, count, 1, false);
+    }
+    CaseOptions options;
+    options.hidden = Fit(101, unit);
+    options.intermediate = Fit(141, unit);
+    CheckBoth(c, options, count, 1, true);
+  }
+}
+
+// Biases, interleaved gate and up rows, router weights at the input, and every activation.
+void CheckVariants(const KernelCase& c) {
+  const TestFormat& format = FormatOf(c.format);
+  Activation oai;
+  oai.alpha = 1.702f;
+  oai.limit = 1.5f;
+  oai.beta = 1.0f;
+  Activation gelu;
+  gelu.kind = ActivationKind::kGelu;
+  Activation tanh;
+  tanh.kind = ActivationKind::kGeluTanh;
+  for (const Activation& activation : {Activation{}, oai, gelu, tanh}) {
+    for (const bool biased : {false, true}) {
+      for (const bool interleaved : {false, true}) {
+        if (interleaved && format.column_major()) continue;
+        CaseOptions options;
+        options.hidden = Fit(101, format.unit());
+        options.intermediate = Fit(75, format.unit());
+        options.interleaved = interleaved;
+        options.biased = biased;
+        options.activation = activation;
+        options.weights_before_input = biased != interleaved;
+        CheckBoth(c, options, 1, 0, false);
+        CheckBoth(c, options, 21, 0, true);
+      }
+    }
+  }
+}
 
 }  // namespace ktd::testing

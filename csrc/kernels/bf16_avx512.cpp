@@ -1,6 +1,7 @@
 // AVX512 F, BW, VL and DQ.
 #include "avx512_math.h"
-#include "tile.h"
+#include "bf16_row.h"
+#include "expert_kernels.h"
 
 namespace ktd {
 namespace {
@@ -16,6 +17,8 @@ struct Avx512 {
   using Acc = __m512;
   using Wide = Pairs;
   static constexpr std::size_t kStep = 32;
+  static constexpr int kRowsOne = 4;
+  static constexpr int kRowsMany = 4;
   static constexpr int kTokens = 4;  // 4 rows x 4 tokens: 16 of 32 registers, 8 for x, 2 for w
 
   static Acc Zero() noexcept { return _mm512_setzero_ps(); }
@@ -27,8 +30,9 @@ struct Avx512 {
     return _mm512_fmadd_ps(w.odd, x.odd, _mm512_fmadd_ps(w.even, x.even, acc));
   }
   static float Sum(Acc acc) noexcept { return SumSixteen(acc); }
-  static void SiluMul(const float* gate, const float* up, Bf16* act, std::size_t n) noexcept {
-    SiluMulMasked(gate, up, act, n);
+  static void Activate(const Activation& activation, const float* gate, const float* up,
+                       std::size_t n, Bf16* act) noexcept {
+    ActivateMasked(activation, gate, up, n, act);
   }
 
  private:
@@ -41,7 +45,6 @@ struct Avx512 {
 
 }  // namespace
 
-void GateUpAvx512(const GateUpJob& job) noexcept { GateUpTiled<Avx512>(job); }
-void DownAvx512(const DownJob& job) noexcept { DownTiled<Avx512>(job); }
+const ExpertKernel kBf16Avx512 = GemvKernel<Bf16Rows<Avx512>>();
 
 }  // namespace ktd

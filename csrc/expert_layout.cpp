@@ -1,0 +1,178 @@
+#include "expert_layout.h"
+
+#include <string>
+
+#include "check.h"
+
+namespace ktd {
+namespace {
+
+constexpr std::size_t Blocks(std::size_t n, std::size_t block) { return (n + block - 1) / block; }
+
+constexpr bool ColumnMajor(WeightFormat format) {
+  return format == WeightFormat::kGptq || format == WeightFormat::kAwq;
+}
+
+// One tensor of a layer, as an expert's projection sees it: lines `pitch` bytes apart.
+struct Plane {
+  std::size_t pitch = 0;  // bytes from one line to the next
+  std::size_t lines = 0;  // of one expert, all its projections together
+  std::size_t step = 0;   // bytes from one projection's first line, or output, to the next one's
+
+  std::size_t expert_bytes() const { return pitch * lines; }
+};
+
+// `parts` projections of [rows, columns] each (w13: 2, w2: 1).
+struct Planes {
+  Plane weights;
+  Plane scales;
+  Plane zeros;
+};
+
+Plane Rows(std::size_t pitch, std::size_t rows, std::size_t parts) {
+  return {pitch, rows * parts, rows * pitch};
+}
+
+Plane Columns(std::size_t line_bytes, std::size_t lines, std::size_t parts) {
+  return {line_bytes * parts, lines, line_bytes};
+}
+
+Planes PlanesOf(const LayerWeights& layer, std::size_t rows, std::size_t columns,
+                std::size_t parts) {
+  const std::size_t scale = ScaleBytes(layer.scale_type);
+  switch (layer.format) {
+    case WeightFormat::kBf16:
+      return {Rows(columns * sizeof(Bf16), rows, parts), {}, {}};
+    case WeightFormat::kFp8Block: {
+      const std::size_t blocks = Blocks(rows, kFp8Block);
+      return {Rows(columns, rows, parts), Rows(Blocks(columns, kFp8Block) * scale, blocks, parts), {}};
+    }
+    case WeightFormat::kFp8Channel:
+    case WeightFormat::kInt8:
+    case WeightFormat::kInt8Weight:
+      return {Rows(columns, rows, parts), Rows(scale, rows, parts), {}};
+    case WeightFormat::kInt4:
+      return {Rows(columns / 2, rows, parts), Rows(columns / layer.group * scale, rows, parts), {}};
+    case WeightFormat::kMxfp4:
+      return {Rows(columns / 2, rows, parts), Rows(columns / kMxfp4Group, rows, parts), {}};
+    case WeightFormat::kGptq:
+      return {Columns(rows * 4, columns / 8, parts),
+              Columns(rows * scale, columns / layer.group, parts),
+              Columns(rows / 2, columns / layer.group, parts)};
+    case WeightFormat::kAwq:
+      return {Columns(rows / 2, columns, parts),
+              Columns(rows * scale, columns / layer.group, parts),
+              Columns(rows / 2, columns / layer.group, parts)};
+  }
+  return {};
+}
+
+const std::uint8_t* At(const std::uint8_t* base, std::size_t offset) noexcept {
+  return base == nullptr ? nullptr : base + offset;
+}
+
+struct Tensors {
+  const std::uint8_t* weights;
+  const std::uint8_t* scales;
+  const std::uint8_t* zeros;
+};
+
+Matrix Projection(const LayerWeights& layer, const Tensors& tensors, const Planes& planes,
+                  std::size_t expert, std::size_t part, std::size_t rows, std::size_t columns) {
+  const bool interleaved = layer.interleaved && planes.weights.lines == 2 * rows;
+  const auto start = [&](const std::uint8_t* base, const Plane& plane) {
+    const std::size_t step = interleaved ? plane.pitch : plane.step;
+    return At(base, expert * plane.expert_bytes() + part * step);
+  };
+  const std::size_t stride = interleaved ? 2 : 1;
+  return {start(tensors.weights, planes.weights),
+          start(tensors.scales, planes.scales),
+          start(tensors.zeros, planes.zeros),
+          planes.weights.pitch * stride,
+          planes.scales.pitch * stride,
+          planes.zeros.pitch * stride,
+          rows,
+          columns,
+          layer.group,
+          layer.scale_type,
+          layer.format};
+}
+
+Planes FirstPlanes(const LayerWeights& layer) {
+  return PlanesOf(layer, layer.intermediate, layer.hidden, 2);
+}
+
+Planes SecondPlanes(const LayerWeights& layer) {
+  return PlanesOf(layer, layer.hidden, layer.intermediate, 1);
+}
+
+void CheckMultiple(std::size_t value, std::size_t of, const char* what, WeightFormat format) {
+  KTD_CHECK(of > 0 && value % of == 0, "the ", what, " size is ", value, ", but experts in ",
+            kFormatNames[static_cast<std::size_t>(format)], " need a multiple of ", of);
+}
+
+}  // namespace
+
+void CheckLayer(const LayerWeights& layer) {
+  KTD_CHECK(layer.num_experts > 0 && layer.hidden > 0 && layer.intermediate > 0,
+            "a layer needs experts, a hidden and an intermediate size of at least 1, not ",
+            layer.num_experts, ", ", layer.hidden, " and ", layer.intermediate);
+  KTD_CHECK(layer.w13 != nullptr && layer.w2 != nullptr, "a layer's weights are at address 0");
+  const std::string_view name = kFormatNames[static_cast<std::size_t>(layer.format)];
+  const bool scaled = layer.format != WeightFormat::kBf16;
+  KTD_CHECK(scaled == (layer.scale_type != ScaleType::kNone) &&
+                scaled == (layer.w13_scales != nullptr && layer.w2_scales != nullptr),
+            "experts in ", name, scaled ? " need scales" : " have no scales");
+  const bool zeros = ColumnMajor(layer.format);
+  KTD_CHECK(zeros == (layer.w13_zeros != nullptr && layer.w2_zeros != nullptr), "experts in ", name,
+            zeros ? " need zero points" : " have no zero points");
+  KTD_CHECK(!layer.interleaved || !zeros, "experts in ", name, " cannot have interleaved rows");
+  std::size_t unit = 1;
+  if (layer.format == WeightFormat::kMxfp4) unit = kMxfp4Group;
+  if (layer.format == WeightFormat::kInt4 || zeros) {
+    KTD_CHECK(layer.group >= 32 && layer.group % 32 == 0, "a group of ", layer.group,
+              " inputs is not one that the kernels compute: it must be a multiple of 32");
+    unit = layer.group;
+  }
+  CheckMultiple(layer.hidden, unit, "hidden", layer.format);
+  CheckMultiple(layer.intermediate, unit, "intermediate", layer.format);
+  const bool four_byte = layer.format == WeightFormat::kFp8Block ||
+                         layer.format == WeightFormat::kFp8Channel ||
+                         layer.format == WeightFormat::kInt8 ||
+                         layer.format == WeightFormat::kInt8Weight;
+  KTD_CHECK(!four_byte || layer.scale_type == ScaleType::kFloat32, "experts in ", name,
+            " need float32 scales");
+  KTD_CHECK((layer.format == WeightFormat::kMxfp4) == (layer.scale_type == ScaleType::kE8m0),
+            "E8M0 scales belong to mxfp4, not to ", name);
+}
+
+ExpertMatrices MatricesOf(const LayerWeights& layer, std::size_t expert) noexcept {
+  const std::size_t i = layer.intermediate;
+  const std::size_t h = layer.hidden;
+  const Planes first = FirstPlanes(layer);
+  const Planes second = SecondPlanes(layer);
+  const Tensors w13{layer.w13, layer.w13_scales, layer.w13_zeros};
+  const Tensors w2{layer.w2, layer.w2_scales, layer.w2_zeros};
+  const Bf16* bias = layer.w13_bias == nullptr ? nullptr : layer.w13_bias + expert * 2 * i;
+  const std::size_t up_bias = layer.interleaved ? 1 : i;
+  return {Projection(layer, w13, first, expert, 0, i, h),
+          Projection(layer, w13, first, expert, 1, i, h),
+          Projection(layer, w2, second, expert, 0, h, i),
+          bias,
+          bias == nullptr ? nullptr : bias + up_bias,
+          layer.interleaved ? std::size_t{2} : std::size_t{1},
+          layer.w2_bias == nullptr ? nullptr : layer.w2_bias + expert * h};
+}
+
+std::uint64_t ExpertBytes(const LayerWeights& layer) noexcept {
+  std::uint64_t bytes = 0;
+  for (const Planes& planes : {FirstPlanes(layer), SecondPlanes(layer)}) {
+    bytes += planes.weights.expert_bytes() + planes.scales.expert_bytes() +
+             planes.zeros.expert_bytes();
+  }
+  if (layer.w13_bias != nullptr) bytes += 2 * layer.intermediate * sizeof(Bf16);
+  if (layer.w2_bias != nullptr) bytes += layer.hidden * sizeof(Bf16);
+  return bytes;
+}
+
+}  // namespace ktd

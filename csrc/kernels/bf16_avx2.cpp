@@ -1,0 +1,53 @@
+// AVX2 + FMA.
+#include "avx2_math.h"
+#include "bf16_row.h"
+#include "expert_kernels.h"
+
+namespace ktd {
+namespace {
+
+// Values 0, 2, 4, ... and 1, 3, 5, ... of 16 bf16: two operations widen all of them, where
+// vpmovzxwd would need four. The order within a sum is free, as both factors share it.
+struct Pairs {
+  __m256 even;
+  __m256 odd;
+};
+
+inline Pairs Split(__m256i values) noexcept {
+  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(values, 16)),
+          _mm256_castsi256_ps(_mm256_and_si256(values, high))};
+}
+
+struct Avx2 {
+  using Acc = __m256;
+  using Wide = Pairs;
+  static constexpr std::size_t kStep = 16;
+  static constexpr int kRowsOne = 4;
+  static constexpr int kRowsMany = 4;
+  static constexpr int kTokens = 2;  // 4 rows x 2 tokens: 8 of 16 registers, 4 for x, 2 for w
+
+  static Acc Zero() noexcept { return _mm256_setzero_ps(); }
+  static Wide Load(const Bf16* p) noexcept {
+    return Split(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static Wide LoadTail(const Bf16* p, std::size_t n) noexcept {
+    alignas(32) Bf16 padded[kStep] = {};
+    for (std::size_t i = 0; i < n; ++i) padded[i] = p[i];
+    return Load(padded);
+  }
+  static Acc Madd(Acc acc, const Wide& w, const Wide& x) noexcept {
+    return _mm256_fmadd_ps(w.odd, x.odd, _mm256_fmadd_ps(w.even, x.even, acc));
+  }
+  static float Sum(Acc acc) noexcept { return SumEight(acc); }
+  static void Activate(const Activation& activation, const float* gate, const float* up,
+                       std::size_t n, Bf16* act) noexcept {
+    ActivateAll(activation, gate, up, n, act);
+  }
+};
+
+}  // namespace
+
+const ExpertKernel kBf16Avx2 = GemvKernel<Bf16Rows<Avx2>>();
+
+}  // namespace ktd

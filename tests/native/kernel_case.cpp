@@ -1,0 +1,42 @@
+#include "kernel_case.h"
+
+#include "checker.h"
+
+namespace ktd::testing {
+namespace {
+
+const ExpertKernel* TwinOf(WeightFormat format) { return KernelTable().back().For(format).few; }
+
+const Kernel& Named(const char* isa) {
+  for (const Kernel& kernel : KernelTable()) {
+    if (std::string_view(kernel.name) == isa) return kernel;
+  }
+  throw Failure(Concat("there are no kernels called ", isa));
+}
+
+void SkipUnless(CpuFeatures required, std::string_view what) {
+  std::string missing;
+  for (const std::string& feature : FeatureNames(required & ~DetectCpuFeatures())) {
+    missing += " " + feature;
+  }
+  if (!missing.empty()) SKIP("this CPU cannot run the ", what, " kernels, it lacks", missing);
+}
+
+}  // namespace
+
+KernelCase CaseOrSkip(const char* isa, WeightFormat format, Which which) {
+  const Kernel& kernel = Named(isa);
+  SkipUnless(kernel.required, isa);
+  const FormatKernels& kernels = kernel.For(format);
+  const auto name = kFormatNames[static_cast<std::size_t>(format)];
+  return {Concat(isa, " ", name, which == Which::kFew ? " few" : " many"),
+          which == Which::kFew ? kernels.few : kernels.many, TwinOf(format), format};
+}
+
+KernelCase EmulatedOrSkip(const ExpertKernel& kernel, WeightFormat format) {
+  SkipUnless(Named("avx512_bf16").required, "emulated amx");
+  return {Concat("emulated amx ", kFormatNames[static_cast<std::size_t>(format)]), &kernel,
+          TwinOf(format), format};
+}
+
+}  // namespace ktd::testing
