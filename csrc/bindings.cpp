@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -44,16 +45,50 @@ std::unique_ptr<ExpertPool> MakePool(std::int64_t threads, const std::string& is
   return std::make_unique<ExpertPool>(kernel, options);
 }
 
+template <class Value, std::size_t N>
+Value Named(const std::string& name, const std::string_view (&names)[N], const char* what) {
+  for (std::size_t i = 0; i < N; ++i) {
+    if (names[i] == name) return static_cast<Value>(i);
+  }
+  KTD_CHECK(false, "there is no ", what, " '", name, "'");
+  return Value{};
+}
+
+// In the order of their enums.
+constexpr std::string_view kScaleNames[] = {"", "float32", "bf16", "float16", "e8m0"};
+constexpr std::string_view kActivationNames[] = {"swish", "gelu", "gelu_tanh"};
+
 std::size_t AddLayer(ExpertPool& pool, std::int64_t num_experts, std::int64_t hidden,
-                     std::int64_t intermediate, std::uintptr_t w13, std::uintptr_t w2) {
+                     std::int64_t intermediate, std::uintptr_t w13, std::uintptr_t w2,
+                     const std::string& format, std::int64_t group, const std::string& scale_type,
+                     std::uintptr_t w13_scale, std::uintptr_t w2_scale, std::uintptr_t w13_zeros,
+                     std::uintptr_t w2_zeros, std::uintptr_t w13_bias, std::uintptr_t w2_bias,
+                     bool interleaved, const std::string& activation, float alpha, float limit,
+                     float beta, float routed_scale, bool weights_before_input) {
   LayerWeights weights;
   weights.num_experts = Count(num_experts, "num_experts");
   weights.hidden = Count(hidden, "hidden");
   weights.intermediate = Count(intermediate, "intermediate");
-  At<const Bf16>(w13, "w13");
-  At<const Bf16>(w2, "w2");
+  weights.format = Named<WeightFormat>(format, kFormatNames, "weight format");
+  weights.group = Count(group, "group");
+  weights.scale_type = Named<ScaleType>(scale_type, kScaleNames, "scale type");
+  weights.interleaved = interleaved;
+  if (weights.format == WeightFormat::kBf16) {
+    At<const Bf16>(w13, "w13");
+    At<const Bf16>(w2, "w2");
+  }
   weights.w13 = At<const std::uint8_t>(w13, "w13");
   weights.w2 = At<const std::uint8_t>(w2, "w2");
+  weights.w13_scales = At<const std::uint8_t>(w13_scale, "w13_scale");
+  weights.w2_scales = At<const std::uint8_t>(w2_scale, "w2_scale");
+  weights.w13_zeros = At<const std::uint8_t>(w13_zeros, "w13_zeros");
+  weights.w2_zeros = At<const std::uint8_t>(w2_zeros, "w2_zeros");
+  weights.w13_bias = At<const Bf16>(w13_bias, "w13_bias");
+  weights.w2_bias = At<const Bf16>(w2_bias, "w2_bias");
+  weights.activation = {Named<ActivationKind>(activation, kActivationNames, "activation"), alpha,
+                        limit, beta};
+  weights.routed_scale = routed_scale;
+  weights.weights_before_input = weights_before_input;
   const py::gil_scoped_release release;
   return pool.AddLayer(weights);
 }
@@ -160,7 +195,13 @@ PYBIND11_MODULE(_native, module) {
       .def_property_readonly("threads", &ExpertPool::threads)
       .def_property_readonly("cpus", &ExpertPool::cpus)
       .def("add_layer", &ktd::AddLayer, py::arg("num_experts"), py::arg("hidden"),
-           py::arg("intermediate"), py::arg("w13"), py::arg("w2"))
+           py::arg("intermediate"), py::arg("w13"), py::arg("w2"), py::kw_only(),
+           py::arg("format") = "bf16", py::arg("group") = 0, py::arg("scale_type") = "",
+           py::arg("w13_scale") = 0, py::arg("w2_scale") = 0, py::arg("w13_zeros") = 0,
+           py::arg("w2_zeros") = 0, py::arg("w13_bias") = 0, py::arg("w2_bias") = 0,
+           py::arg("interleaved") = false, py::arg("activation") = "swish", py::arg("alpha") = 1.0f,
+           py::arg("limit") = std::numeric_limits<float>::infinity(), py::arg("beta") = 0.0f,
+           py::arg("routed_scale") = 1.0f, py::arg("weights_before_input") = false)
       .def("forward", &ktd::Forward, py::arg("layer"), py::arg("x"), py::arg("ids"),
            py::arg("weights"), py::arg("out"), py::arg("tokens"), py::arg("top_k"))
       .def("submit", &ktd::Submit, py::arg("layer"), py::arg("x"), py::arg("ids"),

@@ -7,8 +7,8 @@
 namespace ktd {
 namespace {
 
-constexpr std::uint64_t kYmmState = 0x6;   // XCR0: XMM and the upper halves of YMM
-constexpr std::uint64_t kZmmState = 0xe6;  // and opmasks, upper ZMM, ZMM16-31
+constexpr std::uint64_t kYmmState = 0x6;       // XCR0: XMM and the upper halves of YMM
+constexpr std::uint64_t kZmmState = 0xe6;      // and opmasks, upper ZMM, ZMM16-31
 constexpr std::uint64_t kTileState = 0x60000;  // TILECFG and TILEDATA
 
 // Linux, Documentation/arch/x86/xstate.rst
@@ -38,7 +38,7 @@ constexpr Name kNames[] = {
     {kAvx512Dq, "avx512dq"},
     {kAvx512Bf16, "avx512_bf16"},
     {kAvx512Vnni, "avx512_vnni"},
-    {kAvx512Vbmi, "avx512_vbmi"},
+    {kAvx512Vbmi, "avx512vbmi"},
     {kAvxVnni, "avx_vnni"},
     {kAmxTile, "amx_tile"},
     {kAmxBf16, "amx_bf16"},

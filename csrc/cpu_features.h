@@ -27,8 +27,8 @@ enum CpuFeature : CpuFeatures {
 };
 
 // The features that CPUID reports and whose registers the operating system saves (XGETBV): a
-// hypervisor or kernel may hide the latter, and the instruction would then be a SIGILL. AMX is asked
-// for here: the kernel gives a process the room for tiles only on request.
+// hypervisor or kernel may hide the latter, and the instruction would then be a SIGILL. AMX is
+// asked for here: the kernel gives a process the room for tiles only on request.
 CpuFeatures DetectCpuFeatures() noexcept;
 
 // Their names as /proc/cpuinfo writes them, in the order of the enum.

@@ -45,7 +45,8 @@ Planes PlanesOf(const LayerWeights& layer, std::size_t rows, std::size_t columns
       return {Rows(columns * sizeof(Bf16), rows, parts), {}, {}};
     case WeightFormat::kFp8Block: {
       const std::size_t blocks = Blocks(rows, kFp8Block);
-      return {Rows(columns, rows, parts), Rows(Blocks(columns, kFp8Block) * scale, blocks, parts), {}};
+      return {
+          Rows(columns, rows, parts), Rows(Blocks(columns, kFp8Block) * scale, blocks, parts), {}};
     }
     case WeightFormat::kFp8Channel:
     case WeightFormat::kInt8:
@@ -136,10 +137,9 @@ void CheckLayer(const LayerWeights& layer) {
   }
   CheckMultiple(layer.hidden, unit, "hidden", layer.format);
   CheckMultiple(layer.intermediate, unit, "intermediate", layer.format);
-  const bool four_byte = layer.format == WeightFormat::kFp8Block ||
-                         layer.format == WeightFormat::kFp8Channel ||
-                         layer.format == WeightFormat::kInt8 ||
-                         layer.format == WeightFormat::kInt8Weight;
+  const bool four_byte =
+      layer.format == WeightFormat::kFp8Block || layer.format == WeightFormat::kFp8Channel ||
+      layer.format == WeightFormat::kInt8 || layer.format == WeightFormat::kInt8Weight;
   KTD_CHECK(!four_byte || layer.scale_type == ScaleType::kFloat32, "experts in ", name,
             " need float32 scales");
   KTD_CHECK((layer.format == WeightFormat::kMxfp4) == (layer.scale_type == ScaleType::kE8m0),
@@ -167,8 +167,8 @@ ExpertMatrices MatricesOf(const LayerWeights& layer, std::size_t expert) noexcep
 std::uint64_t ExpertBytes(const LayerWeights& layer) noexcept {
   std::uint64_t bytes = 0;
   for (const Planes& planes : {FirstPlanes(layer), SecondPlanes(layer)}) {
-    bytes += planes.weights.expert_bytes() + planes.scales.expert_bytes() +
-             planes.zeros.expert_bytes();
+    bytes +=
+        planes.weights.expert_bytes() + planes.scales.expert_bytes() + planes.zeros.expert_bytes();
   }
   if (layer.w13_bias != nullptr) bytes += 2 * layer.intermediate * sizeof(Bf16);
   if (layer.w2_bias != nullptr) bytes += layer.hidden * sizeof(Bf16);

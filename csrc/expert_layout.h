@@ -10,8 +10,8 @@
 namespace ktd {
 
 // Borrowed weights of one layer; the caller keeps them alive and unmoved as long as the pool. All
-// tensors are contiguous with the expert as first dimension; w13 holds the gate rows and then the up
-// rows (column-major formats: outputs), or, interleaved, gate and up row by row.
+// tensors are contiguous with the expert as first dimension; w13 holds the gate rows and then the
+// up rows (column-major formats: outputs), or, interleaved, gate and up row by row.
 struct LayerWeights {
   std::size_t num_experts = 0;
   std::size_t hidden = 0;

@@ -99,11 +99,11 @@ class ExpertPool {
   std::vector<LayerWeights> layers_;
   std::unique_ptr<ThreadPool> threads_;
   Routing routing_;
-  std::vector<Plan> plans_;                             // by group of the pass
-  std::size_t down_unit_ = 0;                           // rows of out that one worker takes at least
-  AlignedArray<std::uint8_t> activations_;              // of the pass, group by group
-  std::vector<AlignedArray<std::uint8_t>> scratch_;     // by worker
-  std::vector<bool> seen_;          // by expert: counted in this call's bytes
+  std::vector<Plan> plans_;                          // by group of the pass
+  std::size_t down_unit_ = 0;                        // rows of out that one worker takes at least
+  AlignedArray<std::uint8_t> activations_;           // of the pass, group by group
+  std::vector<AlignedArray<std::uint8_t>> scratch_;  // by worker
+  std::vector<bool> seen_;                           // by expert: counted in this call's bytes
   alignas(kCacheLine) std::atomic<std::uint64_t> heartbeat_{0};
   std::atomic<std::uint64_t> calls_{0};
   std::atomic<std::uint64_t> bytes_{0};

@@ -18,8 +18,9 @@ enum class WeightFormat : std::uint8_t {
   kInt8Weight,  // the same weights; activations stay bf16 (W8A16)
   kInt4,        // int32 [N, K / 8], the lowest nibble first, value nibble - 8; scale [N, K / group]
   kMxfp4,       // two E2M1 a byte, the lower nibble first, [N, K / 2]; E8M0 scale [N, K / 32]
-  kGptq,        // int32 [K / 8, N], the lowest nibble first; scale [K / group, N]; zeros [K / group, N / 8]
-  kAwq,         // int32 [K, N / 8], nibbles in the order 0 4 1 5 2 6 3 7; scale and zeros as GPTQ's
+  kGptq,  // int32 [K / 8, N], the lowest nibble first; scale [K / group, N]; zeros [K / group, N /
+          // 8]
+  kAwq,   // int32 [K, N / 8], nibbles in the order 0 4 1 5 2 6 3 7; scale and zeros as GPTQ's
 };
 inline constexpr std::size_t kWeightFormats = 9;
 
@@ -44,11 +45,11 @@ constexpr std::size_t ScaleBytes(ScaleType type) noexcept {
   return 0;
 }
 
-inline constexpr std::size_t kFp8Block = 128;    // rows and columns under one scale
-inline constexpr std::size_t kMxfp4Group = 32;   // columns under one scale
+inline constexpr std::size_t kFp8Block = 128;   // rows and columns under one scale
+inline constexpr std::size_t kMxfp4Group = 32;  // columns under one scale
 
-// One projection of one expert, borrowed. Rows lie `pitch` bytes apart, so that interleaved gate and
-// up rows are two projections with twice the pitch. The column-major formats (kGptq, kAwq) have
+// One projection of one expert, borrowed. Rows lie `pitch` bytes apart, so that interleaved gate
+// and up rows are two projections with twice the pitch. The column-major formats (kGptq, kAwq) have
 // lines of packed inputs instead, `pitch` bytes apart, and `weights` is at the projection's first
 // output within a line.
 struct Matrix {

@@ -80,10 +80,9 @@ inline void Transpose(__m512 (&v)[16]) noexcept {
     t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
   }
   for (int i = 0; i < 16; i += 4) {
-    v[i] = _mm512_castpd_ps(
-        _mm512_unpacklo_pd(_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 2])));
-    v[i + 1] = _mm512_castpd_ps(
-        _mm512_unpackhi_pd(_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 2])));
+    v[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 2])));
+    v[i + 1] =
+        _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 2])));
     v[i + 2] = _mm512_castpd_ps(
         _mm512_unpacklo_pd(_mm512_castps_pd(t[i + 1]), _mm512_castps_pd(t[i + 3])));
     v[i + 3] = _mm512_castpd_ps(
@@ -116,12 +115,12 @@ inline std::size_t SlabBlocks(std::size_t columns) noexcept {
 }
 
 // Gate and up sums of 16 rows and 16 tokens become activations in B tile order.
-inline void FinishGateUp(const GateUpJob& job, std::size_t row, std::size_t token,
-                         const Sums& gate, const Sums& up, std::uint8_t* act) noexcept {
+inline void FinishGateUp(const GateUpJob& job, std::size_t row, std::size_t token, const Sums& gate,
+                         const Sums& up, std::uint8_t* act) noexcept {
   const std::size_t rows = Smaller(kPanelRows, job.gate.rows - row);
   const __mmask16 mask = First16(job.count - token);
-  const __m512 scale = job.scale == nullptr ? _mm512_set1_ps(1.0f)
-                                            : _mm512_maskz_loadu_ps(mask, job.scale + token);
+  const __m512 scale =
+      job.scale == nullptr ? _mm512_set1_ps(1.0f) : _mm512_maskz_loadu_ps(mask, job.scale + token);
   std::uint8_t* line = act + (row / 32) * kTileBytes + (row % 32) / 2 * kTileLine;
   const auto narrow = [&](std::size_t r) noexcept {
     if (r >= rows) return _mm512_setzero_si512();
@@ -261,7 +260,8 @@ inline void DownAmx(const DownJob& job) noexcept {
     for (std::size_t b = 0; b < blocks; b += 2) {
       const bool two = b + 1 < blocks;
       const std::uint8_t* x = job.act + b * act_bytes;
-      Prefetch ahead(x + 2 * act_bytes, b + 2 < blocks ? Smaller(2, blocks - b - 2) * act_bytes : 0);
+      Prefetch ahead(x + 2 * act_bytes,
+                     b + 2 < blocks ? Smaller(2, blocks - b - 2) * act_bytes : 0);
       const std::size_t lines = Blocks(ahead.lines(), count / 2 * steps);
       const auto beside = [&]() noexcept { ahead.Advance(lines); };
       if constexpr (F::kRepacks) {
@@ -294,8 +294,8 @@ inline void DownAmx(const DownJob& job) noexcept {
 
 template <class F>
 inline std::size_t AmxScratchBytes(std::size_t hidden, std::size_t intermediate) noexcept {
-  const std::size_t gate_up = 2 * Blocks(hidden, F::kStep) * kTileBytes +
-                              SlabBlocks<F>(hidden) * F::TokensBytes(hidden);
+  const std::size_t gate_up =
+      2 * Blocks(hidden, F::kStep) * kTileBytes + SlabBlocks<F>(hidden) * F::TokensBytes(hidden);
   const std::size_t panel = Blocks(intermediate, F::kStep) * kTileBytes;
   const std::size_t down = (F::kRepacks ? 2 * F::TokensBytes(intermediate) : 0) +
                            Larger(2, kPanelsInL2 / panel / 2 * 2) * panel;

@@ -44,8 +44,8 @@ inline void TileStore(void* to, std::size_t stride) noexcept {
 }
 inline float EmulatedWiden(std::uint16_t value) noexcept {
   // Denormals count as zero.
-  const std::uint32_t bits = (value & 0x7f80u) == 0 ? (value & 0x8000u) << 16
-                                                    : static_cast<std::uint32_t>(value) << 16;
+  const std::uint32_t bits =
+      (value & 0x7f80u) == 0 ? (value & 0x8000u) << 16 : static_cast<std::uint32_t>(value) << 16;
   float wide;
   std::memcpy(&wide, &bits, sizeof wide);
   return wide;

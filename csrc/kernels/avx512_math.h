@@ -1,5 +1,5 @@
-// What the AVX512 kernels share: activations, rounding to bf16, masked ends. For files compiled with
-// F, BW, VL and DQ; internal linkage (see bf16.h).
+// What the AVX512 kernels share: activations, rounding to bf16, masked ends. For files compiled
+// with F, BW, VL and DQ; internal linkage (see bf16.h).
 #pragma once
 
 #include <immintrin.h>

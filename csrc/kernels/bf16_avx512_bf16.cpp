@@ -11,7 +11,8 @@ struct Avx512Bf16 {
   using Acc = __m512;
   using Wide = __m512i;
   static constexpr std::size_t kStep = 32;
-  static constexpr int kRowsOne = 2;  // 120 GB/s on a 16-core Xeon, where 1, 4 and 8 gave 114, 116, 102
+  static constexpr int kRowsOne =
+      2;  // 120 GB/s on a 16-core Xeon, where 1, 4 and 8 gave 114, 116, 102
   static constexpr int kRowsMany = 4;
   static constexpr int kTokens = 4;  // 4 rows x 4 tokens: 16 of 32 registers, 4 for x, 1 for w
 

@@ -1,7 +1,8 @@
 // Rows of bf16 weights against rows of bf16 values, over an ISA: a type with
 //   Acc, Wide                      float32 accumulator; kStep bf16 values ready to be multiplied
 //   kStep, kRowsOne, kRowsMany, kTokens
-//   Zero(), Load(p), LoadTail(p, n < kStep, the rest zero), Madd(acc, w, x), Sum(acc), Activate(...)
+//   Zero(), Load(p), LoadTail(p, n < kStep, the rest zero), Madd(acc, w, x), Sum(acc),
+//   Activate(...)
 #pragma once
 
 #include "gemv.h"
@@ -28,8 +29,7 @@ struct Bf16Rows {
     const Bf16* rows[R];
     const Bf16* x[N];
     for (int r = 0; r < R; ++r) {
-      rows[r] =
-          reinterpret_cast<const Bf16*>(Address(m, row + static_cast<std::size_t>(r)));
+      rows[r] = reinterpret_cast<const Bf16*>(Address(m, row + static_cast<std::size_t>(r)));
     }
     for (int t = 0; t < N; ++t) x[t] = reinterpret_cast<const Bf16*>(tokens[t]);
     typename Isa::Acc acc[N][R];
@@ -44,10 +44,10 @@ struct Bf16Rows {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         if (ahead != 0) {
-          __builtin_prefetch(reinterpret_cast<const char*>(
-                                 reinterpret_cast<std::uintptr_t>(rows[r] + i) +
-                                 static_cast<std::uintptr_t>(ahead)),
-                             0, 3);
+          __builtin_prefetch(
+              reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(rows[r] + i) +
+                                            static_cast<std::uintptr_t>(ahead)),
+              0, 3);
         }
         const typename Isa::Wide w = Isa::Load(rows[r] + i);
 #pragma GCC unroll 8

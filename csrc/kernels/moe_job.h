@@ -13,8 +13,8 @@
 namespace ktd {
 
 // For i in [row_begin, row_end) and every pair p in [0, count):
-//   gate = x[tokens[p]] . gate[i], up = x[tokens[p]] . up[i], both plus bias, times scale[p] if given
-//   act[p, i] = bf16(activation(gate, up)), rounded to nearest even
+//   gate = x[tokens[p]] . gate[i], up = x[tokens[p]] . up[i], both plus bias, times scale[p] if
+//   given act[p, i] = bf16(activation(gate, up)), rounded to nearest even
 // Formats that quantise activations do it to x here, and to act in the second product.
 struct GateUpJob {
   Matrix gate;  // [intermediate, hidden]
@@ -29,8 +29,8 @@ struct GateUpJob {
   const std::int32_t* tokens;  // [count]
   const float* scale;          // [count], or null
   std::size_t count;
-  std::uint8_t* act;      // act_bytes(intermediate, count) of the same kernel
-  std::uint8_t* scratch;  // scratch_bytes(...) of the same kernel
+  std::uint8_t* act;          // act_bytes(intermediate, count) of the same kernel
+  std::uint8_t* scratch;      // scratch_bytes(...) of the same kernel
   const std::uint8_t* after;  // weights that this worker reads next, to be prefetched; or null
 };
 

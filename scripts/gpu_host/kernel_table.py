@@ -15,6 +15,7 @@ import torch
 from ktd.experts.isa import isas
 from ktd.experts.pool import ExpertPool
 from ktd.experts.store import HostStore
+from ktd.experts.weights import ExpertWeights, WeightFormat
 
 EXPERTS, HIDDEN, INTERMEDIATE, TOP_K = 128, 2048, 768, 8
 TOKENS = (1, 4, 16)
@@ -71,7 +72,7 @@ def main() -> None:
         if not isa.supported:
             continue
         pool = ExpertPool(isa=isa.name)
-        layer = pool.add_layer(w13, w2)
+        layer = pool.add_layer(ExpertWeights(WeightFormat.BF16, w13, w2))
         for tokens in TOKENS:
             median, p99, rate = measure(pool, layer, tokens)
             cells = (isa.name, pool.threads, tokens, f"{median:.0f}", f"{p99:.0f}", f"{rate:.1f}")

@@ -21,6 +21,13 @@ class MoeStep:
     ids: torch.Tensor
     weights: torch.Tensor
 
+    @property
+    def experts(self):
+        """The weights as the pool takes them."""
+        from ktd.experts.weights import ExpertWeights, WeightFormat  # needs torch
+
+        return ExpertWeights(WeightFormat.BF16, self.w13, self.w2)
+
     def reference(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Torch's float32 result, and how far a kernel may be from it.
 

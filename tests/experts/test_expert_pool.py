@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -41,7 +42,7 @@ class TestForward:
         """Every ISA gives torch's answer within the bound that bf16 activations allow."""
         step = moe_step(*sizes)
         pool = ExpertPool(threads=2, isa=isa, cpus=sorted(os.sched_getaffinity(0)))
-        out = pool.forward(pool.add_layer(step.w13, step.w2), step.x, step.ids, step.weights)
+        out = pool.forward(pool.add_layer(step.experts), step.x, step.ids, step.weights)
         reference, bound = step.reference()
         assert pool.isa == isa
         assert ((out - reference).abs() <= bound).all()
@@ -52,7 +53,7 @@ class TestForward:
         step = moe_step(8, 512, 256, 12, 3)
         one, three = ExpertPool(threads=1, isa=isa), ExpertPool(threads=3, isa=isa)
         for pool in (one, three):
-            pool.add_layer(step.w13, step.w2)
+            pool.add_layer(step.experts)
         batch = three.forward(0, step.x, step.ids, step.weights)
         alone = [
             one.forward(0, step.x[t : t + 1], step.ids[t : t + 1], step.weights[t : t + 1])
@@ -64,7 +65,7 @@ class TestForward:
         """Computing some pairs here and the rest there is computing all of them."""
         step = moe_step(8, 96, 40, 6, 4)
         pool = ExpertPool(threads=1)
-        layer = pool.add_layer(step.w13, step.w2)
+        layer = pool.add_layer(step.experts)
         here = torch.where(step.ids % 2 == 0, step.ids, -1)
         there = torch.where(step.ids % 2 == 1, step.ids, -1)
         parts = sum(pool.forward(layer, step.x, ids, step.weights) for ids in (here, there))
@@ -75,7 +76,7 @@ class TestForward:
         """A given out loses what it held, also for tokens without an expert of ours."""
         step = moe_step(4, 48, 16, 3, 2)
         pool = ExpertPool(threads=1)
-        layer = pool.add_layer(step.w13, step.w2)
+        layer = pool.add_layer(step.experts)
         out = torch.full((3, 48), float("nan"))
         ids = torch.full_like(step.ids, -1)
         assert pool.forward(layer, step.x, ids, step.weights, out) is out
@@ -85,7 +86,7 @@ class TestForward:
         """An empty batch is answered, not refused."""
         step = moe_step(4, 48, 16, 1, 2)
         pool = ExpertPool(threads=1)
-        layer = pool.add_layer(step.w13, step.w2)
+        layer = pool.add_layer(step.experts)
         empty = pool.forward(layer, step.x[:0], step.ids[:0], step.weights[:0])
         assert empty.shape == (0, 48)
         assert pool.bytes_read == 0
@@ -95,7 +96,7 @@ class TestForward:
         step = moe_step(4, 48, 16, 3, 2)
         step.x[1, 7] = float("nan")
         pool = ExpertPool(threads=1)
-        out = pool.forward(pool.add_layer(step.w13, step.w2), step.x, step.ids, step.weights)
+        out = pool.forward(pool.add_layer(step.experts), step.x, step.ids, step.weights)
         assert out.isnan().all(dim=1).tolist() == [False, True, False]
         assert out.isnan().any(dim=1).tolist() == [False, True, False]
 
@@ -103,7 +104,7 @@ class TestForward:
         """Concurrent callers get their own right answers."""
         step = moe_step(4, 1024, 256, 4, 2)
         pool = ExpertPool(threads=2)
-        layer = pool.add_layer(step.w13, step.w2)
+        layer = pool.add_layer(step.experts)
         expected = pool.forward(layer, step.x, step.ids, step.weights)
         wrong = []
 
@@ -124,7 +125,7 @@ class TestForward:
         """Two tokens that choose the same expert read it once."""
         step = moe_step(4, 48, 16, 2, 2)
         pool = ExpertPool(threads=1)
-        layer = pool.add_layer(step.w13, step.w2)
+        layer = pool.add_layer(step.experts)
         ids = torch.tensor([[1, 3], [3, -1]], dtype=torch.int32)
         pool.forward(layer, step.x, ids, step.weights)
         assert pool.bytes_read == 2 * 3 * 48 * 16 * 2
@@ -138,7 +139,7 @@ class TestRefusals:
     def test_an_expert_that_does_not_exist(self, moe_step, pool):
         """The sentence names token and expert; out keeps what it held."""
         step = moe_step(4, 48, 16, 3, 2)
-        layer = pool.add_layer(step.w13, step.w2)
+        layer = pool.add_layer(step.experts)
         step.ids[2, 0] = 4
         out = torch.full((3, 48), 9.0)
         with pytest.raises(ValueError, match="token 2 asks for expert 4; layer 0 has experts 0"):
@@ -165,7 +166,7 @@ class TestRefusals:
     def test_a_tensor_that_is_not_as_described(self, moe_step, pool, name, change):
         """Dtype, shape and order are checked before an address is passed on."""
         step = moe_step(4, 48, 16, 3, 2)
-        layer = pool.add_layer(step.w13, step.w2)
+        layer = pool.add_layer(step.experts)
         tensors = {"x": step.x, "ids": step.ids, "weights": step.weights}
         tensors[name] = change(tensors[name])
         with pytest.raises(ValueError, match=f"{name} must be a contiguous"):
@@ -175,7 +176,7 @@ class TestRefusals:
         """w13 must have twice w2's intermediate rows."""
         step = moe_step(4, 48, 16, 3, 2)
         with pytest.raises(ValueError, match=re.escape("w13 must be a contiguous")):
-            pool.add_layer(step.w13[:, :-2].contiguous(), step.w2)
+            pool.add_layer(replace(step.experts, w13=step.w13[:, :-2].contiguous()))
 
     def test_an_unknown_isa(self):
         """The sentence lists what this CPU can run."""

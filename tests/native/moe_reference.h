@@ -5,8 +5,9 @@
 //     gamma(n) * sum |a_i b_i|,   gamma(n) = n u / (1 - n u)
 // (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1); a scale on a factor, a
 // product or a group of products costs a few more u, kScaleRoundings in all. vdpbf16ps and AMX also
-// take denormal inputs as zero and flush denormal sums: at most 2^-126 for each operation, times the
-// other factor where an input was lost. The float32 errors of the activation add kSiluError relative.
+// take denormal inputs as zero and flush denormal sums: at most 2^-126 for each operation, times
+// the other factor where an input was lost. The float32 errors of the activation add kSiluError
+// relative.
 #pragma once
 
 #include <cstddef>

@@ -115,12 +115,12 @@ KernelCase Emulated() { return EmulatedOrSkip(kBf16AmxEmulated, WeightFormat::kB
 
 }  // namespace
 
-#define FOR_EACH_KERNEL(test, check)                \
-  TEST(Scalar##test) { check(Few("scalar")); }      \
-  TEST(Avx2##test) { check(Few("avx2")); }          \
-  TEST(Avx512##test) { check(Few("avx512")); }      \
+#define FOR_EACH_KERNEL(test, check)                   \
+  TEST(Scalar##test) { check(Few("scalar")); }         \
+  TEST(Avx2##test) { check(Few("avx2")); }             \
+  TEST(Avx512##test) { check(Few("avx512")); }         \
   TEST(Avx512Dot##test) { check(Few("avx512_bf16")); } \
-  TEST(Amx##test) { check(Amx()); }                 \
+  TEST(Amx##test) { check(Amx()); }                    \
   TEST(EmulatedAmx##test) { check(Emulated()); }
 
 FOR_EACH_KERNEL(SiluIsRightOverTheWholeRange, CheckSiluRange)

@@ -1,14 +1,16 @@
 // The whole forward, over threads, kernels, shapes and routings.
 #include "checker.h"
-#include "moe_layer.h"
 #include "kernels/expert_kernels.h"
+#include "moe_layer.h"
 #include "topology.h"
 
 namespace ktd::testing {
 namespace {
 
 // More threads than this machine may have cores: pinned round robin.
-PoolOptions Threads(std::size_t threads) { return {threads, AllowedCpus(), std::size_t{512} << 20}; }
+PoolOptions Threads(std::size_t threads) {
+  return {threads, AllowedCpus(), std::size_t{512} << 20};
+}
 
 std::uint64_t RunAndCheck(ExpertPool& pool, const FormatCase& layer, Call& call,
                           const std::string& what) {

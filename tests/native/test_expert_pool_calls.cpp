@@ -5,8 +5,8 @@
 #include <thread>
 
 #include "checker.h"
-#include "moe_layer.h"
 #include "kernels/expert_kernels.h"
+#include "moe_layer.h"
 #include "topology.h"
 
 namespace ktd::testing {

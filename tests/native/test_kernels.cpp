@@ -27,7 +27,8 @@ std::vector<std::int32_t> TokensOf(std::size_t count) {
 
 // Memory of a kernel, on a cache line's boundary.
 struct Buffer {
-  Buffer(std::size_t bytes, std::uint8_t fill) : contents(bytes, fill), at(contents.data(), bytes, 0) {}
+  Buffer(std::size_t bytes, std::uint8_t fill)
+      : contents(bytes, fill), at(contents.data(), bytes, 0) {}
   std::vector<std::uint8_t> contents;
   Shifted at;
   std::uint8_t* data() { return const_cast<std::uint8_t*>(at.data()); }

@@ -17,9 +17,9 @@ void CheckNan(const KernelCase& c);
 }  // namespace ktd::testing
 
 // The tests of one kernel; `the_case` is a KernelCase, or skips.
-#define KERNEL_TESTS(label, the_case)                                      \
-  TEST(label##IsRightForEveryLength) { CheckLengths(the_case); }           \
-  TEST(label##IsRightForEveryShape) { CheckShapes(the_case); }             \
-  TEST(label##IsRightForEveryVariant) { CheckVariants(the_case); }         \
+#define KERNEL_TESTS(label, the_case)                                              \
+  TEST(label##IsRightForEveryLength) { CheckLengths(the_case); }                   \
+  TEST(label##IsRightForEveryShape) { CheckShapes(the_case); }                     \
+  TEST(label##IsRightForEveryVariant) { CheckVariants(the_case); }                 \
   TEST(label##DependsNeitherOnBatchNorOnRange) { CheckBatchInvariance(the_case); } \
   TEST(label##KeepsNanWithItsTokenAndRow) { CheckNan(the_case); }

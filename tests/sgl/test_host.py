@@ -94,7 +94,7 @@ def test_every_rank_says_hello_with_its_versions_and_what_it_hooked(host):
     assert hello["sglang"] == version("sglang")
     assert hello["moe_layers_hooked"] == 6
     assert (hello["rank"], hello["world_size"]) == (0, 1)
-    assert hello["isa"] in ("scalar", "avx2", "avx512", "avx512_bf16")
+    assert hello["isa"] in ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
     assert hello["host_store_bytes"] == 6 * 32 * EXPERT_BYTES
     assert hello["slot_bytes"] == 6 * 8 * EXPERT_BYTES
     assert rank.pid == hello["pid"]

@@ -45,15 +45,59 @@ class Pool:
     def threads(self) -> int: ...
     @property
     def cpus(self) -> list[int]: ...
-    def add_layer(self, num_experts: int, hidden: int, intermediate: int, w13: int, w2: int) -> int:
+    def add_layer(
+        self,
+        num_experts: int,
+        hidden: int,
+        intermediate: int,
+        w13: int,
+        w2: int,
+        *,
+        format: str = "bf16",  # noqa: A002 - as the extension calls it
+        group: int = 0,
+        scale_type: str = "",
+        w13_scale: int = 0,
+        w2_scale: int = 0,
+        w13_zeros: int = 0,
+        w2_zeros: int = 0,
+        w13_bias: int = 0,
+        w2_bias: int = 0,
+        interleaved: bool = False,
+        activation: str = "swish",
+        alpha: float = 1.0,
+        limit: float = ...,
+        beta: float = 0.0,
+        routed_scale: float = 1.0,
+        weights_before_input: bool = False,
+    ) -> int:
         """Borrow one layer's weights and return its handle (0, 1, ...).
 
         Args:
             num_experts: E.
-            hidden: H, any number from 1.
-            intermediate: I, any number from 1 (this rank's shard).
-            w13: bf16 ``[E, 2 * I, H]`` row-major: I gate rows, then I up rows.
-            w2: bf16 ``[E, H, I]`` row-major.
+            hidden: H.
+            intermediate: I (this rank's shard).
+            w13: ``[E, 2 * I, H]`` in the format's layout: I gate rows, then I up rows.
+            w2: ``[E, H, I]`` in the format's layout.
+            format: A name of ``ktd.experts.weights.WeightFormat``, which gives the layouts.
+            group: Inputs under one scale, where the format leaves it open.
+            scale_type: ``"float32"``, ``"bf16"``, ``"float16"``, ``"e8m0"``; ``""``: no scales.
+            w13_scale: 0, or as the format wants it.
+            w2_scale: The same.
+            w13_zeros: The same.
+            w2_zeros: The same.
+            w13_bias: bf16 ``[E, 2 * I]``, or 0.
+            w2_bias: bf16 ``[E, H]``, or 0.
+            interleaved: Gate and up rows alternate.
+            activation: A name of ``ktd.experts.weights.ActivationKind``.
+            alpha: See ``ktd.experts.weights.Activation``.
+            limit: The same.
+            beta: The same.
+            routed_scale: Multiplies every router weight.
+            weights_before_input: The router weight multiplies gate and up, not the output.
+
+        Raises:
+            ValueError: Sizes or tensors that the format cannot have, or a format that the kernels
+                in use do not compute.
         """
 
     def forward(

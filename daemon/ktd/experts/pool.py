@@ -14,22 +14,9 @@ import torch
 
 from ktd.errors import ConfigError
 from ktd.experts import _native
+from ktd.experts.weights import ExpertWeights
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    w13: torch.Tensor
-    w2: torch.Tensor
-
-    @property
-    def num_experts(self) -> int:
-        return self.w2.shape[0]
-
-    @property
-    def hidden(self) -> int:
-        return self.w2.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +56,7 @@ class ExpertPool:
             self._native = _native.Pool(threads, isa, list(cpus))
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"the CPU expert pool cannot be made: {error}") from error
-        self._layers: list[_Layer] = []
+        self._layers: list[ExpertWeights] = []
         _log.info("CPU expert pool: %s kernels, %d threads", self.isa, self.threads)
 
     @property
@@ -92,25 +79,42 @@ class ExpertPool:
         """The extension's pool, for callers that have addresses."""
         return self._native
 
-    def add_layer(self, w13: torch.Tensor, w2: torch.Tensor) -> int:
+    def add_layer(self, weights: ExpertWeights) -> int:
         """Register one layer's weights, which must not move or be freed; they are kept alive.
-
-        Args:
-            w13: bf16 ``[E, 2 * I, H]``, I gate rows and then I up rows.
-            w2: bf16 ``[E, H, I]``.
 
         Returns:
             The layer's handle: 0, 1, ... in the order of the calls.
 
         Raises:
-            ValueError: A tensor is not as described.
+            ValueError: A tensor is not as the format wants it, or the kernels in use do not compute
+                the format.
         """
-        _check(w13, "w13", torch.bfloat16, (None, None, None))
-        _check(w2, "w2", torch.bfloat16, (None, None, None))
-        experts, hidden, intermediate = w2.shape
-        _check(w13, "w13", torch.bfloat16, (experts, 2 * intermediate, hidden))
-        layer = self._native.add_layer(experts, hidden, intermediate, w13.data_ptr(), w2.data_ptr())
-        self._layers.append(_Layer(w13, w2))
+        weights.check()
+        activation = weights.activation
+        layer = self._native.add_layer(
+            weights.num_experts,
+            weights.hidden,
+            weights.intermediate,
+            weights.w13.data_ptr(),
+            weights.w2.data_ptr(),
+            format=weights.format.value,
+            group=weights.group,
+            scale_type=weights.scale_type,
+            w13_scale=_address(weights.w13_scale),
+            w2_scale=_address(weights.w2_scale),
+            w13_zeros=_address(weights.w13_zeros),
+            w2_zeros=_address(weights.w2_zeros),
+            w13_bias=_address(weights.w13_bias),
+            w2_bias=_address(weights.w2_bias),
+            interleaved=weights.interleaved,
+            activation=activation.kind.value,
+            alpha=activation.alpha,
+            limit=activation.limit,
+            beta=activation.beta,
+            routed_scale=weights.routed_scale,
+            weights_before_input=weights.weights_before_input,
+        )
+        self._layers.append(weights)
         return layer
 
     def forward(
@@ -195,6 +199,10 @@ def split(ids: torch.Tensor, table: torch.Tensor, counters: torch.Tensor | None 
         experts,
     )
     return Split(slots, cpu_ids, in_slots, on_cpu)
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _check(

@@ -16,6 +16,7 @@ from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from torch import nn
 
+from ktd.experts.weights import ExpertWeights, WeightFormat
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.expert_loader import ExpertLoader, LayerTemplate
 from ktd.sgl.limits import why_not_supported
@@ -116,7 +117,9 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 destination.copy_(source)
             self._layer.publish(expert)
         self.gpu_method.process_weights_after_loading(layer)
-        self._handle = self._rank.pool.add_layer(tensors["w13_weight"], tensors["w2_weight"])
+        self._handle = self._rank.pool.add_layer(
+            ExpertWeights(WeightFormat.BF16, tensors["w13_weight"], tensors["w2_weight"])
+        )
         self._rank.add_layer(self._layer)
 
     def create_moe_runner(self, layer: nn.Module, moe_runner_config: Any) -> None:
