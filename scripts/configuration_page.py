@@ -59,7 +59,10 @@ def row(option: Option) -> str:
         option.choices
     )
     about = cell(option.help + choices)
-    return f"| {flags} | `{option.variable}` | {about} | {cell(shown)} |"
+    variables = f"`{option.variable}`"
+    if option.other_variable:
+        variables += f"<br>`{option.other_variable}`"
+    return f"| {flags} | {variables} | {about} | {cell(shown)} |"
 
 
 def page() -> str:

@@ -81,6 +81,23 @@ class TestSplit:
 
 
 class TestLegacy:
+    def test_flags_of_the_recorder_are_ktds_own_and_do_not_reach_sglang(self) -> None:
+        """SGLang would start a recorder of its own, which knows nothing of the slots."""
+        line = split(
+            [
+                *("/m", "--record-kt-gpu-expert-distribution"),
+                *("--expert-distribution-recorder-mode", "per_token"),
+                *("--expert-distribution-recorder-buffer-size=-1", "--max-total-tokens", "9"),
+            ]
+        )
+        assert line.model == "/m"
+        assert line.sglang_args == ("--max-total-tokens", "9")
+        assert {name: text for name, (_, text) in line.given.items()} == {
+            "record_gpu_expert_distribution": "yes",
+            "expert_distribution_recorder_mode": "per_token",
+            "expert_distribution_recorder_buffer_size": "-1",
+        }
+
     def test_the_tutorials_command_is_understood(self):
         """Its flags set the budget; those that ktd does not need get one line each."""
         line = split(
@@ -119,7 +136,8 @@ class TestLegacy:
             "num_gpu_experts": "8",
             "expert_placement_strategy": "frequency",
             "init_expert_location": "s.pt",
+            "record_gpu_expert_distribution": "yes",
         }
-        assert len(line.notices) == 9
+        assert len(line.notices) == 8
         assert all("\n" not in notice for notice in line.notices)
         assert "--cpu-threads" in next(n for n in line.notices if "--kt-cpuinfer" in n)

@@ -23,9 +23,14 @@ from ktd.placement.strategies.registry import initial_placement
 from ktd.placement.swap import BatchLimits
 from ktd.rpc.server import RpcServer
 from ktd.stats.hub import StatsHub
+from ktd.stats.profile import ProfileShape
+from ktd.stats.profile_store import ProfileStore
+from ktd.stats.profiles import Profiles
+from ktd.stats.recording import RecordingOptions, Recordings
 from ktd.stats.sampler import RankSampler
 from tests.placement.fake_target import FakeTarget
 from tests.rpc.fake_engine import FakeEngine, ready_status
+from tests.rpc.fake_recorder import FakeRecorder
 from tests.rpc.fake_traffic import FakeTraffic
 
 if TYPE_CHECKING:
@@ -47,12 +52,17 @@ class FakeDaemon:
     target: FakeTarget
     traffic: FakeTraffic
     stats: StatsHub
+    recorder: FakeRecorder
+    recordings: Recordings
+    profiles: Profiles
     server: RpcServer
 
     def engine_lost(self, reason: str = "The engine ended unexpectedly.") -> None:
         """As when the engine is killed."""
         self.placement.detach(reason)
         self.stats.detach()
+        self.recordings.detach()
+        self.profiles.detach()
         self.engine.set(phase=EnginePhase.BACKOFF, message=reason)
 
 
@@ -81,8 +91,12 @@ async def fake_daemon(
     engine = FakeEngine(ready_status(shape, "fake-1") if ready else None)
     traffic = FakeTraffic(folder, shape, lambda: target.experts)
     stats = StatsHub()
+    recorder = FakeRecorder()
+    recordings = Recordings(RecordingOptions(mode="stat", folder=folder / "recordings"))
+    profiles = Profiles(ProfileStore(folder / "state"), stats, "ktd-tiny")
     async with AsyncExitStack() as stack:
         stack.callback(traffic.close)
+        stack.callback(profiles.detach)
         stack.callback(stats.detach)
         placement = await stack.enter_async_context(
             PlacementManager(
@@ -102,9 +116,20 @@ async def fake_daemon(
                     moe_layers=shape.moe_layers,
                 )
             )
+            profiles.attach(
+                ProfileShape(len(shape.moe_layers), shape.moe_layers, shape.num_experts)
+            )
+            recordings.attach(recorder)
             await placement.attach(target, shape, experts)
         server = await stack.enter_async_context(
-            RpcServer(socket or folder / "ktd.sock", engine, placement, stats)
+            RpcServer(
+                socket or folder / "ktd.sock",
+                engine,
+                placement,
+                stats,
+                recordings=recordings,
+                profiles=profiles,
+            )
         )
         yield FakeDaemon(
             socket=socket or folder / "ktd.sock",
@@ -114,6 +139,9 @@ async def fake_daemon(
             target=target,
             traffic=traffic,
             stats=stats,
+            recorder=recorder,
+            recordings=recordings,
+            profiles=profiles,
             server=server,
         )
 

@@ -7,12 +7,14 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ktd.errors import ConfigError
-from ktd.stats.files import CountsShape, read_counts
+from ktd.stats.files import read_counts
+from ktd.stats.profile import Profile, ProfileShape, encoded
 
-SHAPE = CountsShape(num_layers=4, moe_layers=(1, 3), num_experts=3)
+SHAPE = ProfileShape(num_layers=4, moe_layers=(1, 3), num_experts=3)
 GOLDEN = Path(__file__).parent / "golden" / "recorder_stat.pt"
 
 
@@ -23,13 +25,13 @@ def test_recorder_file_is_summed_over_its_buffer_and_cut_to_the_moe_layers():
 
 def test_file_with_moe_layers_only_is_accepted():
     """Rows may be the MoE layers alone."""
-    shape = CountsShape(num_layers=9, moe_layers=(2, 4, 6, 8), num_experts=3)
+    shape = ProfileShape(num_layers=9, moe_layers=(2, 4, 6, 8), num_experts=3)
     assert read_counts(GOLDEN, shape)[0] == [0, 11, 22]
 
 
 def test_file_of_another_model_is_refused_with_both_shapes():
     """The message names the file's shape and the model's."""
-    shape = CountsShape(num_layers=6, moe_layers=(0, 1, 2, 3, 4, 5), num_experts=64)
+    shape = ProfileShape(num_layers=6, moe_layers=(0, 1, 2, 3, 4, 5), num_experts=64)
     with pytest.raises(ConfigError, match=r"\[5, 4, 3\].*\[6, 64\]"):
         read_counts(GOLDEN, shape)
 
@@ -142,10 +144,78 @@ def test_file_that_is_no_archive_is_refused(tmp_path):
         read_counts(path, SHAPE)
 
 
-def test_recording_of_another_mode_is_refused(tmp_path):
-    """A per_pass file has no sums; the message says what it has and what to record."""
+def test_recording_without_a_pass_is_refused(tmp_path):
+    """Of whatever mode it is."""
     path = _archive(tmp_path / "per_pass.pt", pickle.dumps({"records": []}, protocol=2))
-    with pytest.raises(ConfigError, match=r"has no 'logical_count' \(it has records\).*mode stat"):
+    with pytest.raises(ConfigError, match="holds no pass"):
+        read_counts(path, SHAPE)
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="torch is not installed")
+
+
+def _per_pass(torch, counts, places):
+    records = [{"forward_pass_id": i, "global_physical_count": one} for i, one in enumerate(counts)]
+    return {"records": records, "last_physical_to_logical_map": places}
+
+
+def test_passes_are_summed_over_the_physical_experts_of_a_logical_one(tmp_path, torch):
+    """SGLang's EPLB may keep an expert twice; layers without experts are left out."""
+    counts = torch.arange(16, dtype=torch.int32).reshape(4, 4)
+    places = torch.tensor([[0, 1, 2, 0]] * 4)
+    torch.save(_per_pass(torch, [counts, counts], places), tmp_path / "a.pt")
+    assert read_counts(tmp_path / "a.pt", SHAPE) == [[2 * (4 + 7), 10, 12], [2 * 27, 26, 28]]
+
+
+@pytest.mark.parametrize("place", [-1, 4, 2**40])
+def test_passes_that_do_not_say_which_experts_they_count_are_refused(tmp_path, torch, place):
+    """A number in a file sizes nothing."""
+    places = torch.full((4, 4), place)
+    torch.save(_per_pass(torch, [torch.zeros(4, 4)], places), tmp_path / "a.pt")
+    with pytest.raises(ConfigError, match="does not say which experts"):
+        read_counts(tmp_path / "a.pt", SHAPE)
+
+
+def test_passes_of_another_model_are_refused_with_both_shapes(tmp_path, torch):
+    """As recordings of mode stat are."""
+    places = torch.arange(8).repeat(5, 1)
+    torch.save(_per_pass(torch, [torch.ones(5, 8)], places), tmp_path / "a.pt")
+    with pytest.raises(ConfigError, match=r"\[5, 8\].*\[2 or 4, 3\]"):
+        read_counts(tmp_path / "a.pt", SHAPE)
+
+
+def test_nested_lists_by_themselves_and_a_profile_are_read(tmp_path):
+    """What a user may have written, and what ktd keeps; prefill and decode are added up."""
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([[1, 2, 3], [4, 5, 6]]))
+    assert read_counts(path, SHAPE) == [[1, 2, 3], [4, 5, 6]]
+    counts = np.arange(12).reshape(2, 2, 3)
+    profile = Profile("night", 5.0, "some/model", SHAPE, counts)
+    path.write_text(json.dumps(encoded(profile)))
+    assert read_counts(path, SHAPE) == counts.sum(axis=0).tolist()
+
+
+def test_a_profile_of_another_model_is_refused_with_both_shapes(tmp_path):
+    """And says which model it is of."""
+    profile = Profile("x", 5.0, "some/model", ProfileShape(1, (0,), 7), np.zeros((2, 1, 7), int))
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(encoded(profile)))
+    shapes = r"1 MoE layers of 7 experts \(some/model\).*2 MoE layers of 3 experts"
+    with pytest.raises(ConfigError, match=shapes):
+        read_counts(path, SHAPE)
+
+
+@pytest.mark.parametrize(
+    "change", [{"ktd_profile": 9}, {"prefill": [[1]]}, {"decode": "x"}, {"num_experts": None}]
+)
+def test_a_damaged_profile_is_refused(tmp_path, change):
+    """With a sentence."""
+    profile = Profile("x", 5.0, "m", SHAPE, np.ones((2, 2, 3), int))
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(encoded(profile) | change))
+    with pytest.raises(ConfigError, match="is not a profile that this version can read"):
         read_counts(path, SHAPE)
 
 

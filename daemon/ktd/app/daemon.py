@@ -16,6 +16,7 @@ from ktd.app.logs import to_standard_error
 from ktd.app.notify import Notifier
 from ktd.app.observe import Observer
 from ktd.app.starts import EngineStarts, detect_device
+from ktd.app.statistics import KnownCounts, Statistics
 from ktd.config.settings import Settings
 from ktd.config.sources import unknown_variables
 from ktd.engine.board import StatusBoard
@@ -30,15 +31,15 @@ from ktd.http.gate import Gate
 from ktd.http.metrics import Metrics
 from ktd.http.passthrough import Passthrough
 from ktd.http.server import HttpFront, address_of, bind
-from ktd.model.facts import ModelFacts
 from ktd.model.hub import download
 from ktd.model.source import folder_or_id
 from ktd.placement.manager import PlacementManager
 from ktd.placement.store import PlacementStore
-from ktd.placement.strategies.base import Counts
 from ktd.rpc.server import RpcServer
-from ktd.stats.files import CountsShape, read_counts
 from ktd.stats.hub import StatsHub
+from ktd.stats.profile_store import ProfileStore
+from ktd.stats.profiles import Profiles
+from ktd.stats.recording import RecordingOptions, Recordings
 from ktd.version import __version__
 
 _RPC_GRACE_SECONDS = 1.0
@@ -77,6 +78,8 @@ async def _daemon(
     if ended:
         log.warning("processes of an earlier daemon were ended", pids=ended)
     gate, hub = Gate(), StatsHub()
+    store = ProfileStore(settings.state_dir)
+    profiles = Profiles(store, hub, settings.model)
     address = address_of(sock)
     board = StatusBoard(EngineStatus(http_address=address, versions=Versions(ktd=__version__)))
     manager = PlacementManager(
@@ -90,13 +93,21 @@ async def _daemon(
         device=detect_device(settings.device),
         manager=manager,
         find_model=lambda wanted: find_model(wanted, board.say),
-        read_counts=_read_counts,
+        known_counts=KnownCounts(store, profiles),
+    )
+    recordings = Recordings(
+        RecordingOptions(
+            mode=settings.expert_distribution_recorder_mode,
+            folder=settings.recordings_dir,
+            gpu_masks=settings.record_gpu_expert_distribution,
+            buffer_passes=settings.expert_distribution_recorder_buffer_size,
+        )
     )
     engines = JoinedEngines(
         starts,
         gate=gate,
         manager=manager,
-        hub=hub,
+        statistics=Statistics(hub, recordings, profiles),
         describe=board.update,
     )
     supervisor = Supervisor(
@@ -114,7 +125,15 @@ async def _daemon(
     async with (
         manager,
         HttpFront(sock, passthrough, observer, metrics),
-        RpcServer(settings.socket, supervisor, manager, hub, grace=_RPC_GRACE_SECONDS) as rpc,
+        RpcServer(
+            settings.socket,
+            supervisor,
+            manager,
+            hub,
+            recordings=recordings,
+            profiles=profiles,
+            grace=_RPC_GRACE_SECONDS,
+        ) as rpc,
     ):
         log.info("listening", http=address, grpc=str(settings.socket))
         yield supervisor, rpc
@@ -168,11 +187,6 @@ async def find_model(settings: Settings, say: Callable[[str], None]) -> Path:
     return await download(
         found, revision=settings.revision, cache_dir=settings.download_dir, say=say
     )
-
-
-def _read_counts(path: Path, facts: ModelFacts) -> Counts:
-    shape = CountsShape(facts.num_layers, facts.moe_layers, facts.num_experts)
-    return read_counts(path, shape)
 
 
 def _as_refusal(error: EngineFailed) -> KtdError:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import structlog
 
 from ktd.app.advice import Present, memory_advice
 from ktd.app.starts import EngineStarts, Start
+from ktd.app.statistics import Statistics, profile_shape
 from ktd.engine.bridge import EngineBridge
 from ktd.enginespec import EngineSpec
 from ktd.errors import SwapTargetFailed
 from ktd.http.gate import Gate
 from ktd.placement.manager import PlacementManager
-from ktd.stats.hub import StatsHub
-from ktd.stats.sampler import RankSampler
 
 _log = structlog.get_logger(__name__)
 
@@ -33,13 +31,13 @@ class JoinedEngines:
         *,
         gate: Gate,
         manager: PlacementManager,
-        hub: StatsHub,
+        statistics: Statistics,
         describe: Callable[..., None],
     ) -> None:
         self._starts = starts
         self._gate = gate
         self._manager = manager
-        self._hub = hub
+        self._statistics = statistics
         self._describe = describe
         self._start: Start | None = None
 
@@ -71,7 +69,10 @@ class JoinedEngines:
             raise SwapTargetFailed(
                 "The engine's slots hold other experts than it was started with."
             )
-        self._attach_stats(spec, ranks=spec_ranks(spec))
+        facts = self._starts.facts
+        if facts is None:
+            raise RuntimeError("an engine was started for a model that nobody looked at")
+        self._statistics.attach(bridge, spec, profile_shape(facts), spec_ranks(spec))
         await self._manager.attach(bridge, start.shape, start.experts, start.origin)
         self._gate.open(spec.http_socket)
 
@@ -79,7 +80,7 @@ class JoinedEngines:
         """No more requests, swaps and counts."""
         self._gate.close("The engine is not running; it is being started again or was stopped.")
         self._manager.detach("The engine has ended or is being stopped.")
-        self._hub.detach()
+        self._statistics.detach()
 
     async def drain(self, seconds: float) -> None:
         """Requests that are in flight are finished, new ones refused."""
@@ -101,18 +102,6 @@ class JoinedEngines:
                 sglang_args=start.spec.sglang_args,
             )
         )
-
-    def _attach_stats(self, spec: EngineSpec, ranks: int) -> None:
-        try:
-            sampler = RankSampler(
-                engine_id=spec.engine_id,
-                runtime_dir=Path(spec.runtime_dir),
-                num_ranks=ranks,
-                moe_layers=spec.moe_layers,
-            )
-        except (OSError, ValueError) as error:
-            raise SwapTargetFailed(f"A rank's counters cannot be read: {error}.") from error
-        self._hub.attach(sampler)
 
 
 def spec_ranks(spec: EngineSpec) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from ktd.app.statistics import KnownCounts
 from ktd.config.settings import Settings
 from ktd.engine.leftovers import new_engine_id
 from ktd.engine.status import MemorySummary, ModelSummary
@@ -21,7 +22,6 @@ from ktd.model.memory import HostMemory, check_fits, needs_of
 from ktd.placement.budget import budget_of
 from ktd.placement.manager import PlacementManager
 from ktd.placement.model import Experts, ModelShape
-from ktd.placement.strategies.base import Counts
 from ktd.placement.strategies.registry import initial_placement
 
 _log = structlog.get_logger(__name__)
@@ -45,7 +45,7 @@ class EngineStarts:
         device: ``"cpu"`` or ``"cuda"``.
         manager: Has the placement that was committed last.
         find_model: From MODEL to a folder; may download.
-        read_counts: From a statistics file to counts per MoE layer and expert.
+        known_counts: Counts from before, in files and in the state folder.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class EngineStarts:
         device: str,
         manager: PlacementManager,
         find_model: Callable[[Settings], Awaitable[Path]],
-        read_counts: Callable[[Path, ModelFacts], Counts],
+        known_counts: KnownCounts,
     ) -> None:
         self._settings = settings
         self._device = device
         self._manager = manager
         self._find_model = find_model
-        self._read_counts = read_counts
+        self._known_counts = known_counts
         self.facts: ModelFacts | None = None
 
     @property
@@ -154,7 +154,10 @@ class EngineStarts:
         strategy = settings.expert_placement_strategy
         counts = None
         if strategy == "frequency" and settings.init_expert_location is not None:
-            counts = self._read_counts(settings.init_expert_location, facts)
+            counts = self._known_counts.read(settings.init_expert_location, facts)
+        elif strategy == "frequency" and (kept := self._known_counts.kept(facts)) is not None:
+            counts, note = kept
+            _log.info("placement", note=note)
         choice = initial_placement(
             strategy, len(facts.moe_layers), facts.num_experts, slots, counts
         )

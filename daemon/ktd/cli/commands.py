@@ -53,6 +53,8 @@ COMMANDS = {
         Command("placement", "which experts are on the GPU, and changing that"),
         Command("stats", "what the router chose and where it was computed"),
         Command("watch", "statistics as they come, a line at a time"),
+        Command("record", "record which experts each pass chose, into files for SGLang's tools"),
+        Command("profile", "statistics with a name: save, compare, use again"),
         Command("top", "the live monitor"),
         Command("chat", "talk to the model"),
         Command("demo", "serve a small model and show what placement does"),

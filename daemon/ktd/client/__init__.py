@@ -17,11 +17,14 @@ from ktd.v1.placement_pb2 import (
     Swap,
     SwapState,
 )
+from ktd.v1.profile_pb2 import Profile
+from ktd.v1.recording_pb2 import DumpRecordingResponse, Recording, RecordingMode
 from ktd.v1.stats_pb2 import LayerCounts, StatsSnapshot
 
 __all__ = [
     "Condition",
     "DaemonUnreachable",
+    "DumpRecordingResponse",
     "EnginePhase",
     "EngineStatus",
     "HistoryEntry",
@@ -32,6 +35,9 @@ __all__ = [
     "Move",
     "Placement",
     "Plan",
+    "Profile",
+    "Recording",
+    "RecordingMode",
     "StatsSnapshot",
     "Swap",
     "SwapState",

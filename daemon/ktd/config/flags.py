@@ -58,7 +58,8 @@ def split(argv: Sequence[str]) -> CommandLine:
             sglang += words
             break
         if flag in BY_FLAG:
-            text = attached if equals else _value(flag, words)
+            alone = BY_FLAG[flag].switch and not equals
+            text = "yes" if alone else attached if equals else _value(flag, words)
             # The last one wins, as everywhere: wrappers append to what they were given.
             given[BY_FLAG[flag].name] = (flag, text)
         elif flag in LEGACY_FLAGS:

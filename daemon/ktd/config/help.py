@@ -61,7 +61,7 @@ def serve_help() -> str:
 
 def _entry(option: Option) -> list[str]:
     value = "{" + ",".join(option.choices) + "}" if option.choices else option.metavar
-    flags = f"  {', '.join(option.flags)} {value}"
+    flags = f"  {', '.join(option.flags)} {value}".rstrip()
     default = option.shown_default or ("" if option.default is None else _text(option.default))
     about = f"{option.help} [{default}]" if default else option.help
     wrapped = textwrap.wrap(about, _WIDTH - _INDENT)

@@ -43,9 +43,6 @@ LEGACY_FLAGS = {
     "--kt-enable-dynamic-expert-update": LegacyFlag(
         0, "any placement can be changed live with `ktd placement apply`."
     ),
-    "--record-kt-gpu-expert-distribution": LegacyFlag(
-        0, "experts are always counted; see `ktd stats` and `ktd placement get`."
-    ),
 }
 
 # Their effect on the answer cannot be had another way, so they are refused and not ignored.

@@ -12,10 +12,12 @@ LOG_FORMATS = ("json", "console")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
 DEVICES = ("auto", "cpu", "cuda")
+RECORDER_MODES = ("stat", "stat_approx", "per_pass", "per_token")
 
 MODEL = "Model"
 FRONT = "OpenAI front"
 PLACEMENT = "Expert placement"
+STATISTICS = "Statistics"
 CPU = "CPU experts"
 DAEMON = "Daemon"
 
@@ -35,6 +37,8 @@ class Option:
         metavar: Placeholder for the value.
         choices: The only values allowed.
         secret: Never printed.
+        switch: The flag stands alone and means yes; ``--flag=no`` is possible.
+        other_variable: Variable of another project that sets it, after its own.
     """
 
     name: str
@@ -47,6 +51,8 @@ class Option:
     metavar: str = ""
     choices: tuple[str, ...] = ()
     secret: bool = False
+    switch: bool = False
+    other_variable: str = ""
 
     @property
     def variable(self) -> str:
@@ -122,6 +128,31 @@ OPTIONS: tuple[Option, ...] = (
         "swap_rate", ("--swap-rate",), values.size, PLACEMENT,
         "Limit of copying into slots per rank, bytes per second (500M, 2G).",
         shown_default="none", metavar="BYTES",
+    ),
+    Option(
+        "expert_distribution_recorder_mode", ("--expert-distribution-recorder-mode",),
+        values.text, STATISTICS,
+        "What `ktd record start` records unless it is told otherwise.",
+        default="stat", choices=RECORDER_MODES,
+    ),
+    Option(
+        "expert_distribution_recorder_buffer_size",
+        ("--expert-distribution-recorder-buffer-size",), values.integer, STATISTICS,
+        "Passes that mode stat holds, the latest ones; -1: all.", default=1000, metavar="N",
+    ),
+    Option(
+        "expert_distribution_recorder_dir", ("--expert-distribution-recorder-dir",),
+        values.path, STATISTICS,
+        "Where `ktd record dump` writes; SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR sets it too.",
+        shown_default="recordings in the state folder", metavar="DIR",
+        other_variable="SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR",
+    ),
+    Option(
+        "record_gpu_expert_distribution",
+        ("--record-kt-gpu-expert-distribution", "--record-gpu-expert-distribution"),
+        values.switch, STATISTICS,
+        "Recordings also say which experts were in GPU slots during each pass.",
+        default=False, shown_default="no", switch=True,
     ),
     Option(
         "cpu_threads", ("--cpu-threads",), values.integer, CPU,

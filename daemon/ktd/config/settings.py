@@ -47,6 +47,10 @@ class Settings:
     expert_placement_strategy: str = "uniform"
     init_expert_location: Path | None = None
     swap_rate: float | None = None
+    expert_distribution_recorder_mode: str = "stat"
+    expert_distribution_recorder_buffer_size: int = 1000
+    expert_distribution_recorder_dir: Path | None = None
+    record_gpu_expert_distribution: bool = False
     cpu_threads: int | None = None
     isa: str | None = None
     config: Path | None = None
@@ -67,6 +71,9 @@ class Settings:
             self._between("cpu_threads", self.cpu_threads, 1, 4096)
         if self.num_gpu_experts is not None:
             self._between("num_gpu_experts", self.num_gpu_experts, 0, 1 << 20)
+        size = self.expert_distribution_recorder_buffer_size
+        if size != -1:
+            self._between("expert_distribution_recorder_buffer_size", size, 1, 1 << 20)
         if isinstance(self.gpu_experts_ratio, float):
             self._between("gpu_experts_ratio", self.gpu_experts_ratio, 0, 1)
         if self.swap_rate is not None and self.swap_rate <= 0:
@@ -96,6 +103,11 @@ class Settings:
             "init_expert_location",
         )
         return any(self.provenance.get(name, "").startswith("flag") for name in names)
+
+    @property
+    def recordings_dir(self) -> Path:
+        """Where recordings are written unless they are told otherwise."""
+        return self.expert_distribution_recorder_dir or self.state_dir / "recordings"
 
     def named(self, name: str) -> str:
         """How messages call a setting: its flag, and where the value came from."""

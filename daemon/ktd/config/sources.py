@@ -88,6 +88,8 @@ def _lookup(
         return f"flag {flag}", text
     if env.get(option.variable):
         return f"environment {option.variable}", env[option.variable]
+    if option.other_variable and env.get(option.other_variable):
+        return f"environment {option.other_variable}", env[option.other_variable]
     if option.key in table:
         return f"file {file}", table[option.key]
     return None

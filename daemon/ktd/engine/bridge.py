@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from ktd.engine.status import EnginePhase
-from ktd.errors import SwapTargetFailed
+from ktd.errors import RecordingFailed, SwapTargetFailed
 from ktd.internal.v1 import control_pb2 as pb
 from ktd.internal.v1.control_pb2_grpc import EngineControlServiceStub
 
@@ -62,11 +62,33 @@ class HostState:
     num_ranks: int
 
 
+@dataclass(frozen=True, slots=True)
+class HostRecording:
+    """What rank 0 has recorded and not written; in the answer to a dump, what was written.
+
+    Attributes:
+        mode: Empty: nothing was ever recorded.
+        dropped_passes: Those of ``passes`` that made room for others.
+        bytes: Memory that holds them.
+        files: Paths that a dump wrote.
+    """
+
+    recording: bool
+    mode: str
+    gpu_masks: bool
+    passes: int
+    dropped_passes: int
+    tokens: int
+    bytes: int
+    files: tuple[str, ...]
+
+
 class EngineBridge:
     """Client of one engine host's control service; an async context manager.
 
-    It satisfies the ``SwapTarget`` protocol of ``ktd.placement``. Every call has a deadline and
-    raises :class:`~ktd.errors.SwapTargetFailed` with one sentence.
+    It satisfies the ``SwapTarget`` protocol of ``ktd.placement`` and the ``RecordingTarget`` of
+    ``ktd.stats``. Every call has a deadline and raises :class:`~ktd.errors.SwapTargetFailed`, or
+    :class:`~ktd.errors.RecordingFailed`, with one sentence.
     """
 
     def __init__(self, socket: Path) -> None:
@@ -151,6 +173,46 @@ class EngineBridge:
         """Layer → expert in each slot, -1 for an empty one, as all ranks hold them now."""
         reply = await self._call(self._stub.GetSlots, pb.GetSlotsRequest(), _CALL_SECONDS)
         return {layer.layer: tuple(layer.experts) for layer in reply.layers}
+
+    async def start_recording(
+        self, mode: str, *, buffer_passes: int, max_bytes: int, gpu_masks: bool
+    ) -> HostRecording:
+        """Begins to record with the next pass."""
+        request = pb.StartRecordingRequest(
+            mode=mode, buffer_passes=buffer_passes, max_bytes=max_bytes, gpu_masks=gpu_masks
+        )
+        return await self._record("StartRecording", request)
+
+    async def stop_recording(self) -> HostRecording:
+        """Keeps what was recorded until it is written."""
+        return await self._record("StopRecording", pb.StopRecordingRequest())
+
+    async def dump_recording(self, folder: str) -> HostRecording:
+        """Writes what was recorded; returns when the files are complete."""
+        request = pb.DumpRecordingRequest(folder=folder)
+        return await self._record("DumpRecording", request, _COPY_SECONDS)
+
+    async def recording(self) -> HostRecording:
+        """How much has been recorded."""
+        return await self._record("GetRecording", pb.GetRecordingRequest())
+
+    async def _record(
+        self, name: str, request: Any, seconds: float = _CALL_SECONDS
+    ) -> HostRecording:
+        try:
+            reply = await self._call(getattr(self._stub, name), request, seconds)
+        except SwapTargetFailed as error:
+            raise RecordingFailed(f"{str(error)[:1].upper()}{str(error)[1:]}") from error
+        return HostRecording(
+            recording=reply.recording,
+            mode=reply.mode,
+            gpu_masks=reply.gpu_masks,
+            passes=reply.passes,
+            dropped_passes=reply.dropped_passes,
+            tokens=reply.tokens,
+            bytes=reply.bytes,
+            files=tuple(reply.files),
+        )
 
     async def shutdown(self) -> None:
         """Asks the host to end itself and its children; returns before they are gone."""

@@ -1,15 +1,18 @@
-"""Statistics ↔ protobuf messages."""
+"""Statistics, recordings and profiles ↔ protobuf messages."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ktd.rpc.convert import duration, timestamp
-from ktd.v1 import stats_pb2
+from ktd.stats.recording import MODES
+from ktd.v1 import profile_pb2, recording_pb2, stats_pb2
 
 if TYPE_CHECKING:
     from ktd.stats.model import LayerCounts, Snapshot, Totals, Window
+    from ktd.stats.profile import Profile
     from ktd.stats.rates import Rates
+    from ktd.stats.recording import Recording
 
 
 def snapshot_message(
@@ -90,5 +93,50 @@ def _rates(rates: Rates) -> stats_pb2.Rates:
                 decode_cpu=decode[position, :, 1].tolist(),
             )
             for position, layer in enumerate(rates.moe_layers)
+        ),
+    )
+
+
+def mode_name(mode: int) -> str:
+    """The name of a ``RecordingMode``; empty where none is chosen."""
+    return MODES[mode - 1] if 0 < mode <= len(MODES) else ""
+
+
+def recording_message(recording: Recording) -> recording_pb2.Recording:
+    """A recording at one moment."""
+    number = MODES.index(recording.mode) + 1 if recording.mode in MODES else 0
+    begun = recording.start_time
+    return recording_pb2.Recording(
+        recording=recording.recording,
+        mode=recording_pb2.RecordingMode.ValueType(number),
+        directory=str(recording.folder),
+        start_time=timestamp(begun) if begun is not None else None,
+        gpu_masks=recording.gpu_masks,
+        passes=recording.passes,
+        dropped_passes=recording.dropped_passes,
+        tokens=recording.tokens,
+        bytes=recording.bytes,
+        notes=recording.notes,
+    )
+
+
+def profile_message(profile: Profile, *, layers: bool = True) -> profile_pb2.Profile:
+    """A profile, with or without its counts."""
+    prefill, decode = profile.counts
+    shape = profile.shape
+    return profile_pb2.Profile(
+        name=profile.name,
+        save_time=timestamp(profile.save_time),
+        model=profile.model,
+        num_layers=shape.num_layers,
+        num_moe_layers=len(shape.moe_layers),
+        num_experts=shape.num_experts,
+        prefill_pairs=int(prefill.sum()),
+        decode_pairs=int(decode.sum()),
+        layers=(
+            profile_pb2.ProfileLayer(
+                layer=layer, prefill=prefill[position].tolist(), decode=decode[position].tolist()
+            )
+            for position, layer in enumerate(shape.moe_layers if layers else ())
         ),
     )

@@ -18,8 +18,16 @@ from ktd.rpc.health import Health
 from ktd.rpc.interceptor import ErrorInterceptor
 from ktd.rpc.listener import MODE, claimed
 from ktd.rpc.placement_service import PlacementService
+from ktd.rpc.profile_service import ProfileService
+from ktd.rpc.recording_service import RecordingService
 from ktd.rpc.stats_service import StatsService
-from ktd.v1 import engine_pb2_grpc, placement_pb2_grpc, stats_pb2_grpc
+from ktd.v1 import (
+    engine_pb2_grpc,
+    placement_pb2_grpc,
+    profile_pb2_grpc,
+    recording_pb2_grpc,
+    stats_pb2_grpc,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,8 +36,16 @@ if TYPE_CHECKING:
 
     from ktd.placement.manager import PlacementManager
     from ktd.rpc.ports import EngineControl, StatsSource
+    from ktd.stats.profiles import Profiles
+    from ktd.stats.recording import Recordings
 
-SERVICES = ("ktd.v1.EngineService", "ktd.v1.PlacementService", "ktd.v1.StatsService")
+SERVICES = (
+    "ktd.v1.EngineService",
+    "ktd.v1.PlacementService",
+    "ktd.v1.ProfileService",
+    "ktd.v1.RecordingService",
+    "ktd.v1.StatsService",
+)
 _HEALTH = "grpc.health.v1.Health"
 _log = structlog.get_logger(__name__)
 
@@ -45,6 +61,8 @@ class RpcServer:
         engine: The supervised engine.
         placement: Its placement.
         stats: Its statistics.
+        recordings: Of its passes.
+        profiles: Statistics with a name.
         grace: Seconds for calls in progress at the end.
 
     Raises:
@@ -58,12 +76,16 @@ class RpcServer:
         placement: PlacementManager,
         stats: StatsSource,
         *,
+        recordings: Recordings,
+        profiles: Profiles,
         grace: float = 5.0,
     ) -> None:
         self._socket_path = socket_path
         self._engine = engine
         self._placement = placement
         self._stats = stats
+        self._recordings = recordings
+        self._profiles = profiles
         self._grace = grace
         self._stop = asyncio.Event()
         self._health = Health(SERVICES, self._stop)
@@ -108,6 +130,12 @@ class RpcServer:
         )
         stats_pb2_grpc.add_StatsServiceServicer_to_server(
             StatsService(self._stats, self._placement, self._stop), server
+        )
+        recording_pb2_grpc.add_RecordingServiceServicer_to_server(
+            RecordingService(self._recordings), server
+        )
+        profile_pb2_grpc.add_ProfileServiceServicer_to_server(
+            ProfileService(self._profiles), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*SERVICES, _HEALTH, reflection.SERVICE_NAME)

@@ -14,12 +14,15 @@ import grpc
 from ktd.enginespec import EngineSpec
 from ktd.internal.v1 import control_pb2 as pb
 from ktd.internal.v1 import control_pb2_grpc
+from ktd.sgl import recording_report
 from ktd.sgl.collective import CallFailed, CollectiveCalls, RanksSilent
 from ktd.sgl.host_state import HostStateCell
 
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 _T = TypeVar("_T")
+
+_REPORT_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +124,55 @@ class ControlService(control_pb2_grpc.EngineControlServiceServicer):
             ]
         )
 
+    async def StartRecording(  # noqa: N802
+        self, request: pb.StartRecordingRequest, context: Context
+    ) -> pb.HostRecording:
+        """Begins with the next pass."""
+        return await self._record(
+            context,
+            "record_start",
+            mode=request.mode,
+            buffer_passes=request.buffer_passes,
+            max_bytes=request.max_bytes,
+            gpu_masks=request.gpu_masks,
+        )
+
+    async def StopRecording(  # noqa: N802
+        self, request: pb.StopRecordingRequest, context: Context
+    ) -> pb.HostRecording:
+        """Keeps what was recorded."""
+        return await self._record(context, "record_stop")
+
+    async def DumpRecording(  # noqa: N802
+        self, request: pb.DumpRecordingRequest, context: Context
+    ) -> pb.HostRecording:
+        """Returns when the files are complete."""
+        return await self._record(context, "record_dump", folder=request.folder)
+
+    async def GetRecording(  # noqa: N802
+        self, request: pb.GetRecordingRequest, context: Context
+    ) -> pb.HostRecording:
+        """How much has been recorded."""
+        return await self._record(context, "record_report")
+
     async def Shutdown(  # noqa: N802
         self, request: pb.ShutdownRequest, context: Context
     ) -> pb.ShutdownResponse:
         """Ends the host a moment after this reply."""
         asyncio.get_running_loop().call_later(0.05, self._stop)
         return pb.ShutdownResponse()
+
+    async def _record(self, context: Context, name: str, **fields: object) -> pb.HostRecording:
+        sequence = await self._call(context, name, **fields)
+        folder = Path(self._spec.runtime_dir)
+        # A dump is written beside the scheduler, so its report may come long after the call's end.
+        while (report := recording_report.take(folder, sequence)) is None:  # noqa: ASYNC110 # a file of another process
+            await asyncio.sleep(_REPORT_SECONDS)
+        if "error" in report:
+            await context.abort(
+                grpc.StatusCode.INTERNAL, f"the recording cannot be written: {report['error']}"
+            )
+        return pb.HostRecording(**report)
 
     def _read_tables(self) -> list[dict[str, Any]]:
         paths = sorted(Path(self._spec.runtime_dir).glob("slots-*.json"))

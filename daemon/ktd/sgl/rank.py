@@ -21,6 +21,8 @@ from ktd.rankfile import KINDS, TIERS, Kind, RankFileWriter, Word, path_of
 from ktd.sgl.copier import Copier
 from ktd.sgl.cores import cores_allowed, share_of_cores
 from ktd.sgl.expert_layer import EMPTY, ExpertLayer, MoveRefused, SlotCopy
+from ktd.sgl.recorder import Recorder, RecordingRefused
+from ktd.sgl.recording_calls import RecordingCalls
 from ktd.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -64,6 +66,12 @@ class Rank:
         )
         self._counters = [list(of_kind) for of_kind in counters]
         self._decode_rows: int | None = 0
+        self.recording = RecordingCalls(
+            Recorder(counters, self._experts_in_slots) if rank == 0 else None,
+            Path(spec.runtime_dir),
+            spec.moe_layers,
+            spec.num_experts,
+        )
         self._weight_bytes_at_reset = 0
         threads, cpus = _pool_cores(spec.cpu_threads, rank, world_size)
         self.pool = ExpertPool(threads=threads, isa=spec.isa or "", cpus=cpus)
@@ -80,6 +88,7 @@ class Rank:
             "abort": self._abort,
             "reset_statistics": self._reset_statistics,
             "slots": self._report_slots,
+            **self.recording.calls(),
         }
 
     # --- loading -------------------------------------------------------------------------
@@ -154,6 +163,7 @@ class Rank:
 
     def route(self, position: int, ids: torch.Tensor, table: torch.Tensor) -> Split:
         """Divides one layer's routing ``[tokens, top_k]`` between slots and pool, and counts it."""
+        self.recording.see(position, ids)
         rows = self._decode_rows
         if not rows or rows >= ids.shape[0]:
             kind = Kind.PREFILL if rows == 0 else Kind.DECODE
@@ -175,6 +185,8 @@ class Rank:
         fields = json.loads(request)
         try:
             self._calls[fields["call"]](fields)
+        except RecordingRefused as refused:
+            self.file.acknowledge_call(fields["sequence"], f"{refused}")
         except MoveRefused as refused:
             self.file.acknowledge_call(fields["sequence"], f"rank {self.rank}: {refused}")
         except Exception as error:
@@ -261,6 +273,10 @@ class Rank:
         slots = {layer: expert_layer.mapped() for layer, expert_layer in self.layers.items()}
         path = Path(self.spec.runtime_dir) / f"slots-{self.rank}.json"
         path.write_text(json.dumps({"sequence": fields["sequence"], "slots": slots}))
+
+    def _experts_in_slots(self) -> torch.Tensor:
+        """Bool ``[MoE layers, experts]``: those that a slot computes now."""
+        return torch.stack([self.layers[layer].table >= 0 for layer in self.spec.moe_layers])
 
     def _add(self, word: Word, amount: int) -> None:
         self.file.words[word] += amount

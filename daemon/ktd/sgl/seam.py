@@ -128,6 +128,7 @@ class SchedulerHooks:
     def after_load_model(self, result: Any, runner: Any, *_: Any, **__: Any) -> Any:
         """The model is complete: say hello."""
         if self._rank is not None and not getattr(runner, "is_draft_worker", False):
+            self._rank.recording.num_layers = runner.model_config.num_hidden_layers
             self._rank.say_hello(str(runner.device))
         return result
 
@@ -149,6 +150,7 @@ class SchedulerHooks:
         decode = forward_batch.forward_mode.is_decode()
         tokens = forward_batch.batch_size if decode else forward_batch.input_ids.shape[0]
         rank.end_step(tokens=int(tokens))
+        rank.recording.end_pass(runner.forward_pass_id, int(tokens), forward_batch)
         return result
 
     @property

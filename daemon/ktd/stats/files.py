@@ -1,45 +1,36 @@
 """Activation statistics in files, for ``frequency`` before anything was served.
 
-``.pt``: what SGLang's recorder writes in mode ``stat``, a dict with ``logical_count`` of shape
-``[buffer, layers, experts]``; also ``[layers, experts]``, and such a tensor by itself. ``.json``:
-``{"logical_count": [[…]]}``, or what ``ktd stats --json`` prints. Layers are all layers of the
-model, or its MoE layers only.
+``.pt``: what SGLang's recorder and ``ktd record`` write, a dict with ``logical_count`` of shape
+``[buffer, layers, experts]`` or, in modes per_pass and per_token, counts of each pass; also
+``[layers, experts]``, and such a tensor by itself. ``.json``:
+``{"logical_count": [[…]]}``, such nested lists by themselves, what ``ktd stats --json`` prints, or
+a profile of ktd. Layers are all layers of the model, or its MoE layers only.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from itertools import repeat
-from operator import add
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ktd.errors import ConfigError
+from ktd.stats.profile import MARK, ProfileShape, decoded
 from ktd.stats.torch_file import Tensor, read_torch_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 _KEY = "logical_count"
+# In mode per_token the ids of all tokens are in the pickle, as numbers.
+_LARGEST_PICKLE = 256 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class CountsShape:
-    """What a model's statistics look like.
-
-    Attributes:
-        num_layers: All layers of the model.
-        moe_layers: Those that have experts, ascending.
-        num_experts: Routed experts per MoE layer.
-    """
-
-    num_layers: int
-    moe_layers: tuple[int, ...]
-    num_experts: int
-
-
-def read_counts(path: Path, shape: CountsShape) -> list[list[float]]:
+def read_counts(path: Path, shape: ProfileShape) -> list[list[float]]:
     """Counts per MoE layer and expert, summed over the buffer.
 
     Raises:
@@ -59,8 +50,10 @@ def read_counts(path: Path, shape: CountsShape) -> list[list[float]]:
     raise ConfigError(f"{path} is neither a .pt nor a .json file of activation statistics.")
 
 
-def _from_torch(path: Path, shape: CountsShape) -> list[list[float]]:
-    value = read_torch_file(path)
+def _from_torch(path: Path, shape: ProfileShape) -> list[list[float]]:
+    value = read_torch_file(path, largest_pickle=_LARGEST_PICKLE)
+    if isinstance(value, dict) and isinstance(value.get("records"), list):
+        return _from_records(path, value, shape)
     if isinstance(value, dict):
         if _KEY not in value:
             raise _without_counts(path, value)
@@ -68,23 +61,50 @@ def _from_torch(path: Path, shape: CountsShape) -> list[list[float]]:
     if not isinstance(value, Tensor):
         raise ConfigError(f"{path} holds no tensor under {_KEY!r}; record it in mode stat.")
     layers = _matching_layers(path, value.shape, shape)
-    row = value.shape[-1]
-    width = value.shape[-2] * row
-    values = value.values()
-    total: Sequence[float] = [0] * width
-    for start in range(0, len(values), width):
-        part = values[start : start + width]
-        # The recorder's ring is mostly empty: passes that were never recorded are all zero.
-        if any(part):
-            total = list(map(add, total, part))
-    return [list(total[layer * row : (layer + 1) * row]) for layer in layers]
+    counts = _array(value)
+    total: list[list[float]] = counts.reshape(-1, *counts.shape[-2:]).sum(axis=0)[layers].tolist()
+    return total
 
 
-def _from_json(path: Path, shape: CountsShape) -> list[list[float]]:
+def _from_records(path: Path, value: dict[Any, Any], shape: ProfileShape) -> list[list[float]]:
+    """Modes per_pass and per_token: counts of each pass, by physical expert."""
+    passes = [
+        record.get("global_physical_count") if isinstance(record, dict) else None
+        for record in value["records"]
+    ]
+    where = value.get("last_physical_to_logical_map")
+    if not passes:
+        raise ConfigError(f"{path} holds no pass: nothing ran while it was recorded.")
+    if not isinstance(where, Tensor) or len(where.shape) != 2:  # noqa: PLR2004  # layers, experts
+        raise ConfigError(f"{path} does not say which experts its counts are of.")
+    total = np.zeros(where.shape)
+    for counts in passes:
+        if not isinstance(counts, Tensor) or counts.shape != where.shape:
+            raise ConfigError(f"{path} has a pass without counts of its physical experts.")
+        total += _array(counts)
+    # Several physical experts may stand for one logical expert, as with SGLang's EPLB.
+    places = _array(where)
+    # A file may hold anything: what is beyond the physical experts must not size an array.
+    inside = (places >= 0) & (places < places.shape[1])
+    if places.dtype.kind not in "iu" or not inside.all():
+        raise ConfigError(f"{path} does not say which experts its counts are of.")
+    logical = np.zeros((len(places), max(int(places.max(initial=0)) + 1, 1)))
+    np.add.at(logical, (np.arange(len(places))[:, None], places), total)
+    rows: list[list[float]] = logical[_matching_layers(path, logical.shape, shape)].tolist()
+    return rows
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    return np.array(tensor.values()).reshape(tensor.shape)
+
+
+def _from_json(path: Path, shape: ProfileShape) -> list[list[float]]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}.") from None
+    if isinstance(value, dict) and MARK in value:
+        return _from_profile(path, value, shape)
     if isinstance(value, dict) and isinstance(value.get("layers"), list):
         return _from_report(path, value["layers"], shape)
     if isinstance(value, dict):
@@ -102,7 +122,21 @@ def _from_json(path: Path, shape: CountsShape) -> list[list[float]]:
     ]
 
 
-def _from_report(path: Path, layers: list[Any], shape: CountsShape) -> list[list[float]]:
+def _from_profile(path: Path, value: dict[str, Any], shape: ProfileShape) -> list[list[float]]:
+    try:
+        profile = decoded(value)
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a profile that this version can read: {error}.") from None
+    if profile.shape != shape:
+        raise ConfigError(
+            f"{path} is a profile of a model with {profile.shape} ({profile.model}), but this "
+            f"model has {shape}."
+        )
+    counts: list[list[float]] = profile.counts.sum(axis=0).tolist()
+    return counts
+
+
+def _from_report(path: Path, layers: list[Any], shape: ProfileShape) -> list[list[float]]:
     try:
         rows = {
             int(layer["layer"]): [float(count) for count in layer["counts"]] for layer in layers
@@ -120,13 +154,13 @@ def _from_report(path: Path, layers: list[Any], shape: CountsShape) -> list[list
     return [rows[layer] for layer in shape.moe_layers]
 
 
-def _matching_layers(path: Path, found: tuple[int, ...], shape: CountsShape) -> tuple[int, ...]:
+def _matching_layers(path: Path, found: tuple[int, ...], shape: ProfileShape) -> list[int]:
     """Which rows of the file are the MoE layers, in order."""
     if len(found) in (2, 3) and found[-1] == shape.num_experts:
         if found[-2] == len(shape.moe_layers):
-            return tuple(range(found[-2]))
+            return list(range(found[-2]))
         if found[-2] == shape.num_layers:
-            return shape.moe_layers
+            return list(shape.moe_layers)
     wanted = _either({shape.num_layers, len(shape.moe_layers)})
     raise ConfigError(
         f"{path} has counts of shape {list(found)}, but this model needs "

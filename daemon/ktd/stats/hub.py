@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ktd.errors import EngineNotReady, InvalidArgument
 from ktd.stats.deltas import snapshot_of, snapshot_of_window
 from ktd.stats.fanout import Fanout
@@ -15,12 +17,15 @@ from ktd.stats.rates import DecayedRates
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from numpy.typing import NDArray
+
     from ktd.stats.model import Sample, Snapshot
     from ktd.stats.rates import Rates
     from ktd.stats.sampler import RankSampler
 
 SHORTEST_INTERVAL = 0.1
 _TICK = 1.0
+_MOST_PRIOR_PAIRS = 200_000
 
 
 class StatsHub:
@@ -32,6 +37,8 @@ class StatsHub:
     """
 
     def __init__(self) -> None:
+        self._prior: NDArray[np.int64] | None = None
+        self._baseline: NDArray[np.int64] | int = 0
         self._history = SampleHistory()
         self._rates = DecayedRates()
         self._keeper: asyncio.Task[None] | None = None
@@ -53,6 +60,8 @@ class StatsHub:
         if self._sampler is not None:
             self._last = self._sampler.sample()
             self._rates.update(self._last)
+            self._prior = limited(self._known_with(self._last))
+            self._baseline = 0
             self._sampler.close()
             self._sampler = None
 
@@ -71,12 +80,35 @@ class StatsHub:
         return self._read() or self._last
 
     def counts(self) -> list[list[int]] | None:
-        """Activations per MoE layer and expert of the engine that runs; None without one."""
-        sample = self._read()
-        if sample is None:
+        """Activations per MoE layer and expert that strategies use; None without an engine.
+
+        What the engine that runs has counted, on top of what is known from before; see ``use``.
+        """
+        if self._sampler is None or (known := self.known()) is None:
             return None
-        counts: list[list[int]] = sample.pairs.sum(axis=-1).tolist()
+        counts: list[list[int]] = known.sum(axis=0).tolist()
         return counts
+
+    def known(self) -> NDArray[np.int64] | None:
+        """The same ``[kind, layer, expert]``, prefill and decode apart, also without an engine."""
+        sample = self._read()
+        return self._prior if sample is None else self._known_with(sample)
+
+    def total(self) -> int:
+        """Pairs counted by the engine that runs or ran last; tells whether there is news."""
+        sample = self.sample()
+        return 0 if sample is None else int(sample.counts.sum())
+
+    def use(self, counts: NDArray[np.int64]) -> None:
+        """From now on strategies use ``counts`` and what is counted after this call.
+
+        Args:
+            counts: ``[kind, layer, expert]``; weighs as 200,000 pairs a layer at most, so that the
+                traffic of now soon counts for more.
+        """
+        sample = self._read()
+        self._prior = limited(counts)
+        self._baseline = 0 if sample is None else sample.counts.sum(axis=-1)
 
     def rates(self) -> Rates | None:
         """Decayed rates as of now, over all engines since the daemon's start; None before one."""
@@ -131,6 +163,12 @@ class StatsHub:
                 yield snapshot_of(sample, last, sequence=sequence, dropped=subscription.dropped)
                 last = sample
 
+    def _known_with(self, sample: Sample) -> NDArray[np.int64]:
+        counted: NDArray[np.int64] = sample.counts.sum(axis=-1) - self._baseline
+        if self._prior is None or self._prior.shape != counted.shape:
+            return counted
+        return self._prior + counted
+
     async def _keep(self, sampler: RankSampler) -> None:
         steps, kept = -1, True
         while True:
@@ -148,3 +186,15 @@ class StatsHub:
 
     def _read(self) -> Sample | None:
         return self._sampler.sample() if self._sampler is not None else None
+
+
+def limited(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Counts ``[kind, layer, expert]`` scaled down to 200,000 pairs a layer, where there are more.
+
+    An expert that was chosen at all stays so.
+    """
+    most = int(counts.sum(axis=(0, 2)).max(initial=0))
+    if most <= _MOST_PRIOR_PAIRS:
+        return counts
+    scaled: NDArray[np.int64] = np.ceil(counts * (_MOST_PRIOR_PAIRS / most)).astype(np.int64)
+    return scaled

@@ -321,6 +321,133 @@ class LayerSlots(_message.Message):
 Global___LayerSlots: _TypeAlias = LayerSlots  # noqa: Y015
 
 @_typing.final
+class StartRecordingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    BUFFER_PASSES_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    GPU_MASKS_FIELD_NUMBER: _builtins.int
+    mode: _builtins.str
+    """stat, stat_approx, per_pass or per_token."""
+    buffer_passes: _builtins.int
+    """Passes that mode stat holds; -1: as many as come."""
+    max_bytes: _builtins.int
+    """Memory for the passes of the other modes."""
+    gpu_masks: _builtins.bool
+    """Record which experts are in slots, too."""
+    def __init__(
+        self,
+        *,
+        mode: _builtins.str = ...,
+        buffer_passes: _builtins.int = ...,
+        max_bytes: _builtins.int = ...,
+        gpu_masks: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffer_passes", b"buffer_passes", "gpu_masks", b"gpu_masks", "max_bytes", b"max_bytes", "mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartRecordingRequest: _TypeAlias = StartRecordingRequest  # noqa: Y015
+
+@_typing.final
+class StopRecordingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopRecordingRequest: _TypeAlias = StopRecordingRequest  # noqa: Y015
+
+@_typing.final
+class DumpRecordingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOLDER_FIELD_NUMBER: _builtins.int
+    folder: _builtins.str
+    """Made if it does not exist."""
+    def __init__(
+        self,
+        *,
+        folder: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["folder", b"folder"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DumpRecordingRequest: _TypeAlias = DumpRecordingRequest  # noqa: Y015
+
+@_typing.final
+class GetRecordingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRecordingRequest: _TypeAlias = GetRecordingRequest  # noqa: Y015
+
+@_typing.final
+class HostRecording(_message.Message):
+    """What is recorded and not written; in the answer to DumpRecording, what was written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDING_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    GPU_MASKS_FIELD_NUMBER: _builtins.int
+    PASSES_FIELD_NUMBER: _builtins.int
+    DROPPED_PASSES_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    recording: _builtins.bool
+    mode: _builtins.str
+    """Empty: nothing was ever recorded."""
+    gpu_masks: _builtins.bool
+    passes: _builtins.int
+    dropped_passes: _builtins.int
+    """Passes of them that made room for others."""
+    tokens: _builtins.int
+    bytes: _builtins.int
+    @_builtins.property
+    def files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        recording: _builtins.bool = ...,
+        mode: _builtins.str = ...,
+        gpu_masks: _builtins.bool = ...,
+        passes: _builtins.int = ...,
+        dropped_passes: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        files: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "dropped_passes", b"dropped_passes", "files", b"files", "gpu_masks", b"gpu_masks", "mode", b"mode", "passes", b"passes", "recording", b"recording", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostRecording: _TypeAlias = HostRecording  # noqa: Y015
+
+@_typing.final
 class ShutdownRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -69,6 +69,26 @@ class EngineControlServiceStub:
                 request_serializer=ktd_dot_internal_dot_v1_dot_control__pb2.GetSlotsRequest.SerializeToString,
                 response_deserializer=ktd_dot_internal_dot_v1_dot_control__pb2.GetSlotsResponse.FromString,
                 _registered_method=True)
+        self.StartRecording = channel.unary_unary(
+                '/ktd.internal.v1.EngineControlService/StartRecording',
+                request_serializer=ktd_dot_internal_dot_v1_dot_control__pb2.StartRecordingRequest.SerializeToString,
+                response_deserializer=ktd_dot_internal_dot_v1_dot_control__pb2.HostRecording.FromString,
+                _registered_method=True)
+        self.StopRecording = channel.unary_unary(
+                '/ktd.internal.v1.EngineControlService/StopRecording',
+                request_serializer=ktd_dot_internal_dot_v1_dot_control__pb2.StopRecordingRequest.SerializeToString,
+                response_deserializer=ktd_dot_internal_dot_v1_dot_control__pb2.HostRecording.FromString,
+                _registered_method=True)
+        self.DumpRecording = channel.unary_unary(
+                '/ktd.internal.v1.EngineControlService/DumpRecording',
+                request_serializer=ktd_dot_internal_dot_v1_dot_control__pb2.DumpRecordingRequest.SerializeToString,
+                response_deserializer=ktd_dot_internal_dot_v1_dot_control__pb2.HostRecording.FromString,
+                _registered_method=True)
+        self.GetRecording = channel.unary_unary(
+                '/ktd.internal.v1.EngineControlService/GetRecording',
+                request_serializer=ktd_dot_internal_dot_v1_dot_control__pb2.GetRecordingRequest.SerializeToString,
+                response_deserializer=ktd_dot_internal_dot_v1_dot_control__pb2.HostRecording.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/ktd.internal.v1.EngineControlService/Shutdown',
                 request_serializer=ktd_dot_internal_dot_v1_dot_control__pb2.ShutdownRequest.SerializeToString,
@@ -126,6 +146,33 @@ class EngineControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartRecording(self, request, context):
+        """Begins to record with the next pass. What was recorded before and not written is forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopRecording(self, request, context):
+        """Keeps what was recorded until it is written.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DumpRecording(self, request, context):
+        """Writes what was recorded and begins anew; returns when the files are complete. Steps run meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRecording(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """Ends the host and its children; the reply comes before they are gone.
         """
@@ -165,6 +212,26 @@ def add_EngineControlServiceServicer_to_server(servicer, server):
                     servicer.GetSlots,
                     request_deserializer=ktd_dot_internal_dot_v1_dot_control__pb2.GetSlotsRequest.FromString,
                     response_serializer=ktd_dot_internal_dot_v1_dot_control__pb2.GetSlotsResponse.SerializeToString,
+            ),
+            'StartRecording': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartRecording,
+                    request_deserializer=ktd_dot_internal_dot_v1_dot_control__pb2.StartRecordingRequest.FromString,
+                    response_serializer=ktd_dot_internal_dot_v1_dot_control__pb2.HostRecording.SerializeToString,
+            ),
+            'StopRecording': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopRecording,
+                    request_deserializer=ktd_dot_internal_dot_v1_dot_control__pb2.StopRecordingRequest.FromString,
+                    response_serializer=ktd_dot_internal_dot_v1_dot_control__pb2.HostRecording.SerializeToString,
+            ),
+            'DumpRecording': grpc.unary_unary_rpc_method_handler(
+                    servicer.DumpRecording,
+                    request_deserializer=ktd_dot_internal_dot_v1_dot_control__pb2.DumpRecordingRequest.FromString,
+                    response_serializer=ktd_dot_internal_dot_v1_dot_control__pb2.HostRecording.SerializeToString,
+            ),
+            'GetRecording': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRecording,
+                    request_deserializer=ktd_dot_internal_dot_v1_dot_control__pb2.GetRecordingRequest.FromString,
+                    response_serializer=ktd_dot_internal_dot_v1_dot_control__pb2.HostRecording.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -339,6 +406,114 @@ class EngineControlService:
             '/ktd.internal.v1.EngineControlService/GetSlots',
             ktd_dot_internal_dot_v1_dot_control__pb2.GetSlotsRequest.SerializeToString,
             ktd_dot_internal_dot_v1_dot_control__pb2.GetSlotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartRecording(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ktd.internal.v1.EngineControlService/StartRecording',
+            ktd_dot_internal_dot_v1_dot_control__pb2.StartRecordingRequest.SerializeToString,
+            ktd_dot_internal_dot_v1_dot_control__pb2.HostRecording.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopRecording(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ktd.internal.v1.EngineControlService/StopRecording',
+            ktd_dot_internal_dot_v1_dot_control__pb2.StopRecordingRequest.SerializeToString,
+            ktd_dot_internal_dot_v1_dot_control__pb2.HostRecording.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DumpRecording(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ktd.internal.v1.EngineControlService/DumpRecording',
+            ktd_dot_internal_dot_v1_dot_control__pb2.DumpRecordingRequest.SerializeToString,
+            ktd_dot_internal_dot_v1_dot_control__pb2.HostRecording.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRecording(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ktd.internal.v1.EngineControlService/GetRecording',
+            ktd_dot_internal_dot_v1_dot_control__pb2.GetRecordingRequest.SerializeToString,
+            ktd_dot_internal_dot_v1_dot_control__pb2.HostRecording.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,13 @@ class EngineControlServiceStub:
     """Forgets a prepared batch: waits for its copies, leaves their slots empty."""
     GetSlots: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetSlotsRequest, _control_pb2.GetSlotsResponse]
     """Slot tables as the ranks hold them now; fails if ranks disagree."""
+    StartRecording: _grpc.UnaryUnaryMultiCallable[_control_pb2.StartRecordingRequest, _control_pb2.HostRecording]
+    """Begins to record with the next pass. What was recorded before and not written is forgotten."""
+    StopRecording: _grpc.UnaryUnaryMultiCallable[_control_pb2.StopRecordingRequest, _control_pb2.HostRecording]
+    """Keeps what was recorded until it is written."""
+    DumpRecording: _grpc.UnaryUnaryMultiCallable[_control_pb2.DumpRecordingRequest, _control_pb2.HostRecording]
+    """Writes what was recorded and begins anew; returns when the files are complete. Steps run meanwhile."""
+    GetRecording: _grpc.UnaryUnaryMultiCallable[_control_pb2.GetRecordingRequest, _control_pb2.HostRecording]
     Shutdown: _grpc.UnaryUnaryMultiCallable[_control_pb2.ShutdownRequest, _control_pb2.ShutdownResponse]
     """Ends the host and its children; the reply comes before they are gone."""
 
@@ -75,6 +82,13 @@ class EngineControlServiceAsyncStub(EngineControlServiceStub):
     """Forgets a prepared batch: waits for its copies, leaves their slots empty."""
     GetSlots: _aio.UnaryUnaryMultiCallable[_control_pb2.GetSlotsRequest, _control_pb2.GetSlotsResponse]  # type: ignore[assignment]
     """Slot tables as the ranks hold them now; fails if ranks disagree."""
+    StartRecording: _aio.UnaryUnaryMultiCallable[_control_pb2.StartRecordingRequest, _control_pb2.HostRecording]  # type: ignore[assignment]
+    """Begins to record with the next pass. What was recorded before and not written is forgotten."""
+    StopRecording: _aio.UnaryUnaryMultiCallable[_control_pb2.StopRecordingRequest, _control_pb2.HostRecording]  # type: ignore[assignment]
+    """Keeps what was recorded until it is written."""
+    DumpRecording: _aio.UnaryUnaryMultiCallable[_control_pb2.DumpRecordingRequest, _control_pb2.HostRecording]  # type: ignore[assignment]
+    """Writes what was recorded and begins anew; returns when the files are complete. Steps run meanwhile."""
+    GetRecording: _aio.UnaryUnaryMultiCallable[_control_pb2.GetRecordingRequest, _control_pb2.HostRecording]  # type: ignore[assignment]
     Shutdown: _aio.UnaryUnaryMultiCallable[_control_pb2.ShutdownRequest, _control_pb2.ShutdownResponse]  # type: ignore[assignment]
     """Ends the host and its children; the reply comes before they are gone."""
 
@@ -133,6 +147,37 @@ class EngineControlServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.GetSlotsResponse, _abc.Awaitable[_control_pb2.GetSlotsResponse]]:
         """Slot tables as the ranks hold them now; fails if ranks disagree."""
+
+    @_abc_1.abstractmethod
+    def StartRecording(
+        self,
+        request: _control_pb2.StartRecordingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.HostRecording, _abc.Awaitable[_control_pb2.HostRecording]]:
+        """Begins to record with the next pass. What was recorded before and not written is forgotten."""
+
+    @_abc_1.abstractmethod
+    def StopRecording(
+        self,
+        request: _control_pb2.StopRecordingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.HostRecording, _abc.Awaitable[_control_pb2.HostRecording]]:
+        """Keeps what was recorded until it is written."""
+
+    @_abc_1.abstractmethod
+    def DumpRecording(
+        self,
+        request: _control_pb2.DumpRecordingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.HostRecording, _abc.Awaitable[_control_pb2.HostRecording]]:
+        """Writes what was recorded and begins anew; returns when the files are complete. Steps run meanwhile."""
+
+    @_abc_1.abstractmethod
+    def GetRecording(
+        self,
+        request: _control_pb2.GetRecordingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.HostRecording, _abc.Awaitable[_control_pb2.HostRecording]]: ...
 
     @_abc_1.abstractmethod
     def Shutdown(
