@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings_ceilings.h"
 #include "check.h"
 #include "cpu_features.h"
 #include "expert_pool.h"
@@ -217,4 +218,5 @@ PYBIND11_MODULE(_native, module) {
              py::arg("slots_out"), py::arg("cpu_ids_out"), py::arg("counters"), py::arg("tokens"),
              py::arg("top_k"), py::arg("num_experts"));
   module.def("isas", &ktd::Isas);
+  ktd::BindCeilings(module);
 }

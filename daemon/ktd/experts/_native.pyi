@@ -173,3 +173,52 @@ def split(
     Raises:
         ValueError: An id outside ``[-1, E)``; nothing was written or counted.
     """
+
+class PeakInfo(TypedDict):
+    """One arithmetic unit whose peak can be measured, the slowest instruction set first."""
+
+    name: str
+    required: list[str]
+    missing: list[str]
+    supported: bool
+
+def peaks() -> list[PeakInfo]: ...
+
+class Ceilings:
+    """Samples of what this host can do at best, on threads of their own (csrc/ceilings).
+
+    Args:
+        bytes: Memory to map and read; several times the last-level cache.
+        cpus: CPUs to pin to, one thread each. Empty: one of each physical core that this thread may
+            use, as a pool takes them.
+
+    Raises:
+        ValueError: Too few bytes.
+        RuntimeError: A CPU that this process may not use.
+        MemoryError: The bytes cannot be mapped.
+    """
+
+    def __init__(self, bytes: int, cpus: Sequence[int] = ...) -> None: ...  # noqa: A002
+    @property
+    def threads(self) -> int: ...
+    def read_rate(self, threads: int, seconds: float, ahead: int) -> float:
+        """Bytes a second of ``threads`` that read for ``seconds`` and do not wait for each other.
+
+        Args:
+            threads: From 1 to ``self.threads``.
+            seconds: At most 60.
+            ahead: Bytes between a load and its prefetch.
+        """
+
+    def read_passes(self, threads: int, bytes: int, seconds: float, ahead: int) -> list[float]:  # noqa: A002
+        """Seconds of each pass over ``bytes``, shared evenly, the last thread ending the pass."""
+
+    def peak_rate(self, name: str, threads: int, seconds: float) -> float:
+        """Operations a second (a multiply-add is two) of one row of ``peaks()``.
+
+        Raises:
+            ValueError: An unknown name, or one that this CPU lacks the instructions for.
+        """
+
+    def core_hz(self, seconds: float) -> float:
+        """Cycles a second of one core while it computes."""
