@@ -39,6 +39,8 @@ PLANTS = {
     "model": Plant("daemon/ktd/placement/planted.py", "import ktd.model"),
     "placement": Plant("daemon/ktd/engine/planted.py", "import ktd.placement"),
     "stats": Plant("daemon/ktd/placement/planted.py", "import ktd.stats"),
+    "policy": Plant("daemon/ktd/placement/planted.py", "import ktd.policy"),
+    "simulate": Plant("daemon/ktd/app/planted.py", "import ktd.simulate"),
     "engine": Plant("tui/ktd_tui/planted.py", "import ktd.engine"),
     "experts": Plant("daemon/ktd/app.py", "import ktd.experts"),
     "sgl": Plant("daemon/ktd/app.py", "import ktd.sgl"),

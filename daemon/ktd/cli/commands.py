@@ -55,6 +55,7 @@ COMMANDS = {
         Command("watch", "statistics as they come, a line at a time"),
         Command("record", "record which experts each pass chose, into files for SGLang's tools"),
         Command("profile", "statistics with a name: save, compare, use again"),
+        Command("simulate", "replay recorded routing through a policy"),
         Command("top", "the live monitor"),
         Command("chat", "talk to the model"),
         Command("demo", "serve a small model and show what placement does"),

@@ -1,0 +1,59 @@
+"""The figures of ``adaptive``; docs/results/simulate.md shows that none of them is critical."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ktd.errors import InvalidArgument
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptiveSettings:
+    """Time is counted in tokens, as a policy should do the same at any speed.
+
+    Attributes:
+        copy_cost: (token, expert) pairs on the CPU that one copied expert costs. None: what an
+            expert of average use gets in ``patience`` tokens. With 0, bytes are free, and
+            everything that is here for steadiness is off.
+        patience: See ``copy_cost``.
+        horizon: For how long an exchange is judged, as a multiple of the time in which an expert of
+            average use is used ``copy_cost`` times; so the least gain per token that pays is the
+            average use divided by this. At most ``longest_horizon``.
+        longest_horizon: Tokens beyond which no forecast is worth anything.
+        confidence: Standard errors that a gain must stand out by.
+        min_dwell: Tokens that an expert stays where it was just put.
+        half_lives: Of the windows that compete for the best forecast of the next tokens.
+        fit_half_life: For how long a good forecast counts.
+        regime_half_life: Of the memory that is cut where the workload changes.
+        past_half_life: Of the memory that no change cuts.
+        persistence: For how long the best window's forecast is worth something, in multiples of
+            its half-life.
+        drift_excess: Nats per pair by which a short window must forecast better than the regime's
+            memory to speak for a change of the workload.
+        drift_evidence: How much of that, summed over chunks of 64 tokens, is a change.
+        prior_dwell: Tokens between two changes that are expected before any was seen.
+        remembered_shifts: Changes back to which the time between two of them is averaged.
+    """
+
+    copy_cost: float | None = None
+    patience: float = 1024.0
+    horizon: float = 8.0
+    longest_horizon: float = 65_536.0
+    confidence: float = 1.5
+    min_dwell: float = 256.0
+    half_lives: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0)
+    fit_half_life: float = 512.0
+    regime_half_life: float = 2048.0
+    past_half_life: float = 8192.0
+    persistence: float = 8.0
+    drift_excess: float = 0.06
+    drift_evidence: float = 0.3
+    prior_dwell: float = 2048.0
+    remembered_shifts: int = 4
+
+    def __post_init__(self) -> None:
+        """Checks what a user can set."""
+        if self.copy_cost is not None and not 0 <= self.copy_cost < float("inf"):
+            raise InvalidArgument(
+                f"The copy cost is {self.copy_cost:g} pairs; it must be 0 or more."
+            )

@@ -1,0 +1,1 @@
+"""Replays recorded routing through strategies and policies, without an engine."""
