@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include "bf16.h"
 #include "moe_job.h"
 
 namespace ktd {
@@ -112,6 +113,30 @@ inline float SumEight(__m256 v) noexcept {
   __m128 sum = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
   return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
+}
+
+// Vec of panel.h.
+struct Avx2Vec {
+  using V = __m256;
+  static constexpr std::size_t kLanes = 8;
+  static V Zero() noexcept { return _mm256_setzero_ps(); }
+  static V Load(const float* p) noexcept { return _mm256_loadu_ps(p); }
+  static void Store(float* p, V v) noexcept { _mm256_storeu_ps(p, v); }
+  static V Fma(V a, V b, V c) noexcept { return _mm256_fmadd_ps(a, b, c); }
+  static float Sum(V v) noexcept { return SumEight(v); }
+};
+
+// n bf16 values as float32, zeros up to the next multiple of 8.
+inline void WidenAll(const Bf16* from, std::size_t n, float* to) noexcept {
+  std::size_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i));
+    const __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(narrow), 16);
+    _mm256_storeu_ps(to + i, _mm256_castsi256_ps(wide));
+  }
+  if (i == n) return;
+  _mm256_storeu_ps(to + i, _mm256_setzero_ps());
+  for (; i < n; ++i) to[i] = Widen(from[i]);
 }
 
 }  // namespace

@@ -102,5 +102,27 @@ inline float SumSixteen(__m512 v) noexcept {
   return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
+// Vec of panel.h.
+struct Avx512Vec {
+  using V = __m512;
+  static constexpr std::size_t kLanes = 16;
+  static V Zero() noexcept { return _mm512_setzero_ps(); }
+  static V Load(const float* p) noexcept { return _mm512_loadu_ps(p); }
+  static void Store(float* p, V v) noexcept { _mm512_storeu_ps(p, v); }
+  static V Fma(V a, V b, V c) noexcept { return _mm512_fmadd_ps(a, b, c); }
+  static float Sum(V v) noexcept { return SumSixteen(v); }
+};
+
+// n bf16 values as float32, zeros up to the next multiple of 16.
+inline void WidenAll(const Bf16* from, std::size_t n, float* to) noexcept {
+  for (std::size_t i = 0; i < n; i += 16) {
+    const std::size_t left = n - i < 16 ? n - i : 16;
+    const __mmask16 mask = static_cast<__mmask16>((1u << left) - 1u);
+    const __m256i narrow = _mm256_maskz_loadu_epi16(mask, from + i);
+    const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
+    _mm512_storeu_ps(to + i, _mm512_castsi512_ps(wide));
+  }
+}
+
 }  // namespace
 }  // namespace ktd

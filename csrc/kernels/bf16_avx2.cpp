@@ -46,8 +46,30 @@ struct Avx2 {
   }
 };
 
+struct Avx2Panels {
+  using Vec = Avx2Vec;
+  static constexpr std::size_t kUnit = 8;
+  static constexpr int kPanelRows = 4;
+  static constexpr int kPanelTokens = 3;
+
+  static std::size_t PackedBytes(std::size_t columns) noexcept { return PanelBytes(columns); }
+  static void Pack(const Matrix& m, const Bf16* x, std::uint8_t* packed) noexcept {
+    WidenAll(x, m.columns, reinterpret_cast<float*>(packed));
+  }
+  static void Fill(const Matrix& m, std::size_t row, std::size_t first, std::size_t n,
+                   float* to) noexcept {
+    WidenAll(reinterpret_cast<const Bf16*>(m.weights + row * m.pitch) + first, n, to);
+  }
+  static void Activate(const Activation& activation, const float* gate, const float* up,
+                       std::size_t n, Bf16* act) noexcept {
+    ActivateAll(activation, gate, up, n, act);
+  }
+};
+
 }  // namespace
 
 const ExpertKernel kBf16Avx2 = GemvKernel<Bf16Rows<Avx2>>();
+
+const ExpertKernel kBf16Avx2Many = GemvKernel<Avx2Panels>();
 
 }  // namespace ktd

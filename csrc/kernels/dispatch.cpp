@@ -32,8 +32,8 @@ const std::vector<Kernel>& KernelTable() {
   static const std::vector<Kernel> table = {
       {"amx", kAmx, {{&kBf16Avx512Bf16, &kBf16Amx, 5}}},
       {"avx512_bf16", kAvx512Dot, {Both(kBf16Avx512Bf16)}},
-      {"avx512", kAvx512, {Both(kBf16Avx512)}},
-      {"avx2", kAvx2 | kFma, {Both(kBf16Avx2)}},
+      {"avx512", kAvx512, {{&kBf16Avx512, &kBf16Avx512Many, 8}}},
+      {"avx2", kAvx2 | kFma, {{&kBf16Avx2, &kBf16Avx2Many, 8}}},
       {"scalar", 0, {Both(kBf16Scalar)}},
   };
   return table;

@@ -14,6 +14,8 @@
 //                                  nothing if that is 0 (a prefetch never faults)
 //   Activate(activation, gate, up, n, act)
 //
+// A type with kPanelRows is one of panel.h instead: it has Fill in place of Address and Dot.
+//
 // Each sum has one order of additions, whatever the tile's shape, so that a token's result does not
 // depend on its batch; the latency of the additions is hidden by the rows and tokens beside it.
 #pragma once
@@ -23,6 +25,7 @@
 
 #include "bf16.h"
 #include "moe_job.h"
+#include "panel.h"
 
 namespace ktd {
 namespace {
@@ -36,20 +39,29 @@ constexpr std::size_t RoundUp(std::size_t n, std::size_t unit) noexcept {
   return (n + unit - 1) / unit * unit;
 }
 
+template <class F>
+concept Panels = requires { F::kPanelRows; };
+
 struct GemvScratch {
   std::uint8_t* packed;
   float* first;   // kSlabSums
   float* second;  // kSlabSums
+  float* panel;   // PanelScratchBytes(kSlabTokens), where the format has panels
 };
 
 template <class F>
 inline std::size_t GemvScratchBytes(std::size_t hidden, std::size_t intermediate) noexcept {
-  return kSlabTokens * F::PackedBytes(Larger(hidden, intermediate)) + 2 * kSlabSums * sizeof(float);
+  const std::size_t panel = Panels<F> ? PanelScratchBytes(kSlabTokens) : 0;
+  return kSlabTokens * F::PackedBytes(Larger(hidden, intermediate)) +
+         2 * kSlabSums * sizeof(float) + panel;
 }
 
+template <class F>
 inline GemvScratch GemvScratchAt(std::uint8_t* scratch) noexcept {
   float* sums = reinterpret_cast<float*>(scratch);
-  return {scratch + 2 * kSlabSums * sizeof(float), sums, sums + kSlabSums};
+  const std::size_t panel = Panels<F> ? PanelScratchBytes(kSlabTokens) : 0;
+  return {scratch + 2 * kSlabSums * sizeof(float) + panel, sums, sums + kSlabSums,
+          sums + 2 * kSlabSums};
 }
 
 inline std::size_t GemvActBytes(std::size_t intermediate, std::size_t count) noexcept {
@@ -104,7 +116,7 @@ inline void TileRows(const Matrix& m, std::size_t row, const SlabTokens& slab, s
 
 // sums[t * stride + (row - begin)] for rows [begin, end); `after` is read next, or null.
 template <class F>
-inline void SlabSums(const Matrix& m, std::size_t begin, std::size_t end, const SlabTokens& slab,
+inline void StreamSums(const Matrix& m, std::size_t begin, std::size_t end, const SlabTokens& slab,
                      const std::uint8_t* after, float* sums, std::size_t stride) noexcept {
   std::size_t row = begin;
   const auto rows = [&]<int R>() noexcept {
@@ -127,6 +139,25 @@ inline void SlabSums(const Matrix& m, std::size_t begin, std::size_t end, const 
   rows.template operator()<1>();
 }
 
+template <class F>
+inline const std::uint8_t* Next(const Matrix& m, std::size_t row) noexcept {
+  if constexpr (Panels<F>) {
+    return nullptr;
+  } else {
+    return F::Address(m, row);
+  }
+}
+
+template <class F>
+inline void SlabSums(const Matrix& m, std::size_t begin, std::size_t end, const SlabTokens& slab,
+                     const std::uint8_t* after, float* panel, float* sums) noexcept {
+  if constexpr (Panels<F>) {
+    PanelSums<F>(m, begin, end, slab.at, slab.count, panel, sums, end - begin);
+  } else {
+    StreamSums<F>(m, begin, end, slab, after, sums, end - begin);
+  }
+}
+
 inline void AddBias(const Bf16* bias, std::size_t step, float* sums, std::size_t n) noexcept {
   for (std::size_t i = 0; i < n; ++i) sums[i] += Widen(bias[i * step]);
 }
@@ -144,9 +175,9 @@ inline void GateUpSlab(const GateUpJob& job, std::size_t first, const SlabTokens
   for (std::size_t row = job.row_begin; row < job.row_end; row += most) {
     const std::size_t end = Smaller(row + most, job.row_end);
     const std::size_t n = end - row;
-    const std::uint8_t* after = end < job.row_end ? F::Address(job.gate, end) : job.after;
-    SlabSums<F>(job.gate, row, end, slab, F::Address(job.up, row), scratch.first, n);
-    SlabSums<F>(job.up, row, end, slab, after, scratch.second, n);
+    const std::uint8_t* after = end < job.row_end ? Next<F>(job.gate, end) : job.after;
+    SlabSums<F>(job.gate, row, end, slab, Next<F>(job.up, row), scratch.panel, scratch.first);
+    SlabSums<F>(job.up, row, end, slab, after, scratch.panel, scratch.second);
     for (std::size_t p = 0; p < slab.count; ++p) {
       float* gate = scratch.first + p * n;
       float* up = scratch.second + p * n;
@@ -165,7 +196,7 @@ inline void GateUpSlab(const GateUpJob& job, std::size_t first, const SlabTokens
 
 template <class F>
 inline void GateUpGemv(const GateUpJob& job) noexcept {
-  const GemvScratch scratch = GemvScratchAt(job.scratch);
+  const GemvScratch scratch = GemvScratchAt<F>(job.scratch);
   SlabTokens slab;
   for (std::size_t first = 0; first < job.count; first += slab.count) {
     slab.count = Smaller(kSlabTokens, job.count - first);
@@ -184,8 +215,8 @@ inline void DownSlab(const DownJob& job, std::size_t first, const SlabTokens& sl
   for (std::size_t row = job.row_begin; row < job.row_end; row += most) {
     const std::size_t end = Smaller(row + most, job.row_end);
     const std::size_t n = end - row;
-    const std::uint8_t* after = end < job.row_end ? F::Address(job.down, end) : job.after;
-    SlabSums<F>(job.down, row, end, slab, after, scratch.first, n);
+    const std::uint8_t* after = end < job.row_end ? Next<F>(job.down, end) : job.after;
+    SlabSums<F>(job.down, row, end, slab, after, scratch.panel, scratch.first);
     for (std::size_t p = 0; p < slab.count; ++p) {
       float* sums = scratch.first + p * n;
       if (job.bias != nullptr) AddBias(job.bias + row, 1, sums, n);
@@ -199,7 +230,7 @@ inline void DownSlab(const DownJob& job, std::size_t first, const SlabTokens& sl
 
 template <class F>
 inline void DownGemv(const DownJob& job) noexcept {
-  const GemvScratch scratch = GemvScratchAt(job.scratch);
+  const GemvScratch scratch = GemvScratchAt<F>(job.scratch);
   const Bf16* act = reinterpret_cast<const Bf16*>(job.act);
   SlabTokens slab;
   for (std::size_t first = 0; first < job.count; first += slab.count) {
