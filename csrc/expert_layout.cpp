@@ -9,10 +9,6 @@ namespace {
 
 constexpr std::size_t Blocks(std::size_t n, std::size_t block) { return (n + block - 1) / block; }
 
-constexpr bool ColumnMajor(WeightFormat format) {
-  return format == WeightFormat::kGptq || format == WeightFormat::kAwq;
-}
-
 // One tensor of a layer, as an expert's projection sees it: lines `pitch` bytes apart.
 struct Plane {
   std::size_t pitch = 0;  // bytes from one line to the next

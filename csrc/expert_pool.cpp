@@ -38,7 +38,6 @@ struct ExpertPool::Pass {
   ExpertPool* pool;
   const LayerWeights* layer;
   ForwardCall call;
-  std::size_t total_cost;  // of phase 0, in units weighted by their tokens
 };
 
 ExpertPool::ExpertPool(const Kernel& kernel, const PoolOptions& options)
@@ -52,6 +51,8 @@ ExpertPool::ExpertPool(const Kernel& kernel, const PoolOptions& options)
   const std::size_t threads = options.threads == 0 ? cpus_.size() : options.threads;
   KTD_CHECK(threads <= 4096, "a pool of ", threads, " threads is refused; 4096 are the most");
   scratch_ = std::vector<AlignedArray<std::uint8_t>>(threads);
+  gate_up_ = std::make_unique<WorkList>(threads);
+  down_ = std::make_unique<WorkList>(threads);
   threads_ = std::make_unique<ThreadPool>(threads, cpus_, SpinFor(threads, allowed.size()));
 }
 
@@ -139,7 +140,7 @@ std::uint64_t ExpertPool::Compute(const LayerWeights& layer, const ForwardCall& 
     part.ids += first * call.top_k;
     part.weights += first * call.top_k;
     part.out += first * layer.hidden;
-    Pass pass{this, &layer, part, 0};
+    Pass pass{this, &layer, part};
     experts += ComputePass(pass);
   }
   const std::uint64_t bytes = experts * ExpertBytes(layer);
@@ -148,11 +149,13 @@ std::uint64_t ExpertPool::Compute(const LayerWeights& layer, const ForwardCall& 
   return bytes;
 }
 
-// Decides how each expert of the pass is computed; returns the bytes of weights, weighted.
+// Decides how each expert of the pass is computed; returns the bytes of weights, weighted by the
+// tokens.
 std::size_t ExpertPool::MakePlans(const LayerWeights& layer) {
   const FormatKernels& kernels = kernel_.For(layer.format);
   const std::size_t expert_bytes = ExpertBytes(layer);
   plans_.clear();
+  work_.clear();
   down_unit_ = kDownUnit;
   std::size_t act = 0;
   std::size_t bytes = 0;
@@ -161,7 +164,8 @@ std::size_t ExpertPool::MakePlans(const LayerWeights& layer) {
     const ExpertKernel* kernel = count < kernels.many_from ? kernels.few : kernels.many;
     const std::size_t units = Units(layer.intermediate, kernel->unit);
     const std::size_t cost = Units(count, kFreeTokens) * expert_bytes;
-    plans_.push_back({kernel, act, units, std::max<std::size_t>(cost / units, 1)});
+    plans_.push_back({kernel, act, MatricesOf(layer, group.expert)});
+    work_.push_back({units, std::max<std::size_t>(cost / units, 1)});
     down_unit_ = std::max(down_unit_, kernel->unit);
     act += kernel->act_bytes(layer.intermediate, count);
     bytes += cost;
@@ -182,93 +186,88 @@ std::uint64_t ExpertPool::ComputePass(Pass& pass) {
     if (!seen_[group.expert]) ++fresh;
     seen_[group.expert] = true;
   }
-  for (const Plan& plan : plans_) pass.total_cost += plan.units * plan.unit_cost;
   const std::size_t workers = std::clamp<std::size_t>(bytes / kBytesPerWorker, 1, threads());
+  const WorkGroup down{Units(layer.hidden, down_unit_), 1};
+  gate_up_->Reset(work_, workers);
+  down_->Reset({&down, 1}, workers);
   threads_->Run({2, RunPhase, &pass}, workers);
   return fresh;
 }
 
-void ExpertPool::RunPhase(void* context, std::size_t phase, std::size_t worker,
-                          std::size_t workers) {
+void ExpertPool::RunPhase(void* context, std::size_t phase, std::size_t worker, std::size_t) {
   const Pass& pass = *static_cast<const Pass*>(context);
+  ExpertPool& pool = *pass.pool;
+  WorkRange range{};
   if (phase == 0) {
-    pass.pool->GateUp(pass, worker, workers);
+    while (pool.gate_up_->Claim(worker, range)) pool.GateUp(pass, worker, range);
   } else {
-    pass.pool->Down(pass, worker, workers);
+    while (pool.down_->Claim(worker, range)) pool.Down(pass, worker, range);
   }
 }
 
-// Phase 0, split by cost over all experts' gate and up rows.
-void ExpertPool::GateUp(const Pass& pass, std::size_t worker, std::size_t workers) {
+// Phase 0: some gate and up rows of one expert.
+void ExpertPool::GateUp(const Pass& pass, std::size_t worker, const WorkRange& range) {
   const LayerWeights& layer = *pass.layer;
-  std::size_t before = 0;
-  for (std::size_t i = 0; i < plans_.size(); ++i) {
-    const ExpertGroup& group = routing_.groups()[i];
-    const Plan& plan = plans_[i];
-    const UnitRange range =
-        ShareOf(pass.total_cost, before, plan.units, plan.unit_cost, worker, workers);
-    before += plan.units * plan.unit_cost;
-    if (range.begin == range.end) continue;
-    const ExpertMatrices expert = MatricesOf(layer, group.expert);
-    GateUpJob job{};
-    job.gate = expert.gate;
-    job.up = expert.up;
-    job.gate_bias = expert.gate_bias;
-    job.up_bias = expert.up_bias;
-    job.bias_step = expert.bias_step;
-    job.activation = layer.activation;
-    job.row_begin = range.begin * plan.kernel->unit;
-    job.row_end = std::min(range.end * plan.kernel->unit, layer.intermediate);
-    job.x = pass.call.x;
-    job.tokens = routing_.tokens() + group.begin;
-    job.scale = layer.weights_before_input ? routing_.weights() + group.begin : nullptr;
-    job.count = group.count();
-    job.act = activations_.data() + plan.act;
-    job.scratch = scratch_[worker].data();
-    try {
-      plan.kernel->gate_up(job);
-    } catch (const std::exception& error) {
-      throw std::runtime_error(Concat("layer ", pass.call.layer, ", expert ", group.expert,
-                                      ": gate and up failed: ", error.what()));
-    }
-    Beat(worker);
+  const ExpertGroup& group = routing_.groups()[range.group];
+  const Plan& plan = plans_[range.group];
+  GateUpJob job{};
+  job.gate = plan.matrices.gate;
+  job.up = plan.matrices.up;
+  job.gate_bias = plan.matrices.gate_bias;
+  job.up_bias = plan.matrices.up_bias;
+  job.bias_step = plan.matrices.bias_step;
+  job.activation = layer.activation;
+  job.row_begin = range.begin * plan.kernel->unit;
+  job.row_end = std::min(range.end * plan.kernel->unit, layer.intermediate);
+  job.x = pass.call.x;
+  job.tokens = routing_.tokens() + group.begin;
+  job.scale = layer.weights_before_input ? routing_.weights() + group.begin : nullptr;
+  job.count = group.count();
+  job.act = activations_.data() + plan.act;
+  job.scratch = scratch_[worker].data();
+  if (job.row_end < layer.intermediate) {
+    job.after = AddressOf(job.gate, job.row_end);
+  } else if (range.group + 1 < plans_.size()) {
+    job.after = AddressOf(plans_[range.group + 1].matrices.gate, 0);
   }
+  try {
+    plan.kernel->gate_up(job);
+  } catch (const std::exception& error) {
+    throw std::runtime_error(Concat("layer ", pass.call.layer, ", expert ", group.expert,
+                                    ": gate and up failed: ", error.what()));
+  }
+  Beat(worker);
 }
 
-// Phase 1: every worker owns some columns of out and adds all experts' rows for them, in the order
-// of the experts, so that no sum depends on timing.
-void ExpertPool::Down(const Pass& pass, std::size_t worker, std::size_t workers) {
+// Phase 1: some columns of out, all experts' rows for them, added in the order of the experts, so
+// that no sum depends on timing.
+void ExpertPool::Down(const Pass& pass, std::size_t worker, const WorkRange& range) {
   const LayerWeights& layer = *pass.layer;
   const ForwardCall& call = pass.call;
-  const std::size_t units = Units(layer.hidden, down_unit_);
-  const std::size_t begin = units * worker / workers * down_unit_;
-  const std::size_t end = std::min(units * (worker + 1) / workers * down_unit_, layer.hidden);
-  if (begin == end) return;
+  const std::size_t begin = range.begin * down_unit_;
+  const std::size_t end = std::min(range.end * down_unit_, layer.hidden);
   for (std::size_t token = 0; token < call.tokens; ++token) {
     float* row = call.out + token * layer.hidden;
     std::fill(row + begin, row + end, 0.0f);
   }
   for (std::size_t i = 0; i < plans_.size(); ++i) {
     const ExpertGroup& group = routing_.groups()[i];
-    const ExpertMatrices expert = MatricesOf(layer, group.expert);
+    const Plan& plan = plans_[i];
     DownJob job{};
-    job.down = expert.down;
-    job.bias = expert.down_bias;
+    job.down = plan.matrices.down;
+    job.bias = plan.matrices.down_bias;
     job.row_begin = begin;
     job.row_end = end;
-    job.act = activations_.data() + plans_[i].act;
+    job.act = activations_.data() + plan.act;
     job.tokens = routing_.tokens() + group.begin;
     job.weights = layer.weights_before_input ? routing_.ones() : routing_.weights() + group.begin;
     job.count = group.count();
     job.out = call.out;
     job.out_stride = layer.hidden;
     job.scratch = scratch_[worker].data();
-    if (i + 1 < plans_.size() && expert.down.pitch > 0) {
-      const Matrix next = MatricesOf(layer, routing_.groups()[i + 1].expert).down;
-      job.after = next.weights + begin * next.pitch;
-    }
+    job.after = i + 1 < plans_.size() ? AddressOf(plans_[i + 1].matrices.down, begin) : nullptr;
     try {
-      plans_[i].kernel->down(job);
+      plan.kernel->down(job);
     } catch (const std::exception& error) {
       throw std::runtime_error(
           Concat("layer ", call.layer, ", expert ", group.expert, ": down failed: ", error.what()));

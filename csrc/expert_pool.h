@@ -14,6 +14,7 @@
 #include "kernels/kernel_table.h"
 #include "routing.h"
 #include "thread_pool.h"
+#include "work_list.h"
 
 namespace ktd {
 
@@ -77,9 +78,8 @@ class ExpertPool {
   // How one expert of a pass is computed.
   struct Plan {
     const ExpertKernel* kernel;
-    std::size_t act;        // offset of its activations
-    std::size_t units;      // of gate and up rows
-    std::size_t unit_cost;  // bytes of weights, weighted by the tokens
+    std::size_t act;  // offset of its activations
+    ExpertMatrices matrices;
   };
 
   void CheckUsable() const;
@@ -88,8 +88,8 @@ class ExpertPool {
   std::uint64_t ComputePass(Pass& pass);
   std::size_t MakePlans(const LayerWeights& layer);
   static void RunPhase(void* pass, std::size_t phase, std::size_t worker, std::size_t workers);
-  void GateUp(const Pass& pass, std::size_t worker, std::size_t workers);
-  void Down(const Pass& pass, std::size_t worker, std::size_t workers);
+  void GateUp(const Pass& pass, std::size_t worker, const WorkRange& range);
+  void Down(const Pass& pass, std::size_t worker, const WorkRange& range);
   void Beat(std::size_t worker) noexcept;
 
   const Kernel& kernel_;
@@ -99,8 +99,11 @@ class ExpertPool {
   std::vector<LayerWeights> layers_;
   std::unique_ptr<ThreadPool> threads_;
   Routing routing_;
-  std::vector<Plan> plans_;                          // by group of the pass
-  std::size_t down_unit_ = 0;                        // rows of out that one worker takes at least
+  std::vector<Plan> plans_;      // by group of the pass
+  std::vector<WorkGroup> work_;  // gate and up rows of each
+  std::size_t down_unit_ = 0;    // rows of out that are computed together
+  std::unique_ptr<WorkList> gate_up_;
+  std::unique_ptr<WorkList> down_;
   AlignedArray<std::uint8_t> activations_;           // of the pass, group by group
   std::vector<AlignedArray<std::uint8_t>> scratch_;  // by worker
   std::vector<bool> seen_;                           // by expert: counted in this call's bytes

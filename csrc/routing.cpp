@@ -36,14 +36,4 @@ void Routing::Scale(float factor) noexcept {
   for (float& weight : weights_) weight *= factor;
 }
 
-UnitRange ShareOf(std::size_t total_cost, std::size_t before, std::size_t units,
-                  std::size_t unit_cost, std::size_t worker, std::size_t workers) noexcept {
-  // The unit that a cost falls into belongs to the worker on whose side it begins.
-  const auto unit_at = [&](std::size_t cost) noexcept {
-    if (cost <= before) return std::size_t{0};
-    return std::min(units, (cost - before + unit_cost - 1) / unit_cost);
-  };
-  return {unit_at(total_cost * worker / workers), unit_at(total_cost * (worker + 1) / workers)};
-}
-
 }  // namespace ktd

@@ -43,14 +43,4 @@ class Routing {
   std::vector<float> ones_;
 };
 
-// An even split of work whose units differ in cost: worker `worker` of `workers` takes, of a group
-// that has `units` units of `unit_cost` each behind `before` cost of earlier groups, the units
-// [begin, end). All workers together take every unit once.
-struct UnitRange {
-  std::size_t begin;
-  std::size_t end;
-};
-UnitRange ShareOf(std::size_t total_cost, std::size_t before, std::size_t units,
-                  std::size_t unit_cost, std::size_t worker, std::size_t workers) noexcept;
-
 }  // namespace ktd

@@ -66,4 +66,14 @@ struct Matrix {
   WeightFormat format;
 };
 
+constexpr bool ColumnMajor(WeightFormat format) noexcept {
+  return format == WeightFormat::kGptq || format == WeightFormat::kAwq;
+}
+
+// Where the weights of `row` begin; in the column-major formats, where its first line does.
+inline const std::uint8_t* AddressOf(const Matrix& m, std::size_t row) noexcept {
+  if (!ColumnMajor(m.format)) return m.weights + row * m.pitch;
+  return m.weights + (m.format == WeightFormat::kGptq ? row * 4 : row / 2);
+}
+
 }  // namespace ktd

@@ -117,7 +117,7 @@ inline void TileRows(const Matrix& m, std::size_t row, const SlabTokens& slab, s
 // sums[t * stride + (row - begin)] for rows [begin, end); `after` is read next, or null.
 template <class F>
 inline void StreamSums(const Matrix& m, std::size_t begin, std::size_t end, const SlabTokens& slab,
-                     const std::uint8_t* after, float* sums, std::size_t stride) noexcept {
+                       const std::uint8_t* after, float* sums, std::size_t stride) noexcept {
   std::size_t row = begin;
   const auto rows = [&]<int R>() noexcept {
     for (; row + R <= end; row += R) {

@@ -60,6 +60,18 @@ inline void PanelBlock(const float* panel, const float* const (&x)[N], std::size
   }
 }
 
+// Calls block<count>, 0 < count <= N.
+template <int N, class Block>
+inline void Remainder(std::size_t count, const Block& block) noexcept {
+  if constexpr (N > 0) {
+    if (count == N) {
+      block.template operator()<N>();
+    } else {
+      Remainder<N - 1>(count, block);
+    }
+  }
+}
+
 // sums[t * stride + (row - begin)] for rows [begin, end) and the prepared tokens.
 template <class F>
 inline void PanelSums(const Matrix& m, std::size_t begin, std::size_t end,
@@ -84,13 +96,14 @@ inline void PanelSums(const Matrix& m, std::size_t begin, std::size_t end,
       const auto block = [&]<int N>() noexcept {
         const float* x[N];
         for (int t = 0; t < N; ++t) {
-          x[t] = reinterpret_cast<const float*>(tokens[token + static_cast<std::size_t>(t)]) + first;
+          x[t] =
+              reinterpret_cast<const float*>(tokens[token + static_cast<std::size_t>(t)]) + first;
         }
         PanelBlock<F, N>(panel, x, padded, first > 0, unfinished + token * kTile);
         token += N;
       };
       while (count - token >= F::kPanelTokens) block.template operator()<F::kPanelTokens>();
-      while (token < count) block.template operator()<1>();
+      Remainder<F::kPanelTokens - 1>(count - token, block);
     }
     for (std::size_t t = 0; t < count; ++t) {
       for (std::size_t r = 0; r < rows; ++r) {

@@ -29,25 +29,4 @@ TEST(ARoutingOfNothingHasNoGroups) {
   EXPECT(routing.groups().empty());
 }
 
-TEST(SharesCoverEveryUnitOnce) {
-  const std::size_t units[] = {1, 7, 96, 3, 13};
-  const std::size_t costs[] = {1, 4, 1, 9, 2};
-  std::size_t total = 0;
-  for (int g = 0; g < 5; ++g) total += units[g] * costs[g];
-  for (std::size_t workers = 1; workers <= 33; ++workers) {
-    std::size_t before = 0;
-    for (int g = 0; g < 5; ++g) {
-      std::size_t next = 0;
-      for (std::size_t worker = 0; worker < workers; ++worker) {
-        const UnitRange range = ShareOf(total, before, units[g], costs[g], worker, workers);
-        EXPECT(range.begin == next && range.end >= range.begin, "group ", g, ", worker ", worker,
-               " of ", workers);
-        next = range.end;
-      }
-      EXPECT(next == units[g], "group ", g, " with ", workers, " workers");
-      before += units[g] * costs[g];
-    }
-  }
-}
-
 }  // namespace ktd::testing
