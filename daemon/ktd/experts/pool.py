@@ -165,13 +165,16 @@ class ExpertPool:
         return out
 
 
-def split(ids: torch.Tensor, table: torch.Tensor, counters: torch.Tensor | None = None) -> Split:
+def split(
+    ids: torch.Tensor, table: torch.Tensor, counters: torch.Tensor | int | None = None
+) -> Split:
     """Divide one step's routing between slots and the CPU; each pair goes to one side.
 
     Args:
         ids: int32 or int64 ``[T, K]``; -1 is padding, which goes nowhere and is not counted.
         table: int32 ``[E]``: the slot that holds an expert, or -1.
-        counters: uint64 or int64 ``[E, 2]`` (slot, CPU), grown by one per pair; None: not counted.
+        counters: uint64 or int64 ``[E, 2]`` (slot, CPU), grown by one per pair; None: not counted;
+            a number: the address of such memory, for who counts in every step.
 
     Raises:
         ValueError: An argument is not as described, or an id is outside ``[-1, E)``; nothing is
@@ -181,9 +184,10 @@ def split(ids: torch.Tensor, table: torch.Tensor, counters: torch.Tensor | None 
     experts = table.shape[0]
     wide = ids.dtype == torch.int64
     _check(ids, "ids", torch.int64 if wide else torch.int32, (None, None))
-    if counters is not None:
+    if isinstance(counters, torch.Tensor):
         signed = counters.dtype == torch.int64
         _check(counters, "counters", torch.int64 if signed else torch.uint64, (experts, 2))
+        counters = counters.data_ptr()
     tokens, top_k = ids.shape
     slots = torch.empty(tokens, top_k, dtype=torch.int32)
     cpu_ids = torch.empty(tokens, top_k, dtype=torch.int32)
@@ -193,7 +197,7 @@ def split(ids: torch.Tensor, table: torch.Tensor, counters: torch.Tensor | None 
         table.data_ptr(),
         slots.data_ptr(),
         cpu_ids.data_ptr(),
-        0 if counters is None else counters.data_ptr(),
+        counters or 0,
         tokens,
         top_k,
         experts,

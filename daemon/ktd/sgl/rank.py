@@ -64,7 +64,9 @@ class Rank:
         counters = torch.frombuffer(self.file.counters, dtype=torch.int64).view(
             len(KINDS), len(spec.moe_layers), spec.num_experts, len(TIERS)
         )
-        self._counters = [list(of_kind) for of_kind in counters]
+        # Addresses, because looking at a tensor in every layer of every step costs more than
+        # counting does; the file keeps the memory.
+        self._counters = [[row.data_ptr() for row in of_kind] for of_kind in counters]
         self._decode_rows: int | None = 0
         self.recording = RecordingCalls(
             Recorder(counters, self._experts_in_slots) if rank == 0 else None,
@@ -153,17 +155,22 @@ class Rank:
 
     def end_step(self, *, tokens: int) -> None:
         """A forward pass has been launched (on a CPU host: has finished)."""
-        decoded = tokens if self._decode_rows is None else self._decode_rows
-        self._add(Word.DECODE_STEPS if self._decode_rows is None else Word.PREFILL_STEPS, 1)
-        self._add(Word.DECODE_TOKENS, decoded)
-        self._add(Word.PREFILL_TOKENS, tokens - decoded)
+        decoded = self._decode_rows
+        if decoded is None:
+            self._add(Word.DECODE_STEPS, 1)
+            self._add(Word.DECODE_TOKENS, tokens)
+        else:
+            self._add(Word.PREFILL_STEPS, 1)
+            self._add(Word.DECODE_TOKENS, decoded)
+            self._add(Word.PREFILL_TOKENS, tokens - decoded)
         self.file.words[Word.CPU_WEIGHT_BYTES] = self.pool.bytes_read - self._weight_bytes_at_reset
         self.file.words[Word.IN_STEP] = 0
         self.file.beat()
 
     def route(self, position: int, ids: torch.Tensor, table: torch.Tensor) -> Split:
         """Divides one layer's routing ``[tokens, top_k]`` between slots and pool, and counts it."""
-        self.recording.see(position, ids)
+        if self.recording.wants_ids:
+            self.recording.see(position, ids)
         rows = self._decode_rows
         if not rows or rows >= ids.shape[0]:
             kind = Kind.PREFILL if rows == 0 else Kind.DECODE

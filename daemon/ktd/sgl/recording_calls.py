@@ -22,6 +22,10 @@ class RecordingCalls:
 
     Tensor-parallel ranks see the same tokens, so one of them sees everything once.
 
+    Attributes:
+        active: Whether :meth:`end_pass` has to be called.
+        wants_ids: Whether :meth:`see` has to be called.
+
     Args:
         recorder: Of this rank, or None on the ranks that do not record.
         runtime_dir: Of the engine.
@@ -41,6 +45,9 @@ class RecordingCalls:
         self._moe_layers = moe_layers
         self._num_experts = num_experts
         self.num_layers = max(moe_layers, default=-1) + 1
+        # Plain attributes, because every layer of every step looks at them.
+        self.active = False
+        self.wants_ids = False
 
     def calls(self) -> dict[str, Callable[[dict[str, Any]], None]]:
         """By their names in a request."""
@@ -53,7 +60,7 @@ class RecordingCalls:
 
     def see(self, position: int, ids: torch.Tensor) -> None:
         """One layer's routing of the pass that runs."""
-        if self._recorder is not None and self._recorder.wants_ids:
+        if self._recorder is not None:
             self._recorder.see(position, ids)
 
     def end_pass(self, pass_id: int, tokens: int, batch: Any) -> None:
@@ -67,6 +74,8 @@ class RecordingCalls:
         def call(fields: dict[str, Any]) -> None:
             if self._recorder is not None:
                 act(self._recorder, fields)
+                self.active = self._recorder.recording
+                self.wants_ids = self._recorder.wants_ids
                 self._answer(fields["sequence"], self._recorder.report())
 
         return call

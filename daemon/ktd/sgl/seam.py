@@ -150,7 +150,8 @@ class SchedulerHooks:
         decode = forward_batch.forward_mode.is_decode()
         tokens = forward_batch.batch_size if decode else forward_batch.input_ids.shape[0]
         rank.end_step(tokens=int(tokens))
-        rank.recording.end_pass(runner.forward_pass_id, int(tokens), forward_batch)
+        if rank.recording.active:
+            rank.recording.end_pass(runner.forward_pass_id, int(tokens), forward_batch)
         return result
 
     @property
