@@ -107,8 +107,9 @@ def test_a_dump_names_its_file_and_ktd_reads_it(files, mode):
 def sglang_reads(kind: str, path: str) -> Any:
     """What SGLang's code finds in a file."""
     pytest.importorskip("torch")
+    # -P: this folder's openai.py must not stand for the package that SGLang imports.
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("sglang_reads.py")), kind, path],
+        [sys.executable, "-P", str(Path(__file__).with_name("sglang_reads.py")), kind, path],
         capture_output=True,
         text=True,
         check=False,

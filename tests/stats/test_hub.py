@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import aclosing
 
+import numpy as np
 import pytest
 
 from ktd.errors import EngineNotReady, InvalidArgument
@@ -120,3 +121,49 @@ async def test_each_listener_keeps_its_own_interval():
             await eager.take()
         await calm.take()
         assert calm.dropped == 0
+
+
+async def test_counts_of_an_engine_that_ended_go_on_with_the_next(hub, tmp_path):
+    """Strategies know the traffic; the statistics of the new engine begin at zero."""
+    first, second = Engine(tmp_path / "a", "e1"), Engine(tmp_path / "b", "e2")
+    hub.attach(first.sampler)
+    first.count(1, 0, 5)
+    hub.attach(second.sampler)
+    second.count(0, 1, 2)
+    assert hub.counts() == [[2, 5]]
+    assert hub.snapshot().totals.gpu_pairs == 0
+
+
+async def test_a_long_past_weighs_as_two_hundred_thousand_pairs(hub, tmp_path):
+    """New traffic counts for more soon; an expert that was used at all stays known."""
+    engine = Engine(tmp_path, "e1")
+    hub.attach(engine.sampler)
+    hub.use(np.array([[[10**9, 1]], [[10**9, 0]]]))
+    assert hub.counts() == [[200_000, 1]]
+    engine.count(1, 0, 50)
+    assert hub.counts() == [[200_000, 51]]
+    assert hub.known().tolist() == [[[100_000, 1]], [[100_000, 50]]]
+
+
+async def test_used_counts_take_the_place_of_what_was_counted_before(hub, tmp_path):
+    """Not of what comes after."""
+    engine = Engine(tmp_path, "e1")
+    hub.attach(engine.sampler)
+    engine.count(0, 0, 7)
+    hub.use(np.array([[[1, 1]], [[0, 0]]]))
+    engine.count(1, 1, 3)
+    assert hub.counts() == [[1, 4]]
+
+
+async def test_rates_and_windows_follow_without_anybody_asking(hub, tmp_path):
+    """The keeper looks once a second; rates of an idle engine fade."""
+    engine = Engine(tmp_path, "e1")
+    engine.writer.words[Word.DECODE_STEPS] += 1
+    engine.count(1, 0, 50)
+    hub.attach(engine.sampler)
+    await asyncio.sleep(0.05)
+    assert len(hub._history._samples) == 1
+    rates = hub.rates()
+    assert rates.per_second[1, 0].argmax() == 2
+    hub.detach()
+    assert hub.rates().per_second.sum() > 0
