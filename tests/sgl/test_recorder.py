@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from types import SimpleNamespace
 
@@ -230,6 +231,22 @@ def test_a_dump_that_cannot_be_written_keeps_everything(rank, tmp_path):
     rank.step([[0, 1]])
     ids = [record["forward_pass_id"] for record in rank.load()["records"]]
     assert ids == [1, 2]
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(rank, tmp_path):
+    """The system's words are told, the folder is empty, and the next dump has everything."""
+    rank.start("stat", buffer_passes=1000)
+    rank.step([[0, 1]])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python ignores the signal, so that writing fails as on a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        failed = rank.dump()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert failed["error"] == "File too large"
+    assert list((tmp_path / "out").iterdir()) == []
+    assert rank.load()["logical_count"].sum().item() == 4
 
 
 def test_stopping_keeps_what_was_recorded_until_the_dump(rank):

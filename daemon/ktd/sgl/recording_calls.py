@@ -101,7 +101,8 @@ class RecordingCalls:
             except Exception as error:
                 logger.exception("a recording cannot be written")
                 recorder.give_back(taken)
-                what = getattr(error, "strerror", None) or str(error)
+                # torch's words may be many lines.
+                what = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
                 self._answer(fields["sequence"], recorder.report() | {"error": what})
             else:
                 self._answer(fields["sequence"], _written(recorder, taken) | {"files": files})

@@ -113,8 +113,14 @@ def _all_layers(counts: torch.Tensor, layout: Layout) -> torch.Tensor:
 def _save(path: Path, content: dict[str, Any]) -> str:
     temporary = path.with_suffix(".tmp")
     try:
-        torch.save(content, temporary)
+        with temporary.open("wb") as file:
+            torch.save(content, file)
         temporary.rename(path)
+    except RuntimeError as error:
+        # torch's archive fails again while it closes, in words that say nothing.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     return str(path)
