@@ -22,6 +22,11 @@ constexpr std::size_t kBytesPerWorker = 256 * 1024;
 // Tokens of an expert that cost no more than its first: below it, the weights' bytes are the cost.
 constexpr std::size_t kFreeTokens = 8;
 
+// From so many tokens on, out is put together in memory of the worker's own: a few columns of all
+// tokens are then a few pages in its cache, where in out they are as many pages as tokens.
+constexpr std::size_t kPartialTokens = 64;
+constexpr std::size_t kPartialFloats = std::size_t{2} << 20 >> 2;
+
 constexpr std::size_t kDownUnit = kCacheLine / sizeof(float);  // so that no two share a line of out
 
 constexpr std::size_t Units(std::size_t rows, std::size_t unit) { return (rows + unit - 1) / unit; }
@@ -50,7 +55,7 @@ ExpertPool::ExpertPool(const Kernel& kernel, const PoolOptions& options)
   }
   const std::size_t threads = options.threads == 0 ? cpus_.size() : options.threads;
   KTD_CHECK(threads <= 4096, "a pool of ", threads, " threads is refused; 4096 are the most");
-  scratch_ = std::vector<AlignedArray<std::uint8_t>>(threads);
+  workers_ = std::make_unique<Worker[]>(threads);
   gate_up_ = std::make_unique<WorkList>(threads);
   down_ = std::make_unique<WorkList>(threads);
   threads_ = std::make_unique<ThreadPool>(threads, cpus_, SpinFor(threads, allowed.size()));
@@ -75,7 +80,7 @@ std::size_t ExpertPool::AddLayer(const LayerWeights& weights) {
   const std::lock_guard lock(mutex_);
   for (const ExpertKernel* kernel : {kernels.few, kernels.many}) {
     const std::size_t bytes = kernel->scratch_bytes(weights.hidden, weights.intermediate);
-    for (AlignedArray<std::uint8_t>& scratch : scratch_) scratch.Reserve(bytes);
+    for (std::size_t i = 0; i < threads(); ++i) workers_[i].scratch.Reserve(bytes);
   }
   layers_.push_back(weights);
   return layers_.size() - 1;
@@ -198,6 +203,7 @@ void ExpertPool::RunPhase(void* context, std::size_t phase, std::size_t worker, 
   const Pass& pass = *static_cast<const Pass*>(context);
   ExpertPool& pool = *pass.pool;
   WorkRange range{};
+  pool.workers_[worker].prepared = SIZE_MAX;
   if (phase == 0) {
     while (pool.gate_up_->Claim(worker, range)) pool.GateUp(pass, worker, range);
   } else {
@@ -224,7 +230,9 @@ void ExpertPool::GateUp(const Pass& pass, std::size_t worker, const WorkRange& r
   job.scale = layer.weights_before_input ? routing_.weights() + group.begin : nullptr;
   job.count = group.count();
   job.act = activations_.data() + plan.act;
-  job.scratch = scratch_[worker].data();
+  job.scratch = workers_[worker].scratch.data();
+  job.same_tokens = workers_[worker].prepared == range.group;
+  workers_[worker].prepared = range.group;
   if (job.row_end < layer.intermediate) {
     job.after = AddressOf(job.gate, job.row_end);
   } else if (range.group + 1 < plans_.size()) {
@@ -242,35 +250,63 @@ void ExpertPool::GateUp(const Pass& pass, std::size_t worker, const WorkRange& r
 // Phase 1: some columns of out, all experts' rows for them, added in the order of the experts, so
 // that no sum depends on timing.
 void ExpertPool::Down(const Pass& pass, std::size_t worker, const WorkRange& range) {
-  const LayerWeights& layer = *pass.layer;
-  const ForwardCall& call = pass.call;
-  const std::size_t begin = range.begin * down_unit_;
-  const std::size_t end = std::min(range.end * down_unit_, layer.hidden);
-  for (std::size_t token = 0; token < call.tokens; ++token) {
-    float* row = call.out + token * layer.hidden;
-    std::fill(row + begin, row + end, 0.0f);
+  const std::size_t end = std::min(range.end * down_unit_, pass.layer->hidden);
+  const std::size_t fitting = kPartialFloats / pass.call.tokens / down_unit_ * down_unit_;
+  const std::size_t step = std::max(fitting, down_unit_);
+  for (std::size_t row = range.begin * down_unit_; row < end; row += step) {
+    DownRows(pass, worker, row, std::min(row + step, end));
   }
+}
+
+void ExpertPool::DownRows(const Pass& pass, std::size_t worker, std::size_t begin,
+                          std::size_t end) {
+  const ForwardCall& call = pass.call;
+  const std::size_t stride = pass.layer->hidden;
+  DownJob job{};
+  job.row_begin = begin;
+  job.row_end = end;
+  if (call.tokens < kPartialTokens) {
+    for (std::size_t token = 0; token < call.tokens; ++token) {
+      std::fill(call.out + token * stride + begin, call.out + token * stride + end, 0.0f);
+    }
+    job.out = call.out;
+    job.out_stride = stride;
+    AddDown(pass, worker, job);
+    return;
+  }
+  AlignedArray<float>& partial = workers_[worker].partial;
+  const std::size_t width = end - begin;
+  partial.Reserve(call.tokens * width);
+  std::fill_n(partial.data(), call.tokens * width, 0.0f);
+  job.out = partial.data();
+  job.out_first = begin;
+  job.out_stride = width;
+  AddDown(pass, worker, job);
+  for (std::size_t token = 0; token < call.tokens; ++token) {
+    std::copy_n(partial.data() + token * width, width, call.out + token * stride + begin);
+  }
+}
+
+// Adds every expert's share to the rows of `job`.
+void ExpertPool::AddDown(const Pass& pass, std::size_t worker, DownJob& job) {
+  const LayerWeights& layer = *pass.layer;
   for (std::size_t i = 0; i < plans_.size(); ++i) {
     const ExpertGroup& group = routing_.groups()[i];
     const Plan& plan = plans_[i];
-    DownJob job{};
     job.down = plan.matrices.down;
     job.bias = plan.matrices.down_bias;
-    job.row_begin = begin;
-    job.row_end = end;
     job.act = activations_.data() + plan.act;
     job.tokens = routing_.tokens() + group.begin;
     job.weights = layer.weights_before_input ? routing_.ones() : routing_.weights() + group.begin;
     job.count = group.count();
-    job.out = call.out;
-    job.out_stride = layer.hidden;
-    job.scratch = scratch_[worker].data();
-    job.after = i + 1 < plans_.size() ? AddressOf(plans_[i + 1].matrices.down, begin) : nullptr;
+    job.scratch = workers_[worker].scratch.data();
+    job.after =
+        i + 1 < plans_.size() ? AddressOf(plans_[i + 1].matrices.down, job.row_begin) : nullptr;
     try {
       plan.kernel->down(job);
     } catch (const std::exception& error) {
-      throw std::runtime_error(
-          Concat("layer ", call.layer, ", expert ", group.expert, ": down failed: ", error.what()));
+      throw std::runtime_error(Concat("layer ", pass.call.layer, ", expert ", group.expert,
+                                      ": down failed: ", error.what()));
     }
     Beat(worker);
   }

@@ -82,6 +82,12 @@ class ExpertPool {
     ExpertMatrices matrices;
   };
 
+  struct alignas(kCacheLine) Worker {
+    AlignedArray<std::uint8_t> scratch;
+    AlignedArray<float> partial;      // some columns of out for all tokens of a pass
+    std::size_t prepared = SIZE_MAX;  // the group whose tokens the scratch holds
+  };
+
   void CheckUsable() const;
   const LayerWeights& CheckCall(const ForwardCall& call) const;
   std::uint64_t Compute(const LayerWeights& layer, const ForwardCall& call);
@@ -90,6 +96,8 @@ class ExpertPool {
   static void RunPhase(void* pass, std::size_t phase, std::size_t worker, std::size_t workers);
   void GateUp(const Pass& pass, std::size_t worker, const WorkRange& range);
   void Down(const Pass& pass, std::size_t worker, const WorkRange& range);
+  void DownRows(const Pass& pass, std::size_t worker, std::size_t begin, std::size_t end);
+  void AddDown(const Pass& pass, std::size_t worker, DownJob& job);
   void Beat(std::size_t worker) noexcept;
 
   const Kernel& kernel_;
@@ -104,9 +112,9 @@ class ExpertPool {
   std::size_t down_unit_ = 0;    // rows of out that are computed together
   std::unique_ptr<WorkList> gate_up_;
   std::unique_ptr<WorkList> down_;
-  AlignedArray<std::uint8_t> activations_;           // of the pass, group by group
-  std::vector<AlignedArray<std::uint8_t>> scratch_;  // by worker
-  std::vector<bool> seen_;                           // by expert: counted in this call's bytes
+  AlignedArray<std::uint8_t> activations_;  // of the pass, group by group
+  std::unique_ptr<Worker[]> workers_;
+  std::vector<bool> seen_;  // by expert: counted in this call's bytes
   alignas(kCacheLine) std::atomic<std::uint64_t> heartbeat_{0};
   std::atomic<std::uint64_t> calls_{0};
   std::atomic<std::uint64_t> bytes_{0};

@@ -170,7 +170,8 @@ inline void GateUpAmx(const GateUpJob& job) noexcept {
   const std::size_t act_bytes = ActBlockBytes(job.gate.rows);
   for (std::size_t first = 0; first < blocks; first += slab) {
     const std::size_t here = Smaller(slab, blocks - first);
-    for (std::size_t b = 0; b < here; ++b) {
+    const bool prepared = job.same_tokens && blocks <= slab;
+    for (std::size_t b = 0; b < here && !prepared; ++b) {
       PackTokens<F>(job, (first + b) * kTokenBlock, tokens + b * token_bytes);
     }
     for (std::size_t row = job.row_begin; row < job.row_end; row += kPanelRows) {
@@ -230,11 +231,23 @@ inline void FinishDown(const DownJob& job, std::size_t row, std::size_t end, std
   Transpose(v);
   for (std::size_t t = 0; t < count; ++t) {
     const auto to = static_cast<std::size_t>(job.tokens[token + t]);
-    float* out = job.out + to * job.out_stride + row;
+    float* out = job.out + to * job.out_stride + (row - job.out_first);
     const __m512 weight = _mm512_set1_ps(job.weights[token + t]);
     const __m512 before = _mm512_maskz_loadu_ps(mask, out);
     const __m512 sum = _mm512_add_ps(v[t], bias);
     _mm512_mask_storeu_ps(out, mask, _mm512_fmadd_ps(weight, sum, before));
+  }
+}
+
+// The lines that FinishDown will add to: tokens come in no order that hardware could foresee.
+inline void PrefetchOut(const DownJob& job, std::size_t row, std::size_t token,
+                        std::size_t most) noexcept {
+  const std::size_t end = Smaller(token + most, job.count);
+  for (; token < end; ++token) {
+    const auto to = static_cast<std::size_t>(job.tokens[token]);
+    const float* out = job.out + to * job.out_stride + (row - job.out_first);
+    _mm_prefetch(reinterpret_cast<const char*>(out), _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(out + kPanelRows), _MM_HINT_T0);
   }
 }
 
@@ -275,6 +288,7 @@ inline void DownAmx(const DownJob& job) noexcept {
       for (std::size_t p = 0; p < count; p += 2) {
         const std::size_t row = begin + p * kPanelRows;
         const std::uint8_t* panel = panels + p * panel_bytes;
+        PrefetchOut(job, row, b * kTokenBlock, two ? 2 * kTokenBlock : kTokenBlock);
         Sums sums[4];  // both panels of the first block, then of the second
         if (two) {
           F::template Multiply<2>(job.down, job.down, row, row + kPanelRows, panel,

@@ -41,10 +41,16 @@ inline __m512i NarrowSixteen(__m512 value) noexcept {
   return _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
 }
 
-// 1 / (1 + e^-x).
+// 1 / (1 + e^-x). The reciprocal is vrcp14ps with one step of Newton's method (relative error about
+// 2^-23), a third of the time of a division; the step would make NaN of an infinite e^-x, whose
+// reciprocal of 0 is kept instead.
 inline __m512 Sigmoid(__m512 x) noexcept {
   const __m512 one = _mm512_set1_ps(1.0f);
-  return _mm512_div_ps(one, _mm512_add_ps(one, Exp(_mm512_xor_ps(x, _mm512_set1_ps(-0.0f)))));
+  const __m512 sum = _mm512_add_ps(one, Exp(_mm512_xor_ps(x, _mm512_set1_ps(-0.0f))));
+  const __m512 rough = _mm512_rcp14_ps(sum);
+  const __m512 error = _mm512_fnmadd_ps(sum, rough, one);
+  const __mmask16 finite = _mm512_cmp_ps_mask(sum, _mm512_set1_ps(3e38f), _CMP_NGE_UQ);
+  return _mm512_mask_fmadd_ps(rough, finite, error, rough);
 }
 
 // The standard normal's distribution function, through Abramowitz and Stegun 7.1.26 (absolute error

@@ -76,13 +76,13 @@ struct SlabTokens {
 
 template <class F>
 inline void Prepare(const Matrix& m, const Bf16* row, std::uint8_t* packed, std::size_t index,
-                    SlabTokens& slab) noexcept {
+                    bool prepared, SlabTokens& slab) noexcept {
   const std::size_t bytes = F::PackedBytes(m.columns);
   if (bytes == 0) {
     slab.at[index] = reinterpret_cast<const std::uint8_t*>(row);
     return;
   }
-  F::Pack(m, row, packed + index * bytes);
+  if (!prepared) F::Pack(m, row, packed + index * bytes);
   slab.at[index] = packed + index * bytes;
 }
 
@@ -200,9 +200,10 @@ inline void GateUpGemv(const GateUpJob& job) noexcept {
   SlabTokens slab;
   for (std::size_t first = 0; first < job.count; first += slab.count) {
     slab.count = Smaller(kSlabTokens, job.count - first);
+    const bool prepared = job.same_tokens && job.count <= kSlabTokens;
     for (std::size_t p = 0; p < slab.count; ++p) {
       const auto token = static_cast<std::size_t>(job.tokens[first + p]);
-      Prepare<F>(job.gate, job.x + token * job.gate.columns, scratch.packed, p, slab);
+      Prepare<F>(job.gate, job.x + token * job.gate.columns, scratch.packed, p, prepared, slab);
     }
     GateUpSlab<F>(job, first, slab, scratch);
   }
@@ -222,7 +223,7 @@ inline void DownSlab(const DownJob& job, std::size_t first, const SlabTokens& sl
       if (job.bias != nullptr) AddBias(job.bias + row, 1, sums, n);
       const auto token = static_cast<std::size_t>(job.tokens[first + p]);
       const float weight = job.weights[first + p];
-      float* out = job.out + token * job.out_stride + row;
+      float* out = job.out + token * job.out_stride + (row - job.out_first);
       for (std::size_t i = 0; i < n; ++i) out[i] += weight * sums[i];
     }
   }
@@ -236,7 +237,7 @@ inline void DownGemv(const DownJob& job) noexcept {
   for (std::size_t first = 0; first < job.count; first += slab.count) {
     slab.count = Smaller(kSlabTokens, job.count - first);
     for (std::size_t p = 0; p < slab.count; ++p) {
-      Prepare<F>(job.down, act + (first + p) * job.down.columns, scratch.packed, p, slab);
+      Prepare<F>(job.down, act + (first + p) * job.down.columns, scratch.packed, p, false, slab);
     }
     DownSlab<F>(job, first, slab, scratch);
   }

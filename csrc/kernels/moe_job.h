@@ -31,11 +31,12 @@ struct GateUpJob {
   std::size_t count;
   std::uint8_t* act;          // act_bytes(intermediate, count) of the same kernel
   std::uint8_t* scratch;      // scratch_bytes(...) of the same kernel
+  bool same_tokens;           // scratch is as the last call left it, and that call had these tokens
   const std::uint8_t* after;  // weights that this worker reads next, to be prefetched; or null
 };
 
-// out[tokens[p], h] += weights[p] * (act[p] . down[h] + bias[h]) for h in [row_begin, row_end), p
-// ascending.
+// out[tokens[p], h - out_first] += weights[p] * (act[p] . down[h] + bias[h]) for h in [row_begin,
+// row_end), p ascending.
 struct DownJob {
   Matrix down;       // [hidden, intermediate]
   const Bf16* bias;  // null, or [hidden]
@@ -45,7 +46,8 @@ struct DownJob {
   const std::int32_t* tokens;  // [count]
   const float* weights;        // [count]
   std::size_t count;
-  float* out;  // [tokens of the call, out_stride]
+  float* out;             // [tokens of the call, out_stride]
+  std::size_t out_first;  // the row that out's first column stands for
   std::size_t out_stride;
   std::uint8_t* scratch;
   const std::uint8_t* after;

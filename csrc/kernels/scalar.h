@@ -76,7 +76,7 @@ inline void DownNaive(const DownJob& job) noexcept {
       float sum = Dot<Format>(job.down, row, x);
       if (job.bias != nullptr) sum += Widen(job.bias[row]);
       const auto token = static_cast<std::size_t>(job.tokens[p]);
-      job.out[token * job.out_stride + row] += job.weights[p] * sum;
+      job.out[token * job.out_stride + row - job.out_first] += job.weights[p] * sum;
     }
   }
 }
