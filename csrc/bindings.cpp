@@ -212,6 +212,11 @@ PYBIND11_MODULE(_native, module) {
            [](const ExpertPool& pool) {
              return reinterpret_cast<std::uintptr_t>(&pool.heartbeat());
            })
+      .def("many_from",
+           [](const ExpertPool& pool, const std::string& format) {
+             return pool.many_from(
+                 ktd::Named<ktd::WeightFormat>(format, ktd::kFormatNames, "weight format"));
+           })
       .def_property_readonly("calls", &ExpertPool::calls)
       .def_property_readonly("bytes_read", &ExpertPool::bytes_read);
   module.def("split", &ktd::SplitAny, py::arg("ids"), py::arg("ids_are_int64"), py::arg("table"),

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "check.h"
+#include "crossover.h"
 #include "ticket_queue.h"
 #include "topology.h"
 
@@ -46,7 +47,9 @@ struct ExpertPool::Pass {
 };
 
 ExpertPool::ExpertPool(const Kernel& kernel, const PoolOptions& options)
-    : kernel_(kernel), activation_bytes_(options.activation_bytes) {
+    : kernel_(kernel),
+      activation_bytes_(options.activation_bytes),
+      measure_crossover_(options.measure_crossover) {
   const std::vector<int> allowed = AllowedCpus();
   cpus_ = options.cpus.empty() ? OnePerCore(allowed, "/sys/devices/system/cpu") : options.cpus;
   for (const int cpu : cpus_) {
@@ -81,6 +84,10 @@ std::size_t ExpertPool::AddLayer(const LayerWeights& weights) {
   for (const ExpertKernel* kernel : {kernels.few, kernels.many}) {
     const std::size_t bytes = kernel->scratch_bytes(weights.hidden, weights.intermediate);
     for (std::size_t i = 0; i < threads(); ++i) workers_[i].scratch.Reserve(bytes);
+  }
+  std::size_t& many_from = many_from_[static_cast<std::size_t>(weights.format)];
+  if (many_from == 0) {
+    many_from = measure_crossover_ ? MeasureCrossover(kernels, weights) : kernels.many_from;
   }
   layers_.push_back(weights);
   return layers_.size() - 1;
@@ -166,7 +173,7 @@ std::size_t ExpertPool::MakePlans(const LayerWeights& layer) {
   std::size_t bytes = 0;
   for (const ExpertGroup& group : routing_.groups()) {
     const std::size_t count = group.count();
-    const ExpertKernel* kernel = count < kernels.many_from ? kernels.few : kernels.many;
+    const ExpertKernel* kernel = count < many_from(layer.format) ? kernels.few : kernels.many;
     const std::size_t units = Units(layer.intermediate, kernel->unit);
     const std::size_t cost = Units(count, kFreeTokens) * expert_bytes;
     plans_.push_back({kernel, act, MatricesOf(layer, group.expert)});

@@ -35,6 +35,8 @@ struct PoolOptions {
   std::vector<int> cpus = {};  // empty: one CPU of each physical core that this thread may use
   // Bounds the activations of a long prefill; beyond it the weights are streamed once more.
   std::size_t activation_bytes = std::size_t{512} << 20;
+  // Measures from how many tokens on the many-token kernels pay; else the table's figures are used.
+  bool measure_crossover = true;
 };
 
 class TicketQueue;
@@ -51,6 +53,12 @@ class ExpertPool {
   const Kernel& kernel() const noexcept { return kernel_; }
   std::size_t threads() const noexcept { return threads_->threads(); }
   const std::vector<int>& cpus() const noexcept { return cpus_; }
+
+  // From so many tokens of an expert on its many-token kernel is used; 0 before the first layer of
+  // the format.
+  std::size_t many_from(WeightFormat format) const noexcept {
+    return many_from_[static_cast<std::size_t>(format)];
+  }
 
   // Returns the layer's handle: 0, 1, ... in the order of the calls. Throws CheckError for weights
   // that the kernels do not compute.
@@ -103,6 +111,7 @@ class ExpertPool {
   const Kernel& kernel_;
   std::vector<int> cpus_;
   const std::size_t activation_bytes_;
+  const bool measure_crossover_;
   std::mutex mutex_;  // held by the one call that computes, or adds a layer
   std::vector<LayerWeights> layers_;
   std::unique_ptr<ThreadPool> threads_;
@@ -114,6 +123,7 @@ class ExpertPool {
   std::unique_ptr<WorkList> down_;
   AlignedArray<std::uint8_t> activations_;  // of the pass, group by group
   std::unique_ptr<Worker[]> workers_;
+  std::size_t many_from_[kWeightFormats] = {};
   std::vector<bool> seen_;  // by expert: counted in this call's bytes
   alignas(kCacheLine) std::atomic<std::uint64_t> heartbeat_{0};
   std::atomic<std::uint64_t> calls_{0};

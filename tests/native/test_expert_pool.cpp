@@ -9,7 +9,11 @@ namespace {
 
 // More threads than this machine may have cores: pinned round robin.
 PoolOptions Threads(std::size_t threads) {
-  return {threads, AllowedCpus(), std::size_t{512} << 20};
+  PoolOptions options;
+  options.threads = threads;
+  options.cpus = AllowedCpus();
+  options.measure_crossover = false;
+  return options;
 }
 
 std::uint64_t RunAndCheck(ExpertPool& pool, const FormatCase& layer, Call& call,
@@ -104,6 +108,20 @@ TEST(ALongCallIsComputedInPassesWithTheSameResult) {
       EXPECT(single.out[h] == call.out[token * 3 + h], "token ", token, " column ", h);
     }
   }
+}
+
+TEST(TheCrossoverIsMeasuredOnceForEachFormat) {
+  const Kernel& best = KernelOrSkip("avx2");
+  PoolOptions options = Threads(1);
+  options.measure_crossover = true;
+  ExpertPool pool(best, options);
+  EXPECT(pool.many_from(WeightFormat::kBf16) == 0);
+  const FormatCase layer = RandomLayer(2, 512, 96);
+  pool.AddLayer(layer.layer());
+  const std::size_t measured = pool.many_from(WeightFormat::kBf16);
+  EXPECT(measured >= 2 && measured <= 32, "measured ", measured);
+  pool.AddLayer(layer.layer());
+  EXPECT(pool.many_from(WeightFormat::kBf16) == measured);
 }
 
 }  // namespace ktd::testing

@@ -138,6 +138,16 @@ class Pool:
     def heartbeat_address(self) -> int:
         """Address of a uint64 that grows while a call makes progress; lives with the pool."""
 
+    def many_from(self, format: str) -> int:  # noqa: A002 - as the extension calls it
+        """From how many tokens of an expert on its many-token kernel is used, as measured here.
+
+        Args:
+            format: A name of ``ktd.experts.weights.WeightFormat``.
+
+        Returns:
+            0 before the first layer of the format.
+        """
+
     @property
     def calls(self) -> int: ...
     @property
