@@ -86,17 +86,18 @@ class RecordingRank:
         ids = torch.tensor(ids)
         tokens = len(ids)
         self.passes += 1
-        self.rank.begin_step(decode_rows=None if decode else 0)
-        for position, layer in enumerate(LAYERS):
-            self.rank.route(position, ids, self.rank.layers[layer].table)
-        self.rank.end_step(tokens=tokens)
         batch = SimpleNamespace(
             input_ids=torch.arange(tokens),
             positions=torch.arange(tokens) + 5,
             extend_seq_lens_cpu=None if decode else [tokens],
             forward_mode=SimpleNamespace(value=2 if decode else 1),
         )
-        self.rank.recording.end_pass(self.passes, tokens, batch)
+        self.rank.begin_step(decode_rows=None if decode else 0)
+        self.rank.recording.begin_pass(batch)
+        for position, layer in enumerate(LAYERS):
+            self.rank.route(position, ids, self.rank.layers[layer].table)
+        self.rank.end_step(tokens=tokens)
+        self.rank.recording.end_pass(self.passes, tokens)
 
     def dump(self, folder=None):
         return self.call("record_dump", folder=str(folder or self.folder / "out"))[1]

@@ -72,3 +72,28 @@ def test_coactivation_of_many_tokens_is_the_sum_of_its_parts():
     whole = coactivation(ids, 32)
     assert (whole == coactivation(ids[:9000], 32) + coactivation(ids[9000:], 32)).all()
     assert whole.trace(axis1=1, axis2=2).tolist() == [20000 * 4] * 6
+
+
+def test_a_mixed_pass_has_prefill_first_and_decoded_tokens_behind_it(tmp_path):
+    """As SGLang puts them; dense layers and unused columns are left out."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    ids = torch.full((3, 5, 8), -1, dtype=torch.int32)
+    ids[1:, :, :2] = torch.arange(20).reshape(2, 5, 2)
+    records = [
+        {"forward_mode": mode, "extend_seq_lens": lengths, "topk_ids_of_layer": ids}
+        for mode, lengths in ((1, [4, 1]), (3, [3, 1, 1]), (2, None))
+    ]
+    torch.save({"records": records}, tmp_path / "a.pt")
+    trace = read_trace(tmp_path / "a.pt")
+    (phase,) = trace.phases
+    assert (trace.layers, trace.num_experts, phase.ids.shape) == ((1, 2), 20, (15, 2, 2))
+    assert phase.ids[1].tolist() == [[2, 3], [12, 13]]
+    assert phase.decode.tolist() == [False] * 5 + [False] * 3 + [True] * 2 + [True] * 5
+
+
+def test_counts_without_routing_are_no_trace(tmp_path):
+    """A per_pass file; the message says what to record."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch.save({"records": [{"global_physical_count": torch.ones(2, 2)}]}, tmp_path / "a.pt")
+    with pytest.raises(ConfigError, match="--mode per_token"):
+        read_trace(tmp_path / "a.pt")

@@ -114,12 +114,13 @@ class Recorder:
         self._recorded = Recorded()
         self._before = counters
         self._ids: dict[int, torch.Tensor] = {}
+        self._metadata: dict[str, Any] = {}
         # A dump that failed gives back what it took, from the thread that was to write it.
         self._lock = threading.Lock()
 
     @property
     def wants_ids(self) -> bool:
-        """Whether :meth:`see` has to be called."""
+        """Whether :meth:`begin_pass` and :meth:`see` have to be called."""
         return self.recording and self.mode == PER_TOKEN
 
     def start(self, mode: str, limits: Limits, *, gpu_masks: bool) -> None:
@@ -143,12 +144,16 @@ class Recorder:
             self._add_totals()
         self.recording = False
 
+    def begin_pass(self, metadata: dict[str, Any]) -> None:
+        """A pass begins whose tokens are recorded; the fields that SGLang's recorder keeps."""
+        self._metadata = metadata
+
     def see(self, position: int, ids: torch.Tensor) -> None:
         """One layer's routing ``[tokens, top_k]`` of the pass that runs."""
         self._ids[position] = ids.to(torch.int16)
 
-    def end_pass(self, pass_id: int, tokens: int, metadata: Callable[[], dict[str, Any]]) -> None:
-        """A pass has ended; ``metadata`` is asked for in mode ``per_token`` only."""
+    def end_pass(self, pass_id: int, tokens: int) -> None:
+        """A pass of so many tokens has ended."""
         if not self.recording:
             return
         one: Pass | None = None
@@ -162,7 +167,7 @@ class Recorder:
                 id=pass_id,
                 counts=counts,
                 in_slots=self._in_slots() if self.gpu_masks else None,
-                tokens=self._tokens(metadata) if self.mode == PER_TOKEN else None,
+                tokens=self._tokens() if self.mode == PER_TOKEN else None,
             )
         with self._lock:
             recorded = self._recorded
@@ -221,8 +226,8 @@ class Recorder:
                 "bytes": recorded.num_bytes,
             }
 
-    def _tokens(self, metadata: Callable[[], dict[str, Any]]) -> Tokens:
-        found = metadata()
+    def _tokens(self) -> Tokens:
+        found = self._metadata
         layers = self._counters.shape[1]
         # Rows of a layer that did not run, or rows that are only padding, hold -1.
         width = max((ids.shape[1] for ids in self._ids.values()), default=0)

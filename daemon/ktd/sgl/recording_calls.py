@@ -24,7 +24,7 @@ class RecordingCalls:
 
     Attributes:
         active: Whether :meth:`end_pass` has to be called.
-        wants_ids: Whether :meth:`see` has to be called.
+        wants_ids: Whether :meth:`begin_pass` and :meth:`see` have to be called.
 
     Args:
         recorder: Of this rank, or None on the ranks that do not record.
@@ -58,15 +58,20 @@ class RecordingCalls:
             "record_dump": self._dump,
         }
 
+    def begin_pass(self, batch: Any) -> None:
+        """A pass of SGLang begins, of which tokens are recorded; ``batch`` is its ForwardBatch."""
+        if self._recorder is not None:
+            self._recorder.begin_pass(_metadata(batch))
+
     def see(self, position: int, ids: torch.Tensor) -> None:
         """One layer's routing of the pass that runs."""
         if self._recorder is not None:
             self._recorder.see(position, ids)
 
-    def end_pass(self, pass_id: int, tokens: int, batch: Any) -> None:
-        """SGLang's pass has ended; ``batch`` is its ``ForwardBatch``."""
+    def end_pass(self, pass_id: int, tokens: int) -> None:
+        """SGLang's pass of that number has ended."""
         if self._recorder is not None:
-            self._recorder.end_pass(pass_id, tokens, lambda: _metadata(batch))
+            self._recorder.end_pass(pass_id, tokens)
 
     def _on_recorder(
         self, act: Callable[[Recorder, dict[str, Any]], None]

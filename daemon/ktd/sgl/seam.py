@@ -145,13 +145,16 @@ class SchedulerHooks:
         if rank is None:
             return original(runner, forward_batch, *args, **kwargs)
         rank.begin_step(decode_rows=_decode_rows(forward_batch))
+        if rank.recording.wants_ids:
+            # Before the pass: a mixed batch calls itself an extending one after it.
+            rank.recording.begin_pass(forward_batch)
         # A step that raises ends the scheduler; IN_STEP stays, and SGLang tells its parent.
         result = original(runner, forward_batch, *args, **kwargs)
         decode = forward_batch.forward_mode.is_decode()
         tokens = forward_batch.batch_size if decode else forward_batch.input_ids.shape[0]
         rank.end_step(tokens=int(tokens))
         if rank.recording.active:
-            rank.recording.end_pass(runner.forward_pass_id, int(tokens), forward_batch)
+            rank.recording.end_pass(runner.forward_pass_id, int(tokens))
         return result
 
     @property

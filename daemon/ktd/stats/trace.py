@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_DECODE = 2  # sglang.srt.model_executor.forward_batch_info.ForwardMode.DECODE
+# Of sglang.srt.model_executor.forward_batch_info.ForwardMode.
+_DECODE, _MIXED = 2, 3
 # Lists of token ids are inside the pickle: about 6 bytes a token.
 _LARGEST_PICKLE = 256 << 20
 _BLOCK = 8192  # tokens whose one-hot rows are in memory at once
@@ -141,12 +142,22 @@ def _from_torch(path: Path) -> Phase:
             )
         array = np.array(ids.values()).reshape(ids.shape)
         passes.append(_ids(path, "topk_ids_of_layer", array).transpose(1, 0, 2))
-        decoded.append(np.full(passes[-1].shape[0], record.get("forward_mode") == _DECODE))
+        decoded.append(_decoded(record, len(passes[-1])))
     if len({one.shape[1:] for one in passes}) > 1:
         raise ConfigError(f"{path} has passes of several shapes: it is not of one model.")
     if not passes:
         raise ConfigError(f"{path} holds no pass: nothing ran while it was recorded.")
     return Phase(path.stem, np.concatenate(passes), np.concatenate(decoded))
+
+
+def _decoded(record: dict[Any, Any], tokens: int) -> NDArray[np.bool_]:
+    """Which tokens of a pass were decoded; in a mixed one, the single ones at its end."""
+    decoded = np.full(tokens, record.get("forward_mode") == _DECODE)
+    lengths = record.get("extend_seq_lens")
+    if record.get("forward_mode") == _MIXED and isinstance(lengths, list):
+        single = next((i for i, n in enumerate(reversed(lengths)) if n != 1), len(lengths))
+        decoded[tokens - min(single, tokens) :] = True
+    return decoded
 
 
 def _trace(path: Path, phases: Sequence[Phase]) -> Trace:
