@@ -166,8 +166,8 @@ async def test_plan_tells_moves_bytes_and_effect():
         assert plan.experts == ((0, 4), (0, 1, 3))
         assert plan.moves == (Move(1, 1, 4), Move(3, None, 3))
         assert plan.bytes == 20
-        assert plan.hit_rate_before == pytest.approx(6 / 30)
-        assert plan.hit_rate_after == pytest.approx(24 / 30)
+        assert plan.before.hit_rate == pytest.approx(6 / 30)
+        assert plan.after.hit_rate == pytest.approx(24 / 30)
         assert plan.etag == bench.etag
         assert bench.target.calls == []
 
@@ -176,7 +176,7 @@ async def test_plan_without_statistics_says_so(bench):
     """frequency falls back to the even prefix."""
     plan = bench.manager.plan(StrategyGoal("frequency"))
     assert "no activation statistics" in plan.notes[0]
-    assert plan.hit_rate_after == 0.0
+    assert plan.after.hit_rate == 0.0
     assert plan.experts == ((0, 1), (0, 1, 2))
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from ktd.placement.forecast import hit_rate
 from ktd.placement.model import ModelShape, Move, bytes_of, diff
-from ktd.placement.plans import hit_rate
 from ktd.placement.swap import BatchLimits
 
 SHAPE = ModelShape((2, 5), 4, (2, 3), 10)

@@ -11,7 +11,7 @@ from ktd.placement.strategies.registry import live_placement
 
 if TYPE_CHECKING:
     from ktd.placement.model import Experts, ModelShape
-    from ktd.placement.strategies.base import Counts
+    from ktd.placement.strategies.base import Evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +42,17 @@ def origin_of(goal: Goal) -> str:
     return goal.strategy if isinstance(goal, StrategyGoal) else "explicit"
 
 
-def resolve(goal: Goal, shape: ModelShape, current: Experts, counts: Counts | None) -> Choice:
+def resolve(goal: Goal, shape: ModelShape, current: Experts, evidence: Evidence) -> Choice:
     """The placement that ``goal`` asks for.
 
     Raises:
-        StrategyUnknown: there is no such strategy.
+        StrategyUnknown, StrategyFailed: there is no such strategy, or it does not work.
         LayerNotFound, ExpertNotFound: a target names what the model does not have.
         PlacementDoesNotFit: a target has more experts in a layer than the layer has slots.
         InvalidArgument: a layer is named twice, or is missing from a whole target.
     """
     if isinstance(goal, StrategyGoal):
-        return live_placement(goal.strategy, shape, counts)
+        return live_placement(goal.strategy, shape, evidence=evidence)
     wanted: dict[int, tuple[int, ...]] = {}
     slots = dict(zip(shape.moe_layers, shape.slots, strict=True))
     for layer, experts in goal.layers:

@@ -7,6 +7,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ktd.errors import EtagRequired, PlacementStale
 from ktd.placement.history import ChangeKind, History, HistoryEntry, UndoPoint
 from ktd.placement.model import Placement, bytes_of
 from ktd.placement.store import StoredPlacement
@@ -66,8 +67,11 @@ class Ledger:
         self._revision = stored.revision if stored else 0
         self.restorable = stored if stored and stored.model == model else None
 
-    def started(self, shape: ModelShape, experts: Experts, origin: str) -> None:
-        """An engine runs with ``experts``: keeps what is current or stored if it is the same."""
+    def started(self, shape: ModelShape, experts: Experts, origin: str, actor: str) -> None:
+        """An engine runs with ``experts``: keeps what is current or stored if it is the same.
+
+        What an operator has restarted for can be undone as far as the new slots allow.
+        """
         current, stored = self.placement, self.restorable
         if current and (current.shape, current.experts) == (shape, experts):
             return
@@ -80,7 +84,12 @@ class Ledger:
         if current is None and stored:
             self.history = stored.history
         self._advance(shape, experts, origin)
-        self.history = self.history.restricted(shape).recorded(self._entry(DAEMON, (), 0))
+        entry = self._entry(actor, (), 0)
+        if actor != DAEMON and current:
+            before = UndoPoint(current.revision, current.experts)
+            self.history = self.history.applied(entry, before).restricted(shape)
+        else:
+            self.history = self.history.restricted(shape).recorded(entry)
 
     def committed(self, change: Change, moves: tuple[Move, ...]) -> Placement:
         """A change is in effect, by these moves."""
@@ -91,6 +100,24 @@ class Ledger:
             change.kind, entry, UndoPoint(before.revision, before.experts)
         )
         return placement
+
+    def check_etag(self, etag: str) -> None:
+        """Returns if ``etag`` is that of the current placement.
+
+        Raises:
+            EtagRequired, PlacementStale: it is empty, or another one.
+        """
+        current = self._current()
+        if not etag:
+            raise EtagRequired(
+                "The request has no etag: read the placement, then send the etag it came with."
+            )
+        if etag != current.etag:
+            raise PlacementStale(
+                f"The placement has changed since etag {etag} was read: it is at revision "
+                f"{current.revision} now; read it again, then retry.",
+                etag=current.etag,
+            )
 
     def save_soon(self) -> None:
         """Saves what is current in a few seconds: a policy's many small changes become one."""

@@ -12,20 +12,20 @@ import structlog
 
 from ktd.errors import (
     EngineNotReady,
-    EtagRequired,
     PlacementDoesNotFit,
-    PlacementStale,
     PolicyHeld,
 )
 from ktd.placement.goals import origin_of, resolve
 from ktd.placement.history import ChangeKind
 from ktd.placement.ledger import DAEMON, Change, Ledger
 from ktd.placement.model import POLICY_ORIGIN, bytes_of, diff
-from ktd.placement.plans import LIFETIME, Plan, PlanBook, hit_rate
+from ktd.placement.planner import Situation, plan_of
+from ktd.placement.plans import LIFETIME, Plan, PlanBook
 from ktd.placement.policy_hold import PolicyHold
 from ktd.placement.requests import RequestLog
 from ktd.placement.residency import Residency
 from ktd.placement.runner import SwapContext
+from ktd.placement.strategies.base import Evidence
 from ktd.placement.swap import BatchLimits, Swap, SwapState
 from ktd.placement.swap_conditions import SwapConditions
 from ktd.placement.swaps import SwapTable
@@ -56,8 +56,10 @@ class PlacementManager:
         store: Where the last committed placement survives the daemon, or None.
         model: Names the model and its shape; what was stored for another one is not restored.
         counts: Activation counts per MoE layer and expert as of now, or None if there are none.
+        evidence: What strategies and forecasts may know, instead of the counts alone.
         on_condition: Called with an UPPER_SNAKE reason and a sentence, or None when it is over:
             ``SWAP_ROLLING_BACK``, ``SWAP_ROLLED_BACK``, ``SLOTS_EMPTY``, ``STATE_NOT_SAVED``.
+        on_copied: Called with bytes and seconds when a swap has succeeded that copied something.
         limits: How much is unmapped at once.
         clock: Unix seconds.
     """
@@ -68,12 +70,15 @@ class PlacementManager:
         store: PlacementStore | None = None,
         model: str = "",
         counts: Callable[[], Counts | None] = lambda: None,
+        evidence: Callable[[], Evidence] | None = None,
         on_condition: Callable[[str, str | None], None] = lambda _reason, _message: None,
+        on_copied: Callable[[int, float], None] = lambda _bytes, _seconds: None,
         limits: BatchLimits | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._counts = counts
+        self._known = evidence or (lambda: Evidence(counts=counts()))
         self._conditions = SwapConditions(on_condition)
+        self._on_copied = on_copied
         self._limits = limits or BatchLimits()
         self._clock = clock
         self._ledger = Ledger(
@@ -116,18 +121,23 @@ class PlacementManager:
         return self._target is not None
 
     async def attach(
-        self, target: SwapTarget, shape: ModelShape, experts: Experts, origin: str = "start"
+        self,
+        target: SwapTarget,
+        shape: ModelShape,
+        experts: Experts,
+        origin: str = "start",
+        actor: str = DAEMON,
     ) -> Placement:
         """An engine became ready with ``experts`` in its slots.
 
         Where that is what was current or stored, revision and history go on; otherwise this is a
-        new placement with that ``origin``.
+        new placement with that ``origin``, which ``actor`` wanted.
         """
         if not shape.fits(experts):
             raise ValueError("the engine's placement does not fit its slots")
         self.detach("The engine was started again.")
         await self.swaps.settled()
-        self._ledger.started(shape, experts, origin)
+        self._ledger.started(shape, experts, origin, actor)
         self._target = target
         self._residency = Residency(shape, experts)
         self._conditions.attached()
@@ -169,26 +179,20 @@ class PlacementManager:
             EngineNotReady: no placement is known yet.
             KtdError: ``goal`` cannot be met, see :func:`~ktd.placement.goals.resolve`.
         """
-        current = self.placement()
-        counts = self._counts()
-        choice = resolve(goal, current.shape, current.experts, counts)
-        moves = diff(current.shape, self._mapped(), choice.experts)
-        held = self.policy_hold.hold(LIFETIME)
-        plan = Plan(
-            id=secrets.token_hex(6),
-            etag=current.etag,
-            expire_time=self._clock() + LIFETIME,
-            shape=current.shape,
-            experts=choice.experts,
-            origin=origin_of(goal),
-            moves=moves,
-            bytes=bytes_of(current.shape, moves),
-            hit_rate_before=hit_rate(self._mapped(), counts),
-            hit_rate_after=hit_rate(choice.experts, counts),
-            notes=(*choice.notes, held) if held else choice.notes,
-        )
+        current, evidence = self.placement(), self.evidence()
+        plan = plan_of(goal, Situation(current, self._mapped(), evidence, self._clock()))
+        if held := self.policy_hold.hold(LIFETIME):
+            plan = replace(plan, notes=(*plan.notes, held))
         self._plans.add(plan)
         return plan
+
+    def kept_plan(self, plan_id: str) -> Plan:
+        """A plan that was made less than 60 seconds ago and not applied.
+
+        Raises:
+            PlanNotFound: there is none of that id.
+        """
+        return self._plans.get(plan_id)
 
     def apply_plan(
         self,
@@ -210,9 +214,9 @@ class PlacementManager:
         """
         if (repeated := self._repeated(request_id)) is not None:
             return repeated
-        plan = self._plans.get(plan_id)
-        self._check_etag(etag or plan.etag)
-        self._check_etag(plan.etag)
+        plan = self.kept_plan(plan_id)
+        self.check_etag(etag or plan.etag)
+        self.check_etag(plan.etag)
         change = Change(plan.experts, plan.origin, actor)
         swap = self._change(change, validate_only=validate_only, request_id=request_id)
         if not validate_only:
@@ -247,8 +251,8 @@ class PlacementManager:
         if (repeated := self._repeated(request_id)) is not None:
             return repeated
         current = self.placement()
-        choice = resolve(goal, current.shape, current.experts, self._counts())
-        self._check_etag(etag)
+        choice = resolve(goal, current.shape, current.experts, self.evidence())
+        self.check_etag(etag)
         change = Change(choice.experts, origin_of(goal), actor)
         return self._change(change, validate_only=validate_only, request_id=request_id)
 
@@ -261,7 +265,7 @@ class PlacementManager:
         """
         if (repeated := self._repeated(request_id)) is not None:
             return repeated
-        self._check_etag(etag)
+        self.check_etag(etag)
         change = Change(self.history.undo_point().experts, "undo", actor, ChangeKind.UNDO)
         return self._change(change, validate_only=False, request_id=request_id)
 
@@ -290,7 +294,7 @@ class PlacementManager:
         """
         if complaint := self.policy_hold.complaint():
             raise PolicyHeld(complaint)
-        self._check_etag(etag)
+        self.check_etag(etag)
         if not self.placement().shape.fits(experts):
             raise PlacementDoesNotFit(f"What the policy {policy} wants does not fit the slots.")
         change = Change(experts, POLICY_ORIGIN + policy, DAEMON, ChangeKind.POLICY)
@@ -300,18 +304,18 @@ class PlacementManager:
         known = self._requests.swap_of(request_id)
         return self.swaps.get(known) if known else None
 
-    def _check_etag(self, etag: str) -> None:
-        current = self.placement()
-        if not etag:
-            raise EtagRequired(
-                "The request has no etag: read the placement, then send the etag it came with."
-            )
-        if etag != current.etag:
-            raise PlacementStale(
-                f"The placement has changed since etag {etag} was read: it is at revision "
-                f"{current.revision} now; read it again, then retry.",
-                etag=current.etag,
-            )
+    def check_etag(self, etag: str) -> None:
+        """Returns if ``etag`` is that of the current placement.
+
+        Raises:
+            EtagRequired, PlacementStale: it is empty, or another one.
+        """
+        self.placement()
+        self._ledger.check_etag(etag)
+
+    def evidence(self) -> Evidence:
+        """What strategies may know as of now."""
+        return replace(self._known(), expert_bytes=self.placement().shape.expert_bytes)
 
     def _mapped(self) -> Experts:
         return self._residency.experts if self._residency else self.placement().experts
@@ -386,6 +390,8 @@ class PlacementManager:
             revision=swap.revision,
             error=str(swap.error) if swap.error else None,
         )
+        if swap.state is SwapState.SUCCEEDED and swap.bytes_total:
+            self._on_copied(swap.bytes_total, (swap.end_time or 0.0) - swap.create_time)
         missing = None
         if self.ready:
             current = self.placement()

@@ -10,12 +10,21 @@ from ktd.errors import PlanNotFound
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ktd.placement.forecast import Forecast
     from ktd.placement.model import Experts, ModelShape, Move
-    from ktd.placement.strategies.base import Counts
 
 LIFETIME = 60.0
 # A plan of a large model holds some hundred thousand numbers.
 _MOST = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RestartOffer:
+    """What an engine with as many slots, but other counts per layer, would start with."""
+
+    shape: ModelShape
+    experts: Experts
+    forecast: Forecast
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +34,9 @@ class Plan:
     Attributes:
         expire_time: Unix seconds.
         bytes: What the moves copy, over all ranks.
-        hit_rate_before: Share of the recorded (token, expert) pairs whose expert is in a slot now;
-            0 without statistics. ``hit_rate_after``: the same under the plan.
+        copy_seconds: How long that takes at the measured rate of copying.
+        before: How the placement of now does on the recent statistics; ``after``: under the plan.
+        restart: What a restart could give that the slots of now cannot, or None.
         notes: Sentences an operator should read.
     """
 
@@ -38,8 +48,10 @@ class Plan:
     origin: str
     moves: tuple[Move, ...]
     bytes: int
-    hit_rate_before: float
-    hit_rate_after: float
+    copy_seconds: float
+    before: Forecast
+    after: Forecast
+    restart: RestartOffer | None
     notes: tuple[str, ...]
 
 
@@ -80,14 +92,3 @@ class PlanBook:
         now = self._clock()
         for plan_id in [key for key, plan in self._plans.items() if plan.expire_time <= now]:
             del self._plans[plan_id]
-
-
-def hit_rate(experts: Experts, counts: Counts | None) -> float:
-    """Share of the counted (token, expert) pairs whose expert is in ``experts``; 0 for none."""
-    if counts is None:
-        return 0.0
-    total = sum(map(sum, counts))
-    hits = sum(
-        sum(map(layer.__getitem__, chosen)) for layer, chosen in zip(counts, experts, strict=True)
-    )
-    return hits / total if total else 0.0

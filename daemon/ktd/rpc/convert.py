@@ -79,8 +79,8 @@ def plan_message(plan: Plan) -> placement_pb2.Plan:
         moves=_moves(plan.moves),
         bytes=plan.bytes,
         layers=_layers(plan.shape, plan.experts),
-        hit_rate_before=plan.hit_rate_before,
-        hit_rate_after=plan.hit_rate_after,
+        hit_rate_before=plan.before.hit_rate,
+        hit_rate_after=plan.after.hit_rate,
         notes=plan.notes,
     )
 

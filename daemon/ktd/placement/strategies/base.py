@@ -31,6 +31,7 @@ class Evidence:
         experts_per_token: Experts that the router chooses for a token; 0 if not known, then one.
         expert_bytes: Weight bytes of an expert.
         costs: What a step takes.
+        step_seconds: A decode step as it was measured under the placement of now; 0 if it was not.
     """
 
     counts: Counts | None = None
@@ -39,6 +40,7 @@ class Evidence:
     experts_per_token: float = 0.0
     expert_bytes: int = 1
     costs: CostModel = field(default_factory=CostModel)
+    step_seconds: float = 0.0
 
     @property
     def counted(self) -> Counts | None:
