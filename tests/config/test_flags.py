@@ -136,8 +136,10 @@ class TestLegacy:
             "num_gpu_experts": "8",
             "expert_placement_strategy": "frequency",
             "init_expert_location": "s.pt",
+            "enable_dynamic_expert_update": "yes",
+            "gpu_prefill_token_threshold": "512",
             "record_gpu_expert_distribution": "yes",
         }
-        assert len(line.notices) == 8
+        assert len(line.notices) == 6
         assert all("\n" not in notice for notice in line.notices)
         assert "--cpu-threads" in next(n for n in line.notices if "--kt-cpuinfer" in n)

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ktd.app.policies import HubCounters
 from ktd.engine.status import EnginePhase
 from ktd.placement.manager import PlacementManager
 from ktd.placement.model import ModelShape
 from ktd.placement.store import PlacementStore
 from ktd.placement.strategies.registry import initial_placement
 from ktd.placement.swap import BatchLimits
+from ktd.policy.loop import PolicyLoop
 from ktd.rpc.server import RpcServer
 from ktd.stats.hub import StatsHub
 from ktd.stats.profile import ProfileShape
@@ -55,6 +57,7 @@ class FakeDaemon:
     recorder: FakeRecorder
     recordings: Recordings
     profiles: Profiles
+    policies: PolicyLoop
     server: RpcServer
 
     def engine_lost(self, reason: str = "The engine ended unexpectedly.") -> None:
@@ -121,6 +124,7 @@ async def fake_daemon(
             )
             recordings.attach(recorder)
             await placement.attach(target, shape, experts)
+        policies = PolicyLoop(placement, HubCounters(stats), on_condition=engine.set_condition)
         server = await stack.enter_async_context(
             RpcServer(
                 socket or folder / "ktd.sock",
@@ -129,6 +133,7 @@ async def fake_daemon(
                 stats,
                 recordings=recordings,
                 profiles=profiles,
+                policies=policies,
             )
         )
         yield FakeDaemon(
@@ -142,6 +147,7 @@ async def fake_daemon(
             recorder=recorder,
             recordings=recordings,
             profiles=profiles,
+            policies=policies,
             server=server,
         )
 

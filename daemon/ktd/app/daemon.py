@@ -15,6 +15,7 @@ from ktd.app.lock import state_lock
 from ktd.app.logs import to_standard_error
 from ktd.app.notify import Notifier
 from ktd.app.observe import Observer
+from ktd.app.policies import HubCounters, never_fires, options_of
 from ktd.app.starts import EngineStarts, detect_device
 from ktd.app.statistics import KnownCounts, Statistics
 from ktd.config.settings import Settings
@@ -35,6 +36,7 @@ from ktd.model.hub import download
 from ktd.model.source import folder_or_id
 from ktd.placement.manager import PlacementManager
 from ktd.placement.store import PlacementStore
+from ktd.policy.loop import PolicyLoop
 from ktd.rpc.server import RpcServer
 from ktd.stats.hub import StatsHub
 from ktd.stats.profile_store import ProfileStore
@@ -119,6 +121,13 @@ async def _daemon(
         command=command,
         in_flight=lambda: gate.in_flight,
     )
+    policies = PolicyLoop(
+        manager,
+        HubCounters(hub),
+        options_of(settings),
+        on_condition=board.report,
+        advice=lambda options: never_fires(settings, options),
+    )
     observer = Observer(supervisor, manager, hub, gate)
     metrics = Metrics(observer)
     passthrough = Passthrough(gate, KeyCheck(settings.api_key), metrics)
@@ -132,11 +141,17 @@ async def _daemon(
             hub,
             recordings=recordings,
             profiles=profiles,
+            policies=policies,
             grace=_RPC_GRACE_SECONDS,
         ) as rpc,
     ):
+        deciding = asyncio.create_task(policies.run(), name="policy")
         log.info("listening", http=address, grpc=str(settings.socket))
-        yield supervisor, rpc
+        try:
+            yield supervisor, rpc
+        finally:
+            deciding.cancel()
+            await asyncio.gather(deciding, return_exceptions=True)
 
 
 async def _run(supervisor: Supervisor, rpc: RpcServer, notifier: Notifier, log: Log) -> int:

@@ -88,6 +88,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def nonnegative_int(text: str) -> int:
+    """An integer of at least 0, for ``type=``."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is below 0")
+    return value
+
+
 def positive_float(text: str) -> float:
     """A number above 0, for ``type=``."""
     value = float(text)
@@ -97,4 +105,5 @@ def positive_float(text: str) -> float:
 
 
 positive_int.__name__ = "number"  # argparse names the type in "invalid … value".
+nonnegative_int.__name__ = "number"
 positive_float.__name__ = "number"

@@ -51,6 +51,7 @@ COMMANDS = {
         Command("serve", "serve a model", passes_rest=True),
         Command("status", "what the engine is doing"),
         Command("placement", "which experts are on the GPU, and changing that"),
+        Command("policy", "what moves experts while serving, and why"),
         Command("stats", "what the router chose and where it was computed"),
         Command("watch", "statistics as they come, a line at a time"),
         Command("record", "record which experts each pass chose, into files for SGLang's tools"),

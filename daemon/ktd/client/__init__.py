@@ -17,6 +17,7 @@ from ktd.v1.placement_pb2 import (
     Swap,
     SwapState,
 )
+from ktd.v1.policy_pb2 import Policy, PolicyCandidate, PolicyExplanation, PolicyMove
 from ktd.v1.profile_pb2 import Profile
 from ktd.v1.recording_pb2 import DumpRecordingResponse, Recording, RecordingMode
 from ktd.v1.stats_pb2 import LayerCounts, StatsSnapshot
@@ -35,6 +36,10 @@ __all__ = [
     "Move",
     "Placement",
     "Plan",
+    "Policy",
+    "PolicyCandidate",
+    "PolicyExplanation",
+    "PolicyMove",
     "Profile",
     "Recording",
     "RecordingMode",

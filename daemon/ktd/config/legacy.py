@@ -37,12 +37,6 @@ LEGACY_FLAGS = {
     "--kt-max-deferred-experts-per-token": LegacyFlag(
         1, "ktd defers no expert, because that changes outputs."
     ),
-    "--kt-gpu-prefill-token-threshold": LegacyFlag(
-        1, "prefill uses the same placement as decode; change it live with `ktd placement apply`."
-    ),
-    "--kt-enable-dynamic-expert-update": LegacyFlag(
-        0, "any placement can be changed live with `ktd placement apply`."
-    ),
 }
 
 # Their effect on the answer cannot be had another way, so they are refused and not ignored.

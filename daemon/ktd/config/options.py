@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ktd.config import values
 
 STRATEGIES = ("uniform", "frequency", "front-loading", "random")
+POLICIES = ("off", "dynamic", "adaptive")
 LOG_FORMATS = ("json", "console")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
@@ -128,6 +129,34 @@ OPTIONS: tuple[Option, ...] = (
         "swap_rate", ("--swap-rate",), values.size, PLACEMENT,
         "Limit of copying into slots per rank, bytes per second (500M, 2G).",
         shown_default="none", metavar="BYTES",
+    ),
+    Option(
+        "placement_policy", ("--placement-policy",), values.text, PLACEMENT,
+        "What moves experts while serving: off, dynamic (KTransformers' rule) or adaptive.",
+        choices=POLICIES, shown_default="off, or dynamic with --kt-enable-dynamic-expert-update",
+    ),
+    Option(
+        "enable_dynamic_expert_update",
+        ("--kt-enable-dynamic-expert-update", "--enable-dynamic-expert-update"),
+        values.switch, PLACEMENT, "The same as --placement-policy dynamic.",
+        default=False, shown_default="no", switch=True,
+    ),
+    Option(
+        "gpu_prefill_token_threshold",
+        ("--kt-gpu-prefill-token-threshold", "--gpu-prefill-token-threshold"),
+        values.integer, PLACEMENT,
+        "Tokens of a prefill after which dynamic places each layer's experts by that prefill.",
+        shown_default="none: dynamic never fires", metavar="TOKENS",
+    ),
+    Option(
+        "policy_copy_cost", ("--policy-copy-cost",), values.number, PLACEMENT,
+        "(token, expert) pairs on the CPU that a copied expert costs adaptive; 0: copies are free.",
+        shown_default="what an expert of average use gets in 1,024 tokens", metavar="PAIRS",
+    ),
+    Option(
+        "policy_copy_rate", ("--policy-copy-rate",), values.size, PLACEMENT,
+        "Bytes per second that a policy's copies may take, over all ranks.",
+        shown_default="1G", metavar="BYTES",
     ),
     Option(
         "expert_distribution_recorder_mode", ("--expert-distribution-recorder-mode",),

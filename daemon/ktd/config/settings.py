@@ -47,6 +47,11 @@ class Settings:
     expert_placement_strategy: str = "uniform"
     init_expert_location: Path | None = None
     swap_rate: float | None = None
+    placement_policy: str | None = None
+    enable_dynamic_expert_update: bool = False
+    gpu_prefill_token_threshold: int | None = None
+    policy_copy_cost: float | None = None
+    policy_copy_rate: float | None = None
     expert_distribution_recorder_mode: str = "stat"
     expert_distribution_recorder_buffer_size: int = 1000
     expert_distribution_recorder_dir: Path | None = None
@@ -64,6 +69,21 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Checks what no single parser can."""
+        self._check_ranges()
+        for name, option in BY_NAME.items():
+            value = getattr(self, name)
+            if option.choices and value is not None and value not in option.choices:
+                raise ConfigError(
+                    f"{self.named(name)} is {value!r}; it must be one of "
+                    f"{', '.join(option.choices)}."
+                )
+        if len(bytes(self.socket)) > MAX_SOCKET_PATH:
+            raise ConfigError(
+                f"The socket path {self.socket} has {len(bytes(self.socket))} bytes, and Linux "
+                f"allows {MAX_SOCKET_PATH}; give a shorter one with --socket or --runtime-dir."
+            )
+
+    def _check_ranges(self) -> None:
         self._between("port", self.port, 0, _PORTS - 1)
         self._between("tp", self.tp, 1, 1024)
         self._between("shutdown_timeout", self.shutdown_timeout, 0, MAX_SHUTDOWN_TIMEOUT)
@@ -78,20 +98,16 @@ class Settings:
             self._between("gpu_experts_ratio", self.gpu_experts_ratio, 0, 1)
         if self.swap_rate is not None and self.swap_rate <= 0:
             raise ConfigError(f"{self.named('swap_rate')} is {self.swap_rate:g}; it must be > 0.")
+        if self.policy_copy_rate is not None and self.policy_copy_rate <= 0:
+            raise ConfigError(
+                f"{self.named('policy_copy_rate')} is {self.policy_copy_rate:g}; it must be > 0."
+            )
+        if self.gpu_prefill_token_threshold is not None:
+            self._between(
+                "gpu_prefill_token_threshold", self.gpu_prefill_token_threshold, 1, 1 << 31
+            )
         if self.start_timeout <= 0:
             raise ConfigError(f"{self.named('start_timeout')} is 0; it must be > 0.")
-        for name, option in BY_NAME.items():
-            value = getattr(self, name)
-            if option.choices and value is not None and value not in option.choices:
-                raise ConfigError(
-                    f"{self.named(name)} is {value!r}; it must be one of "
-                    f"{', '.join(option.choices)}."
-                )
-        if len(bytes(self.socket)) > MAX_SOCKET_PATH:
-            raise ConfigError(
-                f"The socket path {self.socket} has {len(bytes(self.socket))} bytes, and Linux "
-                f"allows {MAX_SOCKET_PATH}; give a shorter one with --socket or --runtime-dir."
-            )
 
     @property
     def placement_given(self) -> bool:

@@ -169,6 +169,19 @@ def _notices(chosen: Mapping[str, object], provenance: Mapping[str, str]) -> lis
         notices.append(
             "--init-expert-location is read only by --kt-expert-placement-strategy frequency."
         )
+    policy = chosen.get("placement_policy")
+    if chosen.get("enable_dynamic_expert_update"):
+        if policy not in (None, "dynamic"):
+            notices.append(
+                f"--placement-policy {policy} wins over --kt-enable-dynamic-expert-update, which "
+                "is ignored."
+            )
+        policy = policy or "dynamic"
+    if "gpu_prefill_token_threshold" in provenance and policy != "dynamic":
+        notices.append(
+            "--kt-gpu-prefill-token-threshold is read only by --placement-policy dynamic, which is "
+            "what --kt-enable-dynamic-expert-update turns on."
+        )
     return notices
 
 

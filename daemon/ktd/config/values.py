@@ -74,6 +74,17 @@ def ratio(value: object) -> float | str:
         raise ValueError("a number from 0 to 1, or auto") from None
 
 
+def number(value: object) -> float:
+    """A number of 0 or more."""
+    try:
+        found = float(value) if isinstance(value, (str, int, float)) else -1.0
+    except ValueError:
+        found = -1.0
+    if isinstance(value, bool) or not 0 <= found < float("inf"):
+        raise ValueError("a number of 0 or more")
+    return found
+
+
 def switch(value: object) -> bool:
     """On or off."""
     if isinstance(value, bool):

@@ -73,6 +73,8 @@ class Adaptive:
         self, slots: Sequence[int], experts: int, settings: AdaptiveSettings | None = None
     ) -> None:
         self.settings = settings or AdaptiveSettings()
+        # Pairs that the CPU computes while an expert is copied; the default cost is no less.
+        self.measured_copy_cost = 0.0
         self._slots = np.array(slots, np.int64)
         self._forecaster = Forecaster(self.settings, len(slots), experts)
         self._prefill = PrefillWeight()
@@ -141,7 +143,7 @@ class Adaptive:
         """Pairs that a copy costs."""
         if self.settings.copy_cost is not None:
             return self.settings.copy_cost
-        return self.settings.patience * self._forecaster.use
+        return max(self.settings.patience * self._forecaster.use, self.measured_copy_cost)
 
     @property
     def horizon(self) -> float:

@@ -18,12 +18,14 @@ from ktd.rpc.health import Health
 from ktd.rpc.interceptor import ErrorInterceptor
 from ktd.rpc.listener import MODE, claimed
 from ktd.rpc.placement_service import PlacementService
+from ktd.rpc.policy_service import PolicyService
 from ktd.rpc.profile_service import ProfileService
 from ktd.rpc.recording_service import RecordingService
 from ktd.rpc.stats_service import StatsService
 from ktd.v1 import (
     engine_pb2_grpc,
     placement_pb2_grpc,
+    policy_pb2_grpc,
     profile_pb2_grpc,
     recording_pb2_grpc,
     stats_pb2_grpc,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ktd.placement.manager import PlacementManager
+    from ktd.policy.loop import PolicyLoop
     from ktd.rpc.ports import EngineControl, StatsSource
     from ktd.stats.profiles import Profiles
     from ktd.stats.recording import Recordings
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 SERVICES = (
     "ktd.v1.EngineService",
     "ktd.v1.PlacementService",
+    "ktd.v1.PolicyService",
     "ktd.v1.ProfileService",
     "ktd.v1.RecordingService",
     "ktd.v1.StatsService",
@@ -63,6 +67,7 @@ class RpcServer:
         stats: Its statistics.
         recordings: Of its passes.
         profiles: Statistics with a name.
+        policies: What moves experts without being asked.
         grace: Seconds for calls in progress at the end.
 
     Raises:
@@ -78,6 +83,7 @@ class RpcServer:
         *,
         recordings: Recordings,
         profiles: Profiles,
+        policies: PolicyLoop,
         grace: float = 5.0,
     ) -> None:
         self._socket_path = socket_path
@@ -86,6 +92,7 @@ class RpcServer:
         self._stats = stats
         self._recordings = recordings
         self._profiles = profiles
+        self._policies = policies
         self._grace = grace
         self._stop = asyncio.Event()
         self._health = Health(SERVICES, self._stop)
@@ -136,6 +143,9 @@ class RpcServer:
         )
         profile_pb2_grpc.add_ProfileServiceServicer_to_server(
             ProfileService(self._profiles), server
+        )
+        policy_pb2_grpc.add_PolicyServiceServicer_to_server(
+            PolicyService(self._policies, self._placement), server
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*SERVICES, _HEALTH, reflection.SERVICE_NAME)

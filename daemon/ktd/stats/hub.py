@@ -75,6 +75,10 @@ class StatsHub:
         """How many streams are open."""
         return self._fanout.listeners
 
+    def steps(self) -> int:
+        """Forward passes of the engine that runs, cheaply; 0 without one."""
+        return self._sampler.steps() if self._sampler is not None else 0
+
     def sample(self) -> Sample | None:
         """Every counter now, or of the engine that ended last; None before the first one."""
         return self._read() or self._last

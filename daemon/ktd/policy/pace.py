@@ -1,0 +1,45 @@
+"""How fast a policy may move experts: bytes per second, and the scheduler's time."""
+
+from __future__ import annotations
+
+from ktd.placement.swap import BatchLimits
+
+# A swap of one batch makes two calls that the schedulers of all ranks handle between two steps:
+# prepare and publish. Each takes 1 to 5 ms of their time (docs/architecture.md).
+_CALLS = 2
+_CALL_SECONDS = 0.005
+CONTROL_SHARE = 0.02
+DEFAULT_COPY_RATE = 1e9
+
+
+class Pace:
+    """Hands out moves; one swap is one batch, so that an operator never waits for long.
+
+    Args:
+        copy_rate: Bytes per second that copies may take, over all ranks.
+        limits: Of a batch.
+        now: Seconds on any clock, as in the methods.
+    """
+
+    def __init__(self, copy_rate: float, limits: BatchLimits, now: float) -> None:
+        self.copy_rate = copy_rate
+        self._limits = limits
+        self._allowance = 0.0
+        self._time = now
+        self._next_swap = now
+
+    def moves(self, expert_bytes: int, now: float) -> int:
+        """Experts that may be copied now; 0: later."""
+        # What is not used within a second is lost; one expert may always be saved for.
+        most = max(self.copy_rate, float(expert_bytes))
+        self._allowance = min(most, self._allowance + self.copy_rate * (now - self._time))
+        self._time = now
+        if now < self._next_swap:
+            return 0
+        batch = max(1, min(self._limits.moves, self._limits.bytes // max(1, expert_bytes)))
+        return min(batch, int(self._allowance // max(1, expert_bytes)))
+
+    def spent(self, moves: int, expert_bytes: int, now: float) -> None:
+        """A swap of so many moves has begun."""
+        self._allowance -= moves * expert_bytes
+        self._next_swap = now + _CALLS * _CALL_SECONDS / CONTROL_SHARE

@@ -1,0 +1,249 @@
+"""One policy at work: from counts to moves, from `ktd policy set` to the next one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from ktd.errors import SwapInProgress
+from ktd.placement.swap import BatchLimits, SwapState
+from ktd.policy.adaptive import Adaptive
+from ktd.policy.base import DECISION_TOKENS, Choice, applied
+from ktd.policy.dynamic import Dynamic
+from ktd.policy.grid import differences, experts_of, mapped_of
+from ktd.policy.journal import Entry, Journal
+from ktd.policy.options import ADAPTIVE, DYNAMIC, OFF, PolicyOptions
+from ktd.policy.pace import Pace
+from ktd.policy.settings import AdaptiveSettings
+from ktd.policy.step_times import StepTimes
+from ktd.policy.watchdog import Setback, Watchdog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ktd.placement.manager import PlacementManager
+    from ktd.placement.model import Experts, ModelShape, Placement
+    from ktd.policy.base import Policy
+    from ktd.policy.counted import Counted, Counters
+
+ROLLED_BACK = "POLICY_ROLLED_BACK"
+# After a roll-back or a failed swap nothing is moved for so long; doubles each time.
+_COOL_SECONDS = 60.0
+_MOST_COOL_SECONDS = 3600.0
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a session works with.
+
+    Attributes:
+        manager: Of the placement; its hold says when an operator goes first.
+        counters: What the engine counts.
+        on_condition: A reason, and a sentence or None when it is over.
+        copy_pairs: Pairs that the CPU computes in the time of one copy, as measured; 0: not known.
+        limits: Of a swap.
+        monotonic: Seconds.
+    """
+
+    manager: PlacementManager
+    counters: Counters
+    on_condition: Callable[[str, str | None], None]
+    copy_pairs: Callable[[], float]
+    limits: BatchLimits
+    monotonic: Callable[[], float]
+
+
+class PolicySession:
+    """The state of one policy beside an engine, or of none (``off``).
+
+    Args:
+        options: What was set.
+        around: What it works with.
+        journal: Where it writes down its moves.
+        before: The session that it replaces: an adaptive policy keeps what it has learned.
+    """
+
+    def __init__(
+        self,
+        options: PolicyOptions,
+        around: Surroundings,
+        journal: Journal,
+        before: PolicySession | None = None,
+    ) -> None:
+        self.options = options
+        self.policy: Policy | None = _continued(before.policy, options) if before else None
+        self._around = around
+        self._journal = journal
+        self._shape: ModelShape | None = None
+        self._last: Counted | None = None
+        self._steps = -1
+        self._ripe = False
+        # Id of the swap that it, or the session before it, has started and that has not ended.
+        self._swap: str = before.open_swap if before else ""
+        self._shifts = 0
+        self._step_times = StepTimes()
+        self._watchdog = Watchdog()
+        self._setback: Setback | None = None
+        self._pace = Pace(options.copy_rate, around.limits, around.monotonic())
+        self._cool_until = 0.0
+        self._cool_seconds = _COOL_SECONDS
+        self._cool_why = ""
+
+    @property
+    def open_swap(self) -> str:
+        """Id of its swap that runs; empty without one."""
+        return self._swap
+
+    def state(self) -> str:
+        """What it does now, in one sentence."""
+        if self.options.name == OFF:
+            return "No policy runs: experts move only when an operator says so."
+        if not self._around.manager.ready:
+            return "No engine runs; the policy goes on when one does."
+        return self.complaint() or "Running."
+
+    def complaint(self) -> str:
+        """Why it moves nothing now, in one sentence; empty if it may."""
+        hold = self._around.manager.policy_hold
+        if held := hold.complaint():
+            again = f" `ktd policy set {self.options.name}` goes on." if hold.paused else ""
+            return f"It moves nothing now: {held}{again}"
+        left = self._cool_until - self._around.monotonic()
+        if left > 0:
+            return f"It moves nothing for another {left:.0f} seconds: {self._cool_why}"
+        return ""
+
+    def tick(self) -> None:
+        """One turn; never waits."""
+        self.follow_swap()
+        manager = self._around.manager
+        if self.options.name == OFF or not manager.ready:
+            self._last = None
+            return
+        steps = self._around.counters.steps()
+        if steps != self._steps or self._last is None:
+            self._steps = steps
+            if (counted := self._around.counters.read()) is not None:
+                self._learn(counted, manager.placement())
+        if self._swap or self.complaint() or self._busy():
+            return
+        if self._setback is not None:
+            self._roll_back(manager.placement(), self._setback)
+        elif self._ripe:
+            self._decide(manager.placement())
+
+    def follow_swap(self) -> None:
+        """Notes how its last swap ended."""
+        if not self._swap:
+            return
+        swap = self._around.manager.swaps.get(self._swap)
+        if not swap.state.terminal:
+            return
+        self._journal.ended(swap.id, swap.state.name)
+        self._swap = ""
+        if swap.state is SwapState.FAILED and self._around.manager.ready:
+            self.cool(f"Its last swap failed: {swap.error}")
+        elif swap.state is SwapState.CANCELLED:
+            self.cool("An operator cancelled its last swap.")
+
+    def cool(self, why: str) -> None:
+        """Moves nothing for a while, longer each time."""
+        self._cool_until = self._around.monotonic() + self._cool_seconds
+        self._cool_seconds = min(_MOST_COOL_SECONDS, 2 * self._cool_seconds)
+        self._cool_why = why
+
+    def _busy(self) -> bool:
+        """Whether an operator's swap runs."""
+        try:
+            self._around.manager.swaps.check_idle()
+        except SwapInProgress:
+            return True
+        return False
+
+    def _learn(self, counted: Counted, placement: Placement) -> None:
+        policy = self.policy
+        known = self._last
+        if policy is None or self._shape not in (None, placement.shape):
+            policy = self.policy = self._made(placement.shape)
+            known = None
+        self._shape = placement.shape
+        if (mean := self._step_times.update(self._around.monotonic(), counted)) is not None:
+            self._setback = self._watchdog.update(mean) or self._setback
+        if known is None or known.engine_id != counted.engine_id:
+            # What an engine counted before the policy saw it is of an unknown time.
+            self._last = counted
+            self._watchdog.changed()
+            return
+        seen = counted.since(known)
+        if seen.tokens < (DECISION_TOKENS if self.options.name == ADAPTIVE else 1):
+            return
+        self._last = counted
+        policy.observe(seen)
+        self._ripe = True
+        if isinstance(policy, Adaptive) and policy.shifts != self._shifts:
+            self._shifts = policy.shifts
+            self._watchdog.changed()
+
+    def _made(self, shape: ModelShape) -> Policy:
+        if self.options.name == DYNAMIC:
+            return Dynamic(shape.slots, self.options.threshold)
+        settings = AdaptiveSettings(copy_cost=self.options.copy_cost)
+        return Adaptive(shape.slots, shape.num_experts, settings)
+
+    def _decide(self, placement: Placement) -> None:
+        shape = placement.shape
+        limit = self._pace.moves(shape.expert_bytes, self._around.monotonic())
+        if self.policy is None or limit <= 0:
+            return
+        if isinstance(self.policy, Adaptive):
+            self.policy.measured_copy_cost = self._around.copy_pairs()
+        mapped = mapped_of(placement.experts, shape.num_experts)
+        choices = self.policy.decide(mapped, limit)
+        # A policy that was held back to its limit goes on without waiting for more tokens.
+        self._ripe = len(choices) == limit
+        if choices:
+            self._move(placement, choices, experts_of(applied(mapped, choices)))
+
+    def _roll_back(self, placement: Placement, setback: Setback) -> None:
+        self._setback = None
+        choices = differences(placement.experts, setback.experts)
+        why = (
+            f"Steps took {1e3 * setback.after:.2f} ms after the policy's moves and "
+            f"{1e3 * setback.before:.2f} ms before them, which chance does not explain "
+            f"(± {1e3 * setback.noise:.2f} ms)."
+        )
+        self.cool(why)
+        self._journal.rollbacks += 1
+        self._around.on_condition(ROLLED_BACK, f"{why} They were taken back.")
+        _log.warning("policy rolled back", why=why, moves=len(choices))
+        if choices:
+            self._move(placement, choices, setback.experts, why=why)
+        self._watchdog.changed()
+
+    def _move(
+        self, placement: Placement, choices: Sequence[Choice], experts: Experts, why: str = ""
+    ) -> None:
+        name, shape = self.options.name, placement.shape
+        swap = self._around.manager.apply_policy(name, experts, etag=placement.etag)
+        self._swap = swap.id
+        self._pace.spent(len(choices), shape.expert_bytes, self._around.monotonic())
+        self._watchdog.moved(placement.experts)
+        self._journal.add(
+            [
+                Entry(
+                    swap.create_time, name, swap.id, shape.moe_layers[choice.layer], choice, why=why
+                )
+                for choice in choices
+            ]
+        )
+
+
+def _continued(known: Policy | None, options: PolicyOptions) -> Policy | None:
+    """What goes on under other options: an adaptive policy keeps what it has learned."""
+    if isinstance(known, Adaptive) and options.name == ADAPTIVE:
+        known.settings = replace(known.settings, copy_cost=options.copy_cost)
+        return known
+    return None
