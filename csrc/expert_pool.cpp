@@ -198,11 +198,12 @@ std::uint64_t ExpertPool::ComputePass(Pass& pass) {
     if (!seen_[group.expert]) ++fresh;
     seen_[group.expert] = true;
   }
-  const std::size_t workers = std::clamp<std::size_t>(bytes / kBytesPerWorker, 1, threads());
+  const std::size_t wanted = std::clamp<std::size_t>(bytes / kBytesPerWorker, 1, threads());
+  const std::size_t workers = threads_->Choose(wanted).size();
   const WorkGroup down{Units(layer.hidden, down_unit_), 1};
   gate_up_->Reset(work_, workers);
   down_->Reset({&down, 1}, workers);
-  threads_->Run({2, RunPhase, &pass}, workers);
+  threads_->Run({2, RunPhase, &pass});
   return fresh;
 }
 

@@ -14,6 +14,9 @@
 #include <vector>
 
 #include "aligned.h"
+#include "arrival_tree.h"
+#include "attendance.h"
+#include "wait_word.h"
 
 namespace ktd {
 
@@ -25,7 +28,9 @@ struct PhasedTask {
   void* context;
 };
 
-// Workers spin for a short while after their last task, then sleep: an idle pool uses no CPU.
+// Workers spin for a short while after their last task, then sleep: an idle pool uses no CPU. Who
+// sleeps is woken in a tree. A worker that holds up the others because its core was taken stays out
+// for a while (Attendance).
 class ThreadPool {
  public:
   // `threads` >= 1 counts the caller of Run. Worker i is pinned to cpus[i % size]; worker 0, the
@@ -43,35 +48,61 @@ class ThreadPool {
   // False in a forked child: the workers stayed with the parent.
   bool UsableHere() const noexcept;
 
-  // Runs `task` on workers 0 .. participants - 1, 1 <= participants <= threads(), worker 0 in the
-  // calling thread, and returns when all have finished. Rethrows the first exception of a worker;
-  // the pool stays usable. One caller at a time (the owner's lock).
-  void Run(const PhasedTask& task, std::size_t participants);
+  // Chooses the workers of the next Run, 1 <= wanted <= threads(): as many, or fewer while some
+  // stay out. Place i of the result is worker i of the task's calls; worker 0 is the first.
+  std::span<const std::uint32_t> Choose(std::size_t wanted);
+
+  // Runs `task` on the workers chosen last, worker 0 in the calling thread, and returns when all
+  // have finished. Rethrows the first exception of a worker; the pool stays usable. One caller at a
+  // time (the owner's lock).
+  void Run(const PhasedTask& task);
+  void Run(const PhasedTask& task, std::size_t wanted) {
+    Choose(wanted);
+    Run(task);
+  }
+
+  // How often a worker was left out because it held up the others.
+  std::uint64_t absences() const noexcept { return absences_.load(std::memory_order_relaxed); }
 
  private:
-  struct alignas(kCacheLine) Worker {
-    std::atomic<std::uint32_t> epoch{0};  // grows when there is a task, or the end, for it
+  using Nanoseconds = std::chrono::nanoseconds;
+
+  struct Worker {
+    WaitWord start;            // grows when there is a task, or the end, for it
+    std::size_t position = 0;  // in the run; written before `start`
+    int cpu = -1;
     std::thread thread;
   };
 
   void Loop(std::size_t worker) noexcept;
-  void Participate(std::size_t worker) noexcept;
-  void Arrive() noexcept;
-  std::uint32_t Await(const std::atomic<std::uint32_t>& word, std::uint32_t old) const noexcept;
+  void Participate(std::size_t worker, std::size_t position) noexcept;
+  void WakeChildren(std::size_t position) noexcept;
+  void Wait(std::size_t worker, std::size_t position, std::uint32_t before,
+            std::chrono::steady_clock::time_point started) noexcept;
+  void MakeRoomForCaller(Nanoseconds wait, Nanoseconds work);
   void RecordFailure() noexcept;
   void Stop() noexcept;
 
-  const std::chrono::nanoseconds spin_;
+  const Nanoseconds spin_;
   const pid_t pid_;
+  const bool pinned_;  // a core for each, so that one can be lost; others the scheduler moves
   std::vector<std::unique_ptr<Worker>> workers_;  // worker i is workers_[i - 1]
+  Attendance attendance_;
+  ArrivalTree arrivals_;
+  std::atomic<std::uint64_t> absences_{0};
 
-  // Written by the caller between runs, published through the epochs.
+  // Written by the caller between runs, published through the workers' words.
   PhasedTask task_{};
-  std::size_t participants_ = 0;
+  std::span<const std::uint32_t> team_;
   bool stopping_ = false;
 
-  alignas(kCacheLine) std::atomic<std::uint32_t> arrived_{0};   // workers at the barrier
-  alignas(kCacheLine) std::atomic<std::uint32_t> released_{0};  // barriers passed, ever
+  // Written by the last one at a barrier, published through `released_`.
+  std::uint32_t last_ = 0;
+  WaitWord released_;  // barriers passed, ever
+
+  // The longest that worker 0 was waited for in a run, seen by the worker at position 1.
+  alignas(kCacheLine) std::atomic<std::int64_t> caller_wait_{0};
+  std::atomic<std::int64_t> caller_work_{0};
   alignas(kCacheLine) std::atomic<bool> failed_{false};
   std::atomic<bool> failure_taken_{false};
   std::exception_ptr failure_;  // written by the one that set failure_taken_

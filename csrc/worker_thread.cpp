@@ -39,14 +39,14 @@ std::thread StartWorkerThread(const std::string& name, std::function<void()> bod
   return thread;
 }
 
-void PinThread(std::thread& thread, int cpu) {
+void PinThread(pthread_t thread, int cpu) {
   const auto bits = static_cast<std::size_t>(cpu) + 1;
   const std::size_t bytes = CPU_ALLOC_SIZE(bits);
   cpu_set_t* set = CPU_ALLOC(bits);
   if (set == nullptr) throw std::bad_alloc();
   CPU_ZERO_S(bytes, set);
   CPU_SET_S(static_cast<std::size_t>(cpu), bytes, set);
-  const int error = pthread_setaffinity_np(thread.native_handle(), bytes, set);
+  const int error = pthread_setaffinity_np(thread, bytes, set);
   CPU_FREE(set);
   if (error != 0) {
     throw std::runtime_error(

@@ -1,6 +1,8 @@
 // Threads that belong to a pool: named, deaf to signals, pinned.
 #pragma once
 
+#include <pthread.h>
+
 #include <functional>
 #include <string>
 #include <thread>
@@ -12,6 +14,7 @@ namespace ktd {
 std::thread StartWorkerThread(const std::string& name, std::function<void()> body);
 
 // Throws std::runtime_error if the thread may not run on `cpu`.
-void PinThread(std::thread& thread, int cpu);
+void PinThread(pthread_t thread, int cpu);
+inline void PinThread(std::thread& thread, int cpu) { PinThread(thread.native_handle(), cpu); }
 
 }  // namespace ktd

@@ -31,12 +31,12 @@ struct Exchange {
   }
 };
 
-void CheckExchange(ThreadPool& pool, std::size_t participants) {
-  Exchange exchange{std::vector<std::size_t>(8), std::vector<std::size_t>(8)};
-  pool.Run({2, Exchange::Run, &exchange}, participants);
-  for (std::size_t worker = 0; worker < 8; ++worker) {
-    const std::size_t expected = worker < participants ? participants * (participants + 1) / 2 : 0;
-    EXPECT(exchange.sums[worker] == expected, "worker ", worker, " of ", participants);
+void CheckExchange(ThreadPool& pool, std::size_t team) {
+  Exchange exchange{std::vector<std::size_t>(64), std::vector<std::size_t>(64)};
+  pool.Run({2, Exchange::Run, &exchange}, team);
+  for (std::size_t worker = 0; worker < 64; ++worker) {
+    const std::size_t expected = worker < team ? team * (team + 1) / 2 : 0;
+    EXPECT(exchange.sums[worker] == expected, "worker ", worker, " of ", team);
   }
 }
 
@@ -57,7 +57,7 @@ bool OthersSleep() {
 
 TEST(APhaseSeesAllOfThePhaseBefore) {
   for (const auto spin : {milliseconds(0), milliseconds(5)}) {
-    for (const std::size_t threads : {1, 2, 3, 8}) {
+    for (const std::size_t threads : {1, 2, 3, 4, 5, 8, 17}) {
       ThreadPool pool(threads, {}, spin);
       for (int round = 0; round < 200; ++round) CheckExchange(pool, threads);
     }
