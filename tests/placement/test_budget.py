@@ -3,7 +3,7 @@
 import pytest
 
 from ktd.errors import ConfigError
-from ktd.placement.budget import budget_of
+from ktd.placement.budget import Budget, budget_of, even_slots
 
 
 def test_ratio_is_of_all_experts_and_truncated():
@@ -24,11 +24,13 @@ def test_ratio_wins_with_a_warning():
     assert "--num-gpu-experts 4 is ignored" in budget.notes[0]
 
 
-def test_neither_is_a_quarter_and_says_so():
-    """The automatic budget is not silent."""
-    budget = budget_of(4, 8)
-    assert budget.slots == 8
-    assert "quarter" in budget.notes[0]
+def test_neither_is_what_memory_allows():
+    """Asked only then, and its notes are kept."""
+    fits = Budget(5, ("as much as fits",))
+    assert budget_of(4, 8, auto=lambda: fits) == fits
+    assert budget_of(4, 8, ratio=0.5, auto=None).slots == 16
+    with pytest.raises(ConfigError, match="No budget was given"):
+        budget_of(4, 8)
 
 
 def test_more_than_a_layer_has_is_clamped_with_a_note():
@@ -55,3 +57,13 @@ def test_negative_number_is_refused():
 def test_nothing_and_everything_are_allowed(ratio, slots):
     """Both ends are included."""
     assert budget_of(3, 5, ratio=ratio).slots == slots
+
+
+def test_even_slots_are_the_same_for_every_layer():
+    """What does not divide is left over, and said."""
+    assert even_slots(3, 5, 7) == (
+        (2, 2, 2),
+        ("--live-slots even gives each of 3 layers 2 slots; 1 of the budget are left over.",),
+    )
+    assert even_slots(3, 5, 6) == ((2, 2, 2), ())
+    assert even_slots(3, 5, 99) == ((5, 5, 5), ())

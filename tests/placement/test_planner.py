@@ -1,9 +1,13 @@
 """What a plan predicts: hit rates, time, speed, and what a restart would give."""
 
+from dataclasses import replace
+
 import pytest
 
+from ktd.errors import PlacementDoesNotFit
 from ktd.placement.cost import CostModel
 from ktd.placement.goals import ExplicitGoal, StrategyGoal
+from ktd.placement.model import ModelShape
 from ktd.placement.strategies.base import Evidence
 from tests.placement.conftest import START, bench_of
 
@@ -109,3 +113,41 @@ async def test_refused_plan_does_not_hold_the_policy(bench):
         bench.manager.plan(StrategyGoal("magic"))
     assert bench.manager.policy_hold.complaint() == ""
     assert bench.manager.placement().experts == START
+
+
+async def test_plans_are_judged_by_what_was_counted_of_late():
+    """Strategies choose by all counts; the hit rate is that of the recent ones."""
+    recent = [[0, 0, 0, 0, 0, 10], [0, 0, 0, 0, 0, 10]]
+    async with bench_of(evidence=lambda: evidence(recent=recent)) as bench:
+        plan = bench.manager.plan(StrategyGoal("frequency"))
+        assert plan.experts == ((0, 4), (0, 1, 3))
+        assert plan.after.hit_rate == 0
+    nothing = [[0] * 6] * 2
+    async with bench_of(evidence=lambda: evidence(recent=nothing)) as bench:
+        assert bench.manager.plan(StrategyGoal("frequency")).after.hit_rate == 0.8
+
+
+FULL = ModelShape((1, 3), 4, (4, 2), 10, full_stays_full=True)
+WHOLE = ((0, 1, 2, 3), (0, 1))
+
+
+async def test_full_layer_stays_full_where_it_has_no_cpu_path():
+    """Refused by name, with the way out; a strategy leaves it full by itself."""
+    async with bench_of(shape=FULL, start=WHOLE) as bench:
+        with pytest.raises(PlacementDoesNotFit, match="Layer 1 has a slot for every expert, so it"):
+            bench.apply({1: (0, 1)})
+        await bench.applied({3: (2, 3), 1: (0, 1, 2, 3)})
+    slow = CostModel(1.0, 0.0, 1.0, 0.0)
+    counts = [[9, 9, 9, 9], [9, 9, 9, 9]]
+    known = Evidence(counts=counts, costs=slow, experts_per_token=4)
+    async with bench_of(shape=FULL, start=WHOLE, evidence=lambda: known) as bench:
+        assert bench.manager.plan(StrategyGoal("latency")).experts == WHOLE
+
+
+async def test_full_layer_may_be_emptied_where_the_cpu_can_take_over():
+    """Without a GPU there is always a CPU path; an empty layer has no slots anywhere."""
+    shape = replace(FULL, full_stays_full=False, slots=(4, 0))
+    async with bench_of(shape=shape, start=((0, 1, 2, 3), ())) as bench:
+        await bench.applied({1: (0, 1)})
+        with pytest.raises(PlacementDoesNotFit, match="Layer 3 has 0 slots, but 1 experts"):
+            bench.apply({3: (0,)})

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ktd.app.policies import HubCounters
 from ktd.engine.status import EnginePhase
+from ktd.model.fit import Fit
 from ktd.placement.manager import PlacementManager
 from ktd.placement.model import ModelShape
 from ktd.placement.store import PlacementStore
@@ -67,6 +68,26 @@ class FakeDaemon:
         self.recordings.detach()
         self.profiles.detach()
         self.engine.set(phase=EnginePhase.BACKOFF, message=reason)
+
+
+@dataclass(frozen=True)
+class FakeFit:
+    """A ``FitSource`` on a host where the whole model fits."""
+
+    shape: ModelShape
+
+    def fit(self) -> Fit:
+        total = len(self.shape.moe_layers) * self.shape.num_experts
+        return Fit(
+            slots=total // 2,
+            largest=total,
+            total_experts=total,
+            num_layers=len(self.shape.moe_layers),
+            expert_bytes=self.shape.expert_bytes,
+            free_bytes=1 << 30,
+            room_bytes=1 << 29,
+            assumptions=("1.0 GiB of host memory are free.",),
+        )
 
 
 @asynccontextmanager
@@ -134,6 +155,7 @@ async def fake_daemon(
                 recordings=recordings,
                 profiles=profiles,
                 policies=policies,
+                fit=FakeFit(shape),
             )
         )
         yield FakeDaemon(

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ktd.app.sglang_words import DEFAULT_KV_TOKENS, number_given
+from ktd.model.device_memory import device_bytes
 from ktd.model.facts import ModelFacts
 from ktd.model.memory import ENGINE_BYTES, RANK_BYTES, HostMemory, fitting_ratio
 
 # SGLang's own defaults, where its command line does not say (0.5.23: a CPU host, a small GPU).
 _DEFAULT_CHUNK = 4096
-_DEFAULT_TOKENS = 65_536
 _SMALLEST_CHUNK = 256
 _SMALLEST_TOKENS = 2048
 # Of device memory, for activations, graphs and what the driver takes.
 _DEVICE_SHARE = 0.8
-_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,14 @@ def memory_advice(present: Present) -> str:
     facts = present.facts
     ratio = present.slots / facts.total_experts
     fits = min(fitting_ratio(facts, _room(present)), _lower(ratio))
-    chunk = max(_SMALLEST_CHUNK, _given(present, "--chunked-prefill-size", _DEFAULT_CHUNK) // 2)
-    tokens = max(_SMALLEST_TOKENS, _given(present, "--max-total-tokens", _DEFAULT_TOKENS) // 2)
+    chunk = max(
+        _SMALLEST_CHUNK,
+        number_given(present.sglang_args, "--chunked-prefill-size", _DEFAULT_CHUNK) // 2,
+    )
+    tokens = max(
+        _SMALLEST_TOKENS,
+        number_given(present.sglang_args, "--max-total-tokens", DEFAULT_KV_TOKENS) // 2,
+    )
     return (
         f"Use less memory: --kt-gpu-experts-ratio {fits:g} (now {ratio:.2g}) for fewer experts in "
         f"slots, --chunked-prefill-size {chunk} for smaller prefill buffers, or "
@@ -55,27 +60,4 @@ def _room(present: Present) -> int:
     if present.device == "cpu":
         engine = ENGINE_BYTES + present.ranks * RANK_BYTES
         return HostMemory.read().available - facts.host_store_bytes - facts.other_bytes - engine
-    return int(_DEVICE_SHARE * _device_bytes(present.ranks)) - facts.other_bytes
-
-
-def _device_bytes(ranks: int) -> int:
-    """Memory of the first ``ranks`` GPUs, or 0 if nvidia-smi does not say."""
-    command = ("nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits")
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        sizes = [int(line) for line in done.stdout.split()]
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return 0
-    return sum(sizes[:ranks]) * _MIB
-
-
-def _given(present: Present, flag: str, default: int) -> int:
-    """The last value of ``flag`` in SGLang's arguments."""
-    value = default
-    words = present.sglang_args
-    for index, word in enumerate(words):
-        name, equals, attached = word.partition("=")
-        if name == flag:
-            text = attached if equals else words[index + 1] if index + 1 < len(words) else ""
-            value = int(text) if text.isdigit() and int(text) else value
-    return value
+    return int(_DEVICE_SHARE * device_bytes(present.ranks, free=False)) - facts.other_bytes

@@ -10,13 +10,16 @@ import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
+from ktd.app.device import detect_device
 from ktd.app.engines import JoinedEngines
+from ktd.app.evidence import LiveEvidence, Pairs, StartEvidence
+from ktd.app.fitting import RunningFit
 from ktd.app.lock import state_lock
 from ktd.app.logs import to_standard_error
 from ktd.app.notify import Notifier
 from ktd.app.observe import Observer
 from ktd.app.policies import HubCounters, never_fires, options_of
-from ktd.app.starts import EngineStarts, detect_device
+from ktd.app.starts import EngineStarts
 from ktd.app.statistics import KnownCounts, Statistics
 from ktd.config.settings import Settings
 from ktd.config.sources import unknown_variables
@@ -26,7 +29,7 @@ from ktd.engine.leftovers import clear
 from ktd.engine.ports import Log
 from ktd.engine.status import EngineStatus, Versions
 from ktd.engine.supervisor import Supervisor, Timings
-from ktd.errors import ConfigError, DoesNotFit, EngineFailed, KtdError
+from ktd.errors import ConfigError, DoesNotFit, EngineFailed, KtdError, StrategyUnknown
 from ktd.http.auth import KeyCheck
 from ktd.http.gate import Gate
 from ktd.http.metrics import Metrics
@@ -34,8 +37,11 @@ from ktd.http.passthrough import Passthrough
 from ktd.http.server import HttpFront, address_of, bind
 from ktd.model.hub import download
 from ktd.model.source import folder_or_id
+from ktd.placement.cost import default_costs
+from ktd.placement.cost_meter import CostMeter
 from ktd.placement.manager import PlacementManager
 from ktd.placement.store import PlacementStore
+from ktd.placement.strategies.registry import plugins, strategy_named
 from ktd.policy.loop import PolicyLoop
 from ktd.rpc.server import RpcServer
 from ktd.stats.hub import StatsHub
@@ -59,6 +65,7 @@ def serve(settings: Settings, *, command: Sequence[str] = HOST_COMMAND) -> int:
 
 async def _serve(settings: Settings, log: Log, command: Sequence[str]) -> int:
     _say_notices(settings, log)
+    _check_strategy(settings)
     notifier = Notifier.from_environment()
     with state_lock(settings.state_dir):
         _make_runtime_dir(settings.runtime_dir)
@@ -84,19 +91,27 @@ async def _daemon(
     profiles = Profiles(store, hub, settings.model)
     address = address_of(sock)
     board = StatusBoard(EngineStatus(http_address=address, versions=Versions(ktd=__version__)))
+    device, pairs = detect_device(settings.device), Pairs()
+    meter = CostMeter(default_costs(device))
+    evidence = LiveEvidence(hub, meter, pairs)
     manager = PlacementManager(
         store=PlacementStore(settings.state_dir),
         model=settings.model,
-        counts=hub.counts,
+        evidence=evidence,
         on_condition=board.report,
+        on_copied=meter.copied,
     )
     starts = EngineStarts(
         settings,
-        device=detect_device(settings.device),
+        device=device,
         manager=manager,
         find_model=lambda wanted: find_model(wanted, board.say),
-        known_counts=KnownCounts(store, profiles),
+        evidence=StartEvidence(settings, device, KnownCounts(store, profiles), pairs),
     )
+    evidence.follow(lambda: starts.facts)
+    for sentence in plugins().broken.values():
+        log.warning("placement strategy", problem=sentence)
+        board.report("STRATEGY_BROKEN", sentence)
     recordings = Recordings(
         RecordingOptions(
             mode=settings.expert_distribution_recorder_mode,
@@ -142,16 +157,21 @@ async def _daemon(
             recordings=recordings,
             profiles=profiles,
             policies=policies,
+            fit=RunningFit(lambda: starts.facts, manager, settings, device),
             grace=_RPC_GRACE_SECONDS,
         ) as rpc,
     ):
-        deciding = asyncio.create_task(policies.run(), name="policy")
+        running = [
+            asyncio.create_task(policies.run(), name="policy"),
+            asyncio.create_task(evidence.run(), name="evidence"),
+        ]
         log.info("listening", http=address, grpc=str(settings.socket))
         try:
             yield supervisor, rpc
         finally:
-            deciding.cancel()
-            await asyncio.gather(deciding, return_exceptions=True)
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
 
 async def _run(supervisor: Supervisor, rpc: RpcServer, notifier: Notifier, log: Log) -> int:
@@ -217,6 +237,15 @@ def _say_notices(settings: Settings, log: Log) -> None:
         log.warning("configuration", notice=notice)
     for name in unknown_variables(os.environ):
         log.warning("configuration", notice=f"The variable {name} is none of ktd's.")
+
+
+def _check_strategy(settings: Settings) -> None:
+    """Refuses an unknown strategy before anything long begins."""
+    try:
+        strategy_named(settings.expert_placement_strategy)
+    except StrategyUnknown as error:
+        name = settings.named("expert_placement_strategy")
+        raise ConfigError(f"{name} cannot be followed: {error}") from None
 
 
 def _make_runtime_dir(runtime_dir: Path) -> None:

@@ -73,7 +73,7 @@ class JoinedEngines:
         if facts is None:
             raise RuntimeError("an engine was started for a model that nobody looked at")
         self._statistics.attach(bridge, spec, profile_shape(facts), spec_ranks(spec))
-        await self._manager.attach(bridge, start.shape, start.experts, start.origin)
+        await self._manager.attach(bridge, start.shape, start.experts, start.origin, start.actor)
         self._gate.open(spec.http_socket)
 
     async def detach(self) -> None:

@@ -11,18 +11,20 @@ from pathlib import Path
 
 import structlog
 
-from ktd.app.statistics import KnownCounts
+from ktd.app.evidence import StartEvidence
+from ktd.app.fitting import fit_for_start
 from ktd.config.settings import Settings
 from ktd.engine.leftovers import new_engine_id
 from ktd.engine.status import MemorySummary, ModelSummary
 from ktd.enginespec import EngineSpec
-from ktd.errors import EngineFailed, KtdError, ModelUnsupported
+from ktd.errors import EngineFailed, KtdError
 from ktd.model.facts import ModelFacts, read_facts
 from ktd.model.memory import HostMemory, check_fits, needs_of
-from ktd.placement.budget import budget_of
+from ktd.placement.budget import EVEN, Budget, budget_of, even_slots
+from ktd.placement.ledger import DAEMON
 from ktd.placement.manager import PlacementManager
 from ktd.placement.model import Experts, ModelShape
-from ktd.placement.strategies.registry import initial_placement
+from ktd.placement.strategies.registry import initial_placement, live_placement
 
 _log = structlog.get_logger(__name__)
 
@@ -35,6 +37,7 @@ class Start:
     shape: ModelShape
     experts: Experts
     origin: str
+    actor: str = DAEMON
 
 
 class EngineStarts:
@@ -45,7 +48,7 @@ class EngineStarts:
         device: ``"cpu"`` or ``"cuda"``.
         manager: Has the placement that was committed last.
         find_model: From MODEL to a folder; may download.
-        known_counts: Counts from before, in files and in the state folder.
+        evidence: What the first placement is chosen by.
     """
 
     def __init__(
@@ -55,13 +58,13 @@ class EngineStarts:
         device: str,
         manager: PlacementManager,
         find_model: Callable[[Settings], Awaitable[Path]],
-        known_counts: KnownCounts,
+        evidence: StartEvidence,
     ) -> None:
         self._settings = settings
         self._device = device
         self._manager = manager
         self._find_model = find_model
-        self._known_counts = known_counts
+        self._evidence = evidence
         self.facts: ModelFacts | None = None
 
     @property
@@ -77,7 +80,11 @@ class EngineStarts:
         """
         first = self.facts is None
         facts = self.facts or await self._look_at_model()
-        shape, experts, origin = self._placement(facts)
+        planned = self._manager.restarts.take()
+        if planned is not None:
+            shape, experts, origin = planned.shape, planned.experts, planned.origin
+        else:
+            shape, experts, origin = self._placement(facts)
         if first:
             # Not later: the memory of an engine that has just been killed may still be coming back.
             needs = needs_of(
@@ -85,7 +92,8 @@ class EngineStarts:
             )
             check_fits(needs, HostMemory.read())
             self.facts = facts
-        return Start(self._spec(facts, shape, experts), shape, experts, origin)
+        actor = planned.actor if planned is not None else DAEMON
+        return Start(self._spec(facts, shape, experts), shape, experts, origin, actor)
 
     def summaries(self) -> tuple[ModelSummary | None, MemorySummary | None]:
         """Model and memory for the status; None before the model was looked at."""
@@ -132,6 +140,7 @@ class EngineStarts:
             facts.num_experts,
             ratio=ratio if isinstance(ratio, float) else None,
             per_layer=None if ratio is not None else settings.num_gpu_experts,
+            auto=lambda: self._automatic(facts),
         )
         stored = self._manager.restorable
         if stored is not None and not settings.placement_given:
@@ -141,35 +150,46 @@ class EngineStarts:
                 and stored.shape.expert_bytes == facts.expert_bytes
             )
             # A budget in ktd.toml or the environment counts when it is another one than before.
-            configured = ratio is not None or settings.num_gpu_experts is not None
+            configured = isinstance(ratio, float) or settings.num_gpu_experts is not None
             if same_model and not (configured and stored.shape.total_slots != budget.slots):
                 _log.info("placement restored", revision=stored.revision, origin=stored.origin)
                 return stored.shape, stored.experts, "restored"
         return self._fresh(facts, budget.slots, budget.notes)
 
-    def _fresh(
-        self, facts: ModelFacts, slots: int, notes: tuple[str, ...]
-    ) -> tuple[ModelShape, Experts, str]:
-        settings = self._settings
-        strategy = settings.expert_placement_strategy
-        counts = None
-        if strategy == "frequency" and settings.init_expert_location is not None:
-            counts = self._known_counts.read(settings.init_expert_location, facts)
-        elif strategy == "frequency" and (kept := self._known_counts.kept(facts)) is not None:
-            counts, note = kept
-            _log.info("placement", note=note)
-        choice = initial_placement(
-            strategy, len(facts.moe_layers), facts.num_experts, slots, counts
+    def _automatic(self, facts: ModelFacts) -> Budget:
+        fit = fit_for_start(facts, self._settings, self._device)
+        note = (
+            f"--gpu-experts-ratio auto gives {fit.slots} of {fit.total_experts} experts a slot: "
+            f"{' '.join(fit.assumptions)}"
         )
+        return Budget(fit.slots, (note,))
+
+    def _fresh(
+        self, facts: ModelFacts, budget: int, notes: tuple[str, ...]
+    ) -> tuple[ModelShape, Experts, str]:
+        strategy = self._settings.expert_placement_strategy
+        layers, num_experts = len(facts.moe_layers), facts.num_experts
+        evidence = self._evidence.of(facts)
+        if self._settings.live_slots == EVEN:
+            slots, told = even_slots(layers, num_experts, budget)
+            shape = self._shape(facts, slots)
+            choice = live_placement(strategy, shape, evidence=evidence)
+            notes = (*notes, *told)
+        else:
+            choice = initial_placement(strategy, layers, num_experts, budget, evidence=evidence)
+            shape = self._shape(facts, tuple(map(len, choice.experts)))
         for note in (*notes, *choice.notes):
             _log.warning("placement", note=note)
-        shape = ModelShape(
+        return shape, choice.experts, strategy
+
+    def _shape(self, facts: ModelFacts, slots: tuple[int, ...]) -> ModelShape:
+        return ModelShape(
             moe_layers=facts.moe_layers,
             num_experts=facts.num_experts,
-            slots=tuple(len(chosen) for chosen in choice.experts),
+            slots=slots,
             expert_bytes=facts.expert_bytes,
+            full_stays_full=self._device != "cpu",
         )
-        return shape, choice.experts, strategy
 
     def _spec(self, facts: ModelFacts, shape: ModelShape, experts: Experts) -> EngineSpec:
         settings = self._settings
@@ -203,17 +223,3 @@ class EngineStarts:
             "--disable-shared-experts-fusion",
             *settings.sglang_args,
         )
-
-
-def detect_device(wanted: str) -> str:
-    """Where the engine runs: ``"cpu"``, the only device that this version serves on.
-
-    Raises:
-        ModelUnsupported: another one is asked for.
-    """
-    if wanted not in ("auto", "cpu"):
-        raise ModelUnsupported(
-            f"--device {wanted} is not in this version: slots on a GPU are being built; "
-            "leave it out, and slots are kept in host memory."
-        )
-    return "cpu"

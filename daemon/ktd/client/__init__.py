@@ -8,7 +8,9 @@ from ktd.client.errors import DaemonUnreachable
 from ktd.client.socket import default_socket
 from ktd.errors import KtdError
 from ktd.v1.engine_pb2 import Condition, EnginePhase, EngineStatus, Version
+from ktd.v1.fit_pb2 import FitPlacementResponse
 from ktd.v1.placement_pb2 import (
+    Forecast,
     HistoryEntry,
     LayerPlacement,
     Move,
@@ -28,6 +30,8 @@ __all__ = [
     "DumpRecordingResponse",
     "EnginePhase",
     "EngineStatus",
+    "FitPlacementResponse",
+    "Forecast",
     "HistoryEntry",
     "KtdClient",
     "KtdError",

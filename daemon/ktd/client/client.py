@@ -12,6 +12,7 @@ import grpc.aio
 
 from ktd.client.calls import NAME
 from ktd.client.errors import DaemonUnreachable, error_of_status
+from ktd.client.placements import SlotCalls
 from ktd.client.policies import PolicyCalls
 from ktd.client.socket import default_socket
 from ktd.client.statistics import StatisticsCalls
@@ -43,7 +44,7 @@ _TERMINAL = frozenset(
 _LONGEST_SOCKET_PATH = 107
 
 
-class KtdClient(StatisticsCalls, PolicyCalls):
+class KtdClient(StatisticsCalls, PolicyCalls, SlotCalls):
     """Calls a daemon over its Unix socket; an async context manager.
 
     Every method raises ``KtdError``: with the daemon's own class, code and reason where it refused,
@@ -81,6 +82,7 @@ class KtdClient(StatisticsCalls, PolicyCalls):
         self._placement = PlacementServiceStub(channel)
         self._connect_statistics(channel)
         self._connect_policies(channel)
+        self._connect_fit(channel)
         self._metadata = (("ktd-actor", f"uid={os.getuid()} pid={os.getpid()}"),)
         return self
 

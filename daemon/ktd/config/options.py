@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ktd.config import values
+from ktd.config import strategies, values
 
-STRATEGIES = ("uniform", "frequency", "front-loading", "random")
+LIVE_SLOTS = ("placed", "even")
 POLICIES = ("off", "dynamic", "adaptive")
 LOG_FORMATS = ("json", "console")
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -109,7 +109,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "gpu_experts_ratio", ("--kt-gpu-experts-ratio", "--gpu-experts-ratio"),
         values.ratio, PLACEMENT,
-        "Share of all experts in GPU slots, 0 to 1, or auto; wins over --kt-num-gpu-experts.",
+        "Share of all experts in GPU slots, 0 to 1, or auto: what `ktd placement fit` finds; wins "
+        "over --kt-num-gpu-experts.",
         shown_default="auto, unless --kt-num-gpu-experts is given", metavar="RATIO",
     ),
     Option(
@@ -119,11 +120,19 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "expert_placement_strategy",
         ("--kt-expert-placement-strategy", "--expert-placement-strategy"), values.text, PLACEMENT,
-        "How the first placement is chosen.", default="uniform", choices=STRATEGIES,
+        f"How the first placement is chosen: {', '.join(strategies.OWN)}, or one that another "
+        "package brings.",
+        default="uniform", metavar="NAME",
+    ),
+    Option(
+        "live_slots", ("--live-slots",), values.text, PLACEMENT,
+        "Slots per layer: as many as the first placement has there, or even: the same for all.",
+        default="placed", choices=LIVE_SLOTS,
     ),
     Option(
         "init_expert_location", ("--init-expert-location",), values.path, PLACEMENT,
-        "Activation statistics for --kt-expert-placement-strategy frequency.", metavar="FILE",
+        "Activation statistics for strategies that look at them; for coactivation a recording of "
+        "single tokens.", metavar="FILE",
     ),
     Option(
         "swap_rate", ("--swap-rate",), values.size, PLACEMENT,

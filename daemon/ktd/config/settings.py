@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ktd.config.options import BY_NAME
+from ktd.config.strategies import strategy_names
 from ktd.errors import ConfigError
 
 # Everything must be gone 30 s after SIGTERM; ending the engine's processes takes up to ten of them.
@@ -45,6 +46,7 @@ class Settings:
     gpu_experts_ratio: float | str | None = None
     num_gpu_experts: int | None = None
     expert_placement_strategy: str = "uniform"
+    live_slots: str = "placed"
     init_expert_location: Path | None = None
     swap_rate: float | None = None
     placement_policy: str | None = None
@@ -71,12 +73,8 @@ class Settings:
         """Checks what no single parser can."""
         self._check_ranges()
         for name, option in BY_NAME.items():
-            value = getattr(self, name)
-            if option.choices and value is not None and value not in option.choices:
-                raise ConfigError(
-                    f"{self.named(name)} is {value!r}; it must be one of "
-                    f"{', '.join(option.choices)}."
-                )
+            self._one_of(name, option.choices)
+        self._one_of("expert_placement_strategy", strategy_names())
         if len(bytes(self.socket)) > MAX_SOCKET_PATH:
             raise ConfigError(
                 f"The socket path {self.socket} has {len(bytes(self.socket))} bytes, and Linux "
@@ -116,6 +114,7 @@ class Settings:
             "gpu_experts_ratio",
             "num_gpu_experts",
             "expert_placement_strategy",
+            "live_slots",
             "init_expert_location",
         )
         return any(self.provenance.get(name, "").startswith("flag") for name in names)
@@ -130,6 +129,13 @@ class Settings:
         source = self.provenance.get(name, "")
         flag = BY_NAME[name].flags[0]
         return f"{flag} (from {source})" if source and not source.startswith("flag") else flag
+
+    def _one_of(self, name: str, choices: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if choices and value is not None and value not in choices:
+            raise ConfigError(
+                f"{self.named(name)} is {value!r}; it must be one of {', '.join(choices)}."
+            )
 
     def _between(self, name: str, value: float, low: float, high: float) -> None:
         if not low <= value <= high:

@@ -163,11 +163,11 @@ def _notices(chosen: Mapping[str, object], provenance: Mapping[str, str]) -> lis
             f"--kt-gpu-experts-ratio {chosen['gpu_experts_ratio']} wins over "
             f"--kt-num-gpu-experts {chosen['num_gpu_experts']}, which is ignored."
         )
-    if "init_expert_location" in provenance and (
-        chosen["expert_placement_strategy"] != "frequency"
-    ):
+    strategy = chosen["expert_placement_strategy"]
+    if "init_expert_location" in provenance and strategy in ("uniform", "front-loading", "random"):
         notices.append(
-            "--init-expert-location is read only by --kt-expert-placement-strategy frequency."
+            f"--init-expert-location is not read: --kt-expert-placement-strategy {strategy} looks "
+            "at no statistics; frequency does."
         )
     policy = chosen.get("placement_policy")
     if chosen.get("enable_dynamic_expert_update"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ktd.errors import ModelUnsupported
 from ktd.model.checkpoint import Checkpoint, read_checkpoint
+from ktd.model.kv_cache import KvCache, kv_cache_of
 from ktd.model.moe_layers import moe_layers
 from ktd.model.supported import ACTIVATIONS, ARCHITECTURES, EXPERT_DTYPES, names
 
@@ -35,6 +36,7 @@ class ModelFacts:
         expert_bytes: One expert, whole: gate, up and down.
         other_bytes: All weights that are not experts.
         max_context: Longest context in tokens, or 0 if the configuration does not say.
+        kv_cache: What a token takes in the KV cache.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class ModelFacts:
     expert_bytes: int
     other_bytes: int
     max_context: int = 0
+    kv_cache: KvCache = field(default_factory=lambda: KvCache(0, 0, 0))
 
     @property
     def total_experts(self) -> int:
@@ -113,6 +116,7 @@ def read_facts(folder: Path, *, device: str) -> ModelFacts:
         expert_bytes=_PROJECTIONS * hidden * width * _BF16_BYTES,
         other_bytes=checkpoint.other_bytes,
         max_context=int(config.get("max_position_embeddings") or 0),
+        kv_cache=kv_cache_of(config, num_layers),
     )
 
 

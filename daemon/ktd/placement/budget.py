@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ktd.errors import ConfigError
 
-# A stand-in for "as much as fits" until free device memory is asked for.
-_AUTO_RATIO = 0.25
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+# Value of ``--live-slots``: every layer the same number of slots, whatever the strategy would like.
+EVEN = "even"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,7 @@ def budget_of(
     *,
     ratio: float | None = None,
     per_layer: int | None = None,
+    auto: Callable[[], Budget] | None = None,
 ) -> Budget:
     """KTransformers' rule: ``int(layers * experts * ratio)``, else ``per_layer * layers``.
 
@@ -31,10 +37,12 @@ def budget_of(
         num_layers: Number of MoE layers.
         num_experts: Routed experts per MoE layer.
         ratio: ``--gpu-experts-ratio``, or None if it was not given; wins over ``per_layer``.
-        per_layer: ``--num-gpu-experts``, or None. With neither a quarter is taken (``auto``).
+        per_layer: ``--num-gpu-experts``, or None.
+        auto: Asked when there is neither: how much memory allows. KTransformers then runs without
+            GPU experts' flags at all, which is to say without its own method.
 
     Raises:
-        ConfigError: the ratio is outside 0 to 1, or ``per_layer`` is negative.
+        ConfigError: the ratio is outside 0 to 1, ``per_layer`` is negative, or there is nothing.
     """
     total = num_layers * num_experts
     if ratio is not None:
@@ -59,6 +67,19 @@ def budget_of(
             )
             return Budget(total, (note,))
         return Budget(per_layer * num_layers)
-    slots = int(total * _AUTO_RATIO)
-    note = f"No budget was given: a quarter of the {total} experts, {slots}, get GPU slots."
-    return Budget(slots, (note,))
+    if auto is None:
+        raise ConfigError("No budget was given: --gpu-experts-ratio or --num-gpu-experts.")
+    return auto()
+
+
+def even_slots(
+    num_layers: int, num_experts: int, budget: int
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The same number of slots for every layer, and sentences for the log."""
+    each = min(num_experts, budget // num_layers) if num_layers else 0
+    rest = min(budget, num_layers * num_experts) - each * num_layers
+    note = (
+        f"--live-slots even gives each of {num_layers} layers {each} slots; {rest} of the budget "
+        "are left over."
+    )
+    return (each,) * num_layers, ((note,) if rest else ())

@@ -40,8 +40,8 @@ class Forecaster:
     """
 
     def __init__(self, evidence: Evidence, current: Experts) -> None:
-        self._counts = evidence.counted
-        self._uses = evidence.uses() or []
+        self._counts = evidence.judged_by
+        self._uses = evidence.uses_of(self._counts) or []
         self._batch = evidence.batch
         self._expert_bytes = evidence.expert_bytes
         costs = evidence.costs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from ktd.errors import ExpertNotFound, InvalidArgument, LayerNotFound, PlacementDoesNotFit
@@ -52,7 +52,8 @@ def resolve(goal: Goal, shape: ModelShape, current: Experts, evidence: Evidence)
         InvalidArgument: a layer is named twice, or is missing from a whole target.
     """
     if isinstance(goal, StrategyGoal):
-        return live_placement(goal.strategy, shape, evidence=evidence)
+        choice = live_placement(goal.strategy, shape, evidence=evidence)
+        return _with_full_layers(choice, shape) if shape.full_stays_full else choice
     wanted: dict[int, tuple[int, ...]] = {}
     slots = dict(zip(shape.moe_layers, shape.slots, strict=True))
     for layer, experts in goal.layers:
@@ -64,6 +65,11 @@ def resolve(goal: Goal, shape: ModelShape, current: Experts, evidence: Evidence)
         if layer in wanted:
             raise InvalidArgument(f"Layer {layer} is named twice; name it once.")
         wanted[layer] = _checked(layer, experts, shape.num_experts, slots[layer])
+        if shape.full_stays_full and len(wanted[layer]) < slots[layer] == shape.num_experts:
+            raise PlacementDoesNotFit(
+                f"Layer {layer} has a slot for every expert, so it has no CPU path and stays full "
+                "until a restart; name all its experts, or start the engine with fewer slots."
+            )
     missing = [layer for layer in shape.moe_layers if layer not in wanted]
     if missing and not goal.partial:
         raise InvalidArgument(
@@ -75,6 +81,18 @@ def resolve(goal: Goal, shape: ModelShape, current: Experts, evidence: Evidence)
             wanted.get(layer, before)
             for layer, before in zip(shape.moe_layers, current, strict=True)
         )
+    )
+
+
+def _with_full_layers(choice: Choice, shape: ModelShape) -> Choice:
+    """A strategy that would empty slots, as latency may, cannot do so in a layer that is full."""
+    whole = tuple(range(shape.num_experts))
+    return replace(
+        choice,
+        experts=tuple(
+            whole if slots == shape.num_experts else chosen
+            for chosen, slots in zip(choice.experts, shape.slots, strict=True)
+        ),
     )
 
 
@@ -91,7 +109,8 @@ def _checked(layer: int, experts: tuple[int, ...], num_experts: int, slots: int)
     if len(seen) > slots:
         raise PlacementDoesNotFit(
             f"Layer {layer} has {slots} slots, but {len(seen)} experts were asked for; slots are "
-            "fixed when the engine starts, with --num-gpu-experts or --gpu-experts-ratio."
+            "fixed when the engine starts, with --num-gpu-experts or --gpu-experts-ratio, or by "
+            "`ktd placement apply --restart`."
         )
     return tuple(sorted(seen))
 

@@ -24,6 +24,7 @@ from ktd.placement.plans import LIFETIME, Plan, PlanBook
 from ktd.placement.policy_hold import PolicyHold
 from ktd.placement.requests import RequestLog
 from ktd.placement.residency import Residency
+from ktd.placement.restarts import Restarts
 from ktd.placement.runner import SwapContext
 from ktd.placement.strategies.base import Evidence
 from ktd.placement.swap import BatchLimits, Swap, SwapState
@@ -92,6 +93,8 @@ class PlacementManager:
         self._target: SwapTarget | None = None
         self._residency: Residency | None = None
         self._absence = _NOT_STARTED
+        # What the engine is to be started again with.
+        self.restarts = Restarts(self)
         # The swaps of this daemon: to read, to watch, to cancel.
         self.swaps = SwapTable(self._ended)
 
@@ -179,8 +182,8 @@ class PlacementManager:
             EngineNotReady: no placement is known yet.
             KtdError: ``goal`` cannot be met, see :func:`~ktd.placement.goals.resolve`.
         """
-        current, evidence = self.placement(), self.evidence()
-        plan = plan_of(goal, Situation(current, self._mapped(), evidence, self._clock()))
+        situation = Situation(self.placement(), self._mapped(), self.evidence(), self._clock())
+        plan = plan_of(goal, situation)
         if held := self.policy_hold.hold(LIFETIME):
             plan = replace(plan, notes=(*plan.notes, held))
         self._plans.add(plan)
@@ -356,7 +359,9 @@ class PlacementManager:
             clock=self._clock,
         )
         if change.kind is not ChangeKind.POLICY:
-            swap = replace(swap, notes=self._paused_by(change))
+            what = "undid a change" if change.kind is ChangeKind.UNDO else "changed the placement"
+            told = self.policy_hold.pause(f"An operator {what} since the policy was set.")
+            swap = replace(swap, notes=(told,) if told else ())
         self.swaps.start(swap, context)
         self._requests.record(request_id, swap.id)
         _log.info(
@@ -367,11 +372,6 @@ class PlacementManager:
             actor=change.actor,
         )
         return swap
-
-    def _paused_by(self, change: Change) -> tuple[str, ...]:
-        what = "undid a change" if change.kind is ChangeKind.UNDO else "changed the placement"
-        told = self.policy_hold.pause(f"An operator {what} since the policy was set.")
-        return (told,) if told else ()
 
     async def _commit(self, swap: Swap, change: Change) -> Placement:
         placement = self._ledger.committed(change, swap.moves)

@@ -21,12 +21,15 @@ class ModelShape:
         num_experts: Routed experts per MoE layer.
         slots: Slots per MoE layer, in the order of ``moe_layers``.
         expert_bytes: Weight bytes of one whole expert, over all ranks.
+        full_stays_full: A layer with a slot for every expert has no CPU path and cannot give one
+            up, as on a GPU, where graphs are made without it.
     """
 
     moe_layers: tuple[int, ...]
     num_experts: int
     slots: tuple[int, ...]
     expert_bytes: int
+    full_stays_full: bool = False
 
     def __post_init__(self) -> None:
         if len(self.slots) != len(self.moe_layers):

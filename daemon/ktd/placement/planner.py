@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ktd.placement.forecast import Forecaster
@@ -28,8 +28,8 @@ class Situation:
     now: float
 
 
-def plan_of(goal: Goal, situation: Situation, notes: tuple[str, ...] = ()) -> Plan:
-    """The plan to ``goal``; ``notes`` come after those of the goal.
+def plan_of(goal: Goal, situation: Situation) -> Plan:
+    """The plan to ``goal``.
 
     Raises:
         KtdError: ``goal`` cannot be met, see :func:`~ktd.placement.goals.resolve`.
@@ -54,7 +54,7 @@ def plan_of(goal: Goal, situation: Situation, notes: tuple[str, ...] = ()) -> Pl
         before=forecaster.of(situation.mapped),
         after=forecaster.of(choice.experts),
         restart=_restart_offer(goal, shape, evidence, forecaster),
-        notes=(*choice.notes, *notes, *((costs_note,) if costs_note else ())),
+        notes=(*choice.notes, costs_note) if costs_note else choice.notes,
     )
 
 
@@ -68,7 +68,7 @@ def restarted(strategy: str, shape: ModelShape, evidence: Evidence) -> tuple[Mod
         strategy, len(shape.moe_layers), shape.num_experts, shape.total_slots, evidence=evidence
     )
     slots = tuple(map(len, choice.experts))
-    return ModelShape(shape.moe_layers, shape.num_experts, slots, shape.expert_bytes), choice
+    return replace(shape, slots=slots), choice
 
 
 def _restart_offer(

@@ -102,6 +102,7 @@ def _decoded(raw: dict[str, Any]) -> StoredPlacement:
         num_experts=raw["shape"]["num_experts"],
         slots=tuple(raw["shape"]["slots"]),
         expert_bytes=raw["shape"]["expert_bytes"],
+        full_stays_full=bool(raw["shape"].get("full_stays_full", False)),
     )
     experts = _experts(raw["experts"])
     if not shape.fits(experts):

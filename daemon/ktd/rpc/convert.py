@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ktd.engine.status import EngineStatus
+    from ktd.placement.forecast import Forecast
     from ktd.placement.goals import Goal
     from ktd.placement.history import History
     from ktd.placement.model import Experts, ModelShape, Move, Placement
@@ -58,6 +59,17 @@ def goal_of(
     raise InvalidArgument("The request has no goal: give a strategy or a target.")
 
 
+def restart_goal_of(request: placement_pb2.RestartWithPlacementRequest) -> Goal:
+    """The strategy that a request names.
+
+    Raises:
+        InvalidArgument: it names none.
+    """
+    if request.HasField("strategy"):
+        return StrategyGoal(request.strategy.strategy)
+    raise InvalidArgument("The request has no goal: give a strategy, or a plan that one made.")
+
+
 def placement_message(placement: Placement) -> placement_pb2.Placement:
     """The committed placement."""
     return placement_pb2.Placement(
@@ -65,23 +77,34 @@ def placement_message(placement: Placement) -> placement_pb2.Placement:
         revision=placement.revision,
         etag=placement.etag,
         update_time=timestamp(placement.update_time),
-        layers=_layers(placement.shape, placement.experts),
+        layers=layer_messages(placement.shape, placement.experts),
         origin=placement.origin,
     )
 
 
 def plan_message(plan: Plan) -> placement_pb2.Plan:
-    """A plan with its moves and the placement it leads to."""
+    """A plan with its moves, what it predicts and the placement it leads to."""
+    restart = plan.restart
     return placement_pb2.Plan(
         name=plan_name(plan.id),
         etag=plan.etag,
         expire_time=timestamp(plan.expire_time),
         moves=_moves(plan.moves),
         bytes=plan.bytes,
-        layers=_layers(plan.shape, plan.experts),
+        layers=layer_messages(plan.shape, plan.experts),
         hit_rate_before=plan.before.hit_rate,
         hit_rate_after=plan.after.hit_rate,
         notes=plan.notes,
+        copy_duration=duration(plan.copy_seconds),
+        before=_forecast(plan.before),
+        after=_forecast(plan.after),
+        restart=None
+        if restart is None
+        else placement_pb2.RestartOffer(
+            layers=layer_messages(restart.shape, restart.experts),
+            forecast=_forecast(restart.forecast),
+        ),
+        slot_bytes=plan.shape.total_slots * plan.shape.expert_bytes,
     )
 
 
@@ -124,12 +147,22 @@ def history_messages(history: History) -> list[placement_pb2.HistoryEntry]:
     ]
 
 
-def _layers(shape: ModelShape, experts: Experts) -> Iterable[placement_pb2.LayerPlacement]:
+def layer_messages(shape: ModelShape, experts: Experts) -> Iterable[placement_pb2.LayerPlacement]:
+    """Slots and experts of each layer."""
     return (
         placement_pb2.LayerPlacement(
             layer=layer, num_experts=shape.num_experts, slots=slots, gpu_experts=chosen
         )
         for layer, slots, chosen in zip(shape.moe_layers, shape.slots, experts, strict=True)
+    )
+
+
+def _forecast(forecast: Forecast) -> placement_pb2.Forecast:
+    return placement_pb2.Forecast(
+        hit_rate=forecast.hit_rate,
+        step_duration=duration(forecast.step_seconds),
+        tokens_per_second=forecast.tokens_per_second,
+        cpu_bytes_per_step=round(forecast.cpu_bytes),
     )
 
 

@@ -3,19 +3,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import platform
 from typing import TYPE_CHECKING, Any
 
-from ktd.errors import InvalidArgument
 from ktd.rpc.convert import engine_message
 from ktd.rpc.drain import until
 from ktd.rpc.names import check_engine
+from ktd.rpc.outliving import Outliving, drain_of
 from ktd.v1 import engine_pb2, engine_pb2_grpc
 from ktd.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    import asyncio
+    from collections.abc import AsyncIterator
 
     import grpc.aio
 
@@ -41,7 +41,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         self._engine = engine
         self._placement = placement
         self._stop = stop
-        self._changes: set[asyncio.Task[EngineStatus]] = set()
+        self._changes = Outliving()
 
     async def GetStatus(
         self, request: engine_pb2.GetStatusRequest, context: Context
@@ -66,7 +66,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         """Starts a stopped or failed engine."""
         del context
         check_engine(request.name)
-        return self._message(await self._outliving(self._engine.start()))
+        return self._message(await self._changes.wait(self._engine.start()))
 
     async def StopEngine(
         self, request: engine_pb2.StopEngineRequest, context: Context
@@ -74,7 +74,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         """Drains, then stops."""
         del context
         check_engine(request.name)
-        return self._message(await self._outliving(self._engine.stop(_drain(request))))
+        return self._message(await self._changes.wait(self._engine.stop(_drain(request))))
 
     async def RestartEngine(
         self, request: engine_pb2.RestartEngineRequest, context: Context
@@ -82,7 +82,7 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
         """Drains, stops and starts."""
         del context
         check_engine(request.name)
-        return self._message(await self._outliving(self._engine.restart(_drain(request))))
+        return self._message(await self._changes.wait(self._engine.restart(_drain(request))))
 
     async def GetVersion(
         self, request: engine_pb2.GetVersionRequest, context: Context
@@ -96,21 +96,9 @@ class EngineService(engine_pb2_grpc.EngineServiceServicer):
     def _message(self, status: EngineStatus) -> engine_pb2.EngineStatus:
         return engine_message(status, self._placement.revision)
 
-    async def _outliving(self, change: Coroutine[Any, Any, EngineStatus]) -> EngineStatus:
-        """Waits for ``change``, which goes on when the caller hangs up: half a stop is no state."""
-        task = asyncio.create_task(change)
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
-        return await asyncio.shield(task)
-
 
 def _drain(
     request: engine_pb2.StopEngineRequest | engine_pb2.RestartEngineRequest,
 ) -> float | None:
-    if not request.HasField("drain_timeout_seconds"):
-        return None
-    seconds = request.drain_timeout_seconds
-    # Written so that NaN is refused too.
-    if not seconds >= 0:
-        raise InvalidArgument(f"drain_timeout_seconds is {seconds:g}, but must be 0 or more.")
-    return seconds
+    given = request.HasField("drain_timeout_seconds")
+    return drain_of(request.drain_timeout_seconds if given else None)

@@ -10,12 +10,15 @@ from ktd.rpc.actor import actor_of
 from ktd.rpc.convert import (
     goal_of,
     history_messages,
+    layer_messages,
     placement_message,
     plan_message,
+    restart_goal_of,
     swap_message,
 )
 from ktd.rpc.drain import until
 from ktd.rpc.names import check_engine, check_placement, plan_id, swap_id
+from ktd.rpc.outliving import Outliving, drain_of
 from ktd.v1 import placement_pb2, placement_pb2_grpc
 
 if TYPE_CHECKING:
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     import grpc.aio
 
     from ktd.placement.manager import PlacementManager
+    from ktd.rpc.ports import EngineControl
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -37,11 +41,16 @@ class PlacementService(placement_pb2_grpc.PlacementServiceServicer):
 
     Args:
         placement: The engine's placement.
+        engine: Is restarted where slots have to change.
         stop: Ends every watch.
     """
 
-    def __init__(self, placement: PlacementManager, stop: asyncio.Event) -> None:
+    def __init__(
+        self, placement: PlacementManager, engine: EngineControl, stop: asyncio.Event
+    ) -> None:
         self._placement = placement
+        self._engine = engine
+        self._changes = Outliving()
         self._stop = stop
 
     async def GetPlacement(
@@ -95,6 +104,30 @@ class PlacementService(placement_pb2_grpc.PlacementServiceServicer):
             etag=request.etag, request_id=request.request_id, actor=actor_of(context)
         )
         return swap_message(swap)
+
+    async def RestartWithPlacement(
+        self, request: placement_pb2.RestartWithPlacementRequest, context: Context
+    ) -> placement_pb2.RestartWithPlacementResponse:
+        """Drains, and starts the engine with the slots that a strategy would like."""
+        check_placement(request.name)
+        given = request.HasField("drain_timeout_seconds")
+        drain = drain_of(request.drain_timeout_seconds if given else None)
+        await self._placement.operators_turn()
+        restarts = self._placement.restarts
+        by_plan = request.HasField("plan")
+        start = restarts.check(
+            None if by_plan else restart_goal_of(request),
+            plan_id(request.plan) if by_plan else "",
+            etag=request.etag,
+            actor=actor_of(context),
+        )
+        notes: tuple[str, ...] = ()
+        if not request.validate_only:
+            notes = restarts.plan(start)
+            await self._changes.wait(self._engine.restart(drain))
+        return placement_pb2.RestartWithPlacementResponse(
+            layers=layer_messages(start.shape, start.experts), notes=(*start.notes, *notes)
+        )
 
     async def ListPlacements(
         self, request: placement_pb2.ListPlacementsRequest, context: Context

@@ -59,3 +59,69 @@ class StatsSource(Protocol):
     def watch(self, min_interval: float) -> AsyncIterator[Snapshot]:
         """A full snapshot as soon as there is one, then deltas, ``min_interval`` seconds apart."""
         ...
+
+
+class FittingBudget(Protocol):
+    """How many experts fit; ``ktd.model.fit.Fit`` satisfies it, see there."""
+
+    @property
+    def slots(self) -> int:
+        """What `auto` takes, over all layers."""
+        ...
+
+    @property
+    def ratio(self) -> float:
+        """The same as a share of all experts."""
+        ...
+
+    @property
+    def largest(self) -> int:
+        """The most that fit."""
+        ...
+
+    @property
+    def total_experts(self) -> int:
+        """Over all layers."""
+        ...
+
+    @property
+    def num_layers(self) -> int:
+        """MoE layers."""
+        ...
+
+    @property
+    def expert_bytes(self) -> int:
+        """Of one expert, over all ranks."""
+        ...
+
+    @property
+    def slot_bytes(self) -> int:
+        """What the slots take."""
+        ...
+
+    @property
+    def free_bytes(self) -> int:
+        """Memory that the sum begins with."""
+        ...
+
+    @property
+    def room_bytes(self) -> int:
+        """What of it is left for slots."""
+        ...
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """Sentences about the sum."""
+        ...
+
+
+class FitSource(Protocol):
+    """Looks at the memory; ``ktd.app.fitting.RunningFit`` satisfies it."""
+
+    def fit(self) -> FittingBudget:
+        """The budget as of now; may ask a process.
+
+        Raises:
+            EngineNotReady: nobody has looked at the model yet.
+        """
+        ...

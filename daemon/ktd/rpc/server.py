@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from ktd.errors import DoesNotFit
 from ktd.rpc.engine_service import EngineService
+from ktd.rpc.fit_service import FitService
 from ktd.rpc.health import Health
 from ktd.rpc.interceptor import ErrorInterceptor
 from ktd.rpc.listener import MODE, claimed
@@ -24,6 +25,7 @@ from ktd.rpc.recording_service import RecordingService
 from ktd.rpc.stats_service import StatsService
 from ktd.v1 import (
     engine_pb2_grpc,
+    fit_pb2_grpc,
     placement_pb2_grpc,
     policy_pb2_grpc,
     profile_pb2_grpc,
@@ -38,12 +40,13 @@ if TYPE_CHECKING:
 
     from ktd.placement.manager import PlacementManager
     from ktd.policy.loop import PolicyLoop
-    from ktd.rpc.ports import EngineControl, StatsSource
+    from ktd.rpc.ports import EngineControl, FitSource, StatsSource
     from ktd.stats.profiles import Profiles
     from ktd.stats.recording import Recordings
 
 SERVICES = (
     "ktd.v1.EngineService",
+    "ktd.v1.FitService",
     "ktd.v1.PlacementService",
     "ktd.v1.PolicyService",
     "ktd.v1.ProfileService",
@@ -68,6 +71,7 @@ class RpcServer:
         recordings: Of its passes.
         profiles: Statistics with a name.
         policies: What moves experts without being asked.
+        fit: How many experts fit.
         grace: Seconds for calls in progress at the end.
 
     Raises:
@@ -84,6 +88,7 @@ class RpcServer:
         recordings: Recordings,
         profiles: Profiles,
         policies: PolicyLoop,
+        fit: FitSource,
         grace: float = 5.0,
     ) -> None:
         self._socket_path = socket_path
@@ -93,6 +98,7 @@ class RpcServer:
         self._recordings = recordings
         self._profiles = profiles
         self._policies = policies
+        self._fit = fit
         self._grace = grace
         self._stop = asyncio.Event()
         self._health = Health(SERVICES, self._stop)
@@ -133,7 +139,7 @@ class RpcServer:
             EngineService(self._engine, self._placement, self._stop), server
         )
         placement_pb2_grpc.add_PlacementServiceServicer_to_server(
-            PlacementService(self._placement, self._stop), server
+            PlacementService(self._placement, self._engine, self._stop), server
         )
         stats_pb2_grpc.add_StatsServiceServicer_to_server(
             StatsService(self._stats, self._placement, self._stop), server
@@ -147,6 +153,7 @@ class RpcServer:
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(
             PolicyService(self._policies, self._placement), server
         )
+        fit_pb2_grpc.add_FitServiceServicer_to_server(FitService(self._fit), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*SERVICES, _HEALTH, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)

@@ -22,59 +22,68 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16ktd/v1/placement.proto\x12\x06ktd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xa2\x01\n\tPlacement\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x06layers\x18\x05 \x03(\x0b\x32\x16.ktd.v1.LayerPlacement\x12\x0e\n\x06origin\x18\x06 \x01(\t\"X\n\x0eLayerPlacement\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x13\n\x0bnum_experts\x18\x02 \x01(\x05\x12\r\n\x05slots\x18\x03 \x01(\x05\x12\x13\n\x0bgpu_experts\x18\x04 \x03(\x05\"1\n\x0bLayerTarget\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x13\n\x0bgpu_experts\x18\x02 \x03(\x05\"G\n\x0fPlacementTarget\x12#\n\x06layers\x18\x01 \x03(\x0b\x32\x13.ktd.v1.LayerTarget\x12\x0f\n\x07partial\x18\x02 \x01(\x08\"%\n\x11PlacementStrategy\x12\x10\n\x08strategy\x18\x01 \x01(\t\"#\n\x13GetPlacementRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x86\x01\n\x14PlanPlacementRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x06target\x18\x02 \x01(\x0b\x32\x17.ktd.v1.PlacementTargetH\x00\x12-\n\x08strategy\x18\x03 \x01(\x0b\x32\x19.ktd.v1.PlacementStrategyH\x00\x42\x06\n\x04goal\"O\n\x04Move\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x12\n\x05\x65vict\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04load\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x08\n\x06_evictB\x07\n\x05_load\"\xe7\x01\n\x04Plan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x05moves\x18\x04 \x03(\x0b\x32\x0c.ktd.v1.Move\x12\r\n\x05\x62ytes\x18\x05 \x01(\x03\x12&\n\x06layers\x18\x06 \x03(\x0b\x32\x16.ktd.v1.LayerPlacement\x12\x17\n\x0fhit_rate_before\x18\x07 \x01(\x01\x12\x16\n\x0ehit_rate_after\x18\x08 \x01(\x01\x12\r\n\x05notes\x18\t \x03(\t\"\xd0\x01\n\x15\x41pplyPlacementRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x04plan\x18\x02 \x01(\tH\x00\x12)\n\x06target\x18\x03 \x01(\x0b\x32\x17.ktd.v1.PlacementTargetH\x00\x12-\n\x08strategy\x18\x04 \x01(\x0b\x32\x19.ktd.v1.PlacementStrategyH\x00\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x06\n\x04goal\"F\n\x14UndoPlacementRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"N\n\x15ListPlacementsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x16ListPlacementsResponse\x12%\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x14.ktd.v1.HistoryEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x99\x01\n\x0cHistoryEntry\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12\r\n\x05moves\x18\x04 \x01(\x05\x12\r\n\x05\x62ytes\x18\x05 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x10\n\x08undoable\x18\x07 \x01(\x08\"\xe6\x02\n\x04Swap\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x05state\x18\x02 \x01(\x0e\x32\x11.ktd.v1.SwapState\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nbytes_done\x18\x05 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x06 \x01(\x03\x12\x12\n\nmoves_done\x18\x07 \x01(\x05\x12\x13\n\x0bmoves_total\x18\x08 \x01(\x05\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12\x10\n\x08revision\x18\n \x01(\x03\x12\x0e\n\x06origin\x18\x0b \x01(\t\x12\x1b\n\x05moves\x18\x0c \x03(\x0b\x32\x0c.ktd.v1.Move\x12\x0c\n\x04\x65tag\x18\r \x01(\t\x12\r\n\x05notes\x18\x0e \x03(\t\"\x1e\n\x0eGetSwapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\"\n\x10ListSwapsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"0\n\x11ListSwapsResponse\x12\x1b\n\x05swaps\x18\x01 \x03(\x0b\x32\x0c.ktd.v1.Swap\"!\n\x11\x43\x61ncelSwapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\" \n\x10WatchSwapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t*\xa5\x01\n\tSwapState\x12\x1a\n\x16SWAP_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12SWAP_STATE_STAGING\x10\x01\x12\x19\n\x15SWAP_STATE_COMMITTING\x10\x02\x12\x18\n\x14SWAP_STATE_SUCCEEDED\x10\x03\x12\x15\n\x11SWAP_STATE_FAILED\x10\x04\x12\x18\n\x14SWAP_STATE_CANCELLED\x10\x05\x32\xbd\x04\n\x10PlacementService\x12>\n\x0cGetPlacement\x12\x1b.ktd.v1.GetPlacementRequest\x1a\x11.ktd.v1.Placement\x12;\n\rPlanPlacement\x12\x1c.ktd.v1.PlanPlacementRequest\x1a\x0c.ktd.v1.Plan\x12=\n\x0e\x41pplyPlacement\x12\x1d.ktd.v1.ApplyPlacementRequest\x1a\x0c.ktd.v1.Swap\x12;\n\rUndoPlacement\x12\x1c.ktd.v1.UndoPlacementRequest\x1a\x0c.ktd.v1.Swap\x12O\n\x0eListPlacements\x12\x1d.ktd.v1.ListPlacementsRequest\x1a\x1e.ktd.v1.ListPlacementsResponse\x12/\n\x07GetSwap\x12\x16.ktd.v1.GetSwapRequest\x1a\x0c.ktd.v1.Swap\x12@\n\tListSwaps\x12\x18.ktd.v1.ListSwapsRequest\x1a\x19.ktd.v1.ListSwapsResponse\x12\x35\n\nCancelSwap\x12\x19.ktd.v1.CancelSwapRequest\x1a\x0c.ktd.v1.Swap\x12\x35\n\tWatchSwap\x12\x18.ktd.v1.WatchSwapRequest\x1a\x0c.ktd.v1.Swap0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16ktd/v1/placement.proto\x12\x06ktd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xa2\x01\n\tPlacement\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x06layers\x18\x05 \x03(\x0b\x32\x16.ktd.v1.LayerPlacement\x12\x0e\n\x06origin\x18\x06 \x01(\t\"X\n\x0eLayerPlacement\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x13\n\x0bnum_experts\x18\x02 \x01(\x05\x12\r\n\x05slots\x18\x03 \x01(\x05\x12\x13\n\x0bgpu_experts\x18\x04 \x03(\x05\"1\n\x0bLayerTarget\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x13\n\x0bgpu_experts\x18\x02 \x03(\x05\"G\n\x0fPlacementTarget\x12#\n\x06layers\x18\x01 \x03(\x0b\x32\x13.ktd.v1.LayerTarget\x12\x0f\n\x07partial\x18\x02 \x01(\x08\"%\n\x11PlacementStrategy\x12\x10\n\x08strategy\x18\x01 \x01(\t\"#\n\x13GetPlacementRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x86\x01\n\x14PlanPlacementRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x06target\x18\x02 \x01(\x0b\x32\x17.ktd.v1.PlacementTargetH\x00\x12-\n\x08strategy\x18\x03 \x01(\x0b\x32\x19.ktd.v1.PlacementStrategyH\x00\x42\x06\n\x04goal\"O\n\x04Move\x12\r\n\x05layer\x18\x01 \x01(\x05\x12\x12\n\x05\x65vict\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04load\x18\x03 \x01(\x05H\x01\x88\x01\x01\x42\x08\n\x06_evictB\x07\n\x05_load\"\x97\x03\n\x04Plan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x05moves\x18\x04 \x03(\x0b\x32\x0c.ktd.v1.Move\x12\r\n\x05\x62ytes\x18\x05 \x01(\x03\x12&\n\x06layers\x18\x06 \x03(\x0b\x32\x16.ktd.v1.LayerPlacement\x12\x17\n\x0fhit_rate_before\x18\x07 \x01(\x01\x12\x16\n\x0ehit_rate_after\x18\x08 \x01(\x01\x12\r\n\x05notes\x18\t \x03(\t\x12\x30\n\rcopy_duration\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12 \n\x06\x62\x65\x66ore\x18\x0b \x01(\x0b\x32\x10.ktd.v1.Forecast\x12\x1f\n\x05\x61\x66ter\x18\x0c \x01(\x0b\x32\x10.ktd.v1.Forecast\x12%\n\x07restart\x18\r \x01(\x0b\x32\x14.ktd.v1.RestartOffer\x12\x12\n\nslot_bytes\x18\x0e \x01(\x03\"\x85\x01\n\x08\x46orecast\x12\x10\n\x08hit_rate\x18\x01 \x01(\x01\x12\x30\n\rstep_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11tokens_per_second\x18\x03 \x01(\x01\x12\x1a\n\x12\x63pu_bytes_per_step\x18\x04 \x01(\x03\"Z\n\x0cRestartOffer\x12&\n\x06layers\x18\x01 \x03(\x0b\x32\x16.ktd.v1.LayerPlacement\x12\"\n\x08\x66orecast\x18\x02 \x01(\x0b\x32\x10.ktd.v1.Forecast\"\xd5\x01\n\x1bRestartWithPlacementRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x04plan\x18\x02 \x01(\tH\x00\x12-\n\x08strategy\x18\x03 \x01(\x0b\x32\x19.ktd.v1.PlacementStrategyH\x00\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\"\n\x15\x64rain_timeout_seconds\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x42\x06\n\x04goalB\x18\n\x16_drain_timeout_seconds\"U\n\x1cRestartWithPlacementResponse\x12&\n\x06layers\x18\x01 \x03(\x0b\x32\x16.ktd.v1.LayerPlacement\x12\r\n\x05notes\x18\x02 \x03(\t\"\xd0\x01\n\x15\x41pplyPlacementRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x04plan\x18\x02 \x01(\tH\x00\x12)\n\x06target\x18\x03 \x01(\x0b\x32\x17.ktd.v1.PlacementTargetH\x00\x12-\n\x08strategy\x18\x04 \x01(\x0b\x32\x19.ktd.v1.PlacementStrategyH\x00\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x06\n\x04goal\"F\n\x14UndoPlacementRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"N\n\x15ListPlacementsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"X\n\x16ListPlacementsResponse\x12%\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x14.ktd.v1.HistoryEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x99\x01\n\x0cHistoryEntry\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12\r\n\x05moves\x18\x04 \x01(\x05\x12\r\n\x05\x62ytes\x18\x05 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x10\n\x08undoable\x18\x07 \x01(\x08\"\xe6\x02\n\x04Swap\x12\x0c\n\x04name\x18\x01 \x01(\t\x12 \n\x05state\x18\x02 \x01(\x0e\x32\x11.ktd.v1.SwapState\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nbytes_done\x18\x05 \x01(\x03\x12\x13\n\x0b\x62ytes_total\x18\x06 \x01(\x03\x12\x12\n\nmoves_done\x18\x07 \x01(\x05\x12\x13\n\x0bmoves_total\x18\x08 \x01(\x05\x12!\n\x05\x65rror\x18\t \x01(\x0b\x32\x12.google.rpc.Status\x12\x10\n\x08revision\x18\n \x01(\x03\x12\x0e\n\x06origin\x18\x0b \x01(\t\x12\x1b\n\x05moves\x18\x0c \x03(\x0b\x32\x0c.ktd.v1.Move\x12\x0c\n\x04\x65tag\x18\r \x01(\t\x12\r\n\x05notes\x18\x0e \x03(\t\"\x1e\n\x0eGetSwapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\"\n\x10ListSwapsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\"0\n\x11ListSwapsResponse\x12\x1b\n\x05swaps\x18\x01 \x03(\x0b\x32\x0c.ktd.v1.Swap\"!\n\x11\x43\x61ncelSwapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\" \n\x10WatchSwapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t*\xa5\x01\n\tSwapState\x12\x1a\n\x16SWAP_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12SWAP_STATE_STAGING\x10\x01\x12\x19\n\x15SWAP_STATE_COMMITTING\x10\x02\x12\x18\n\x14SWAP_STATE_SUCCEEDED\x10\x03\x12\x15\n\x11SWAP_STATE_FAILED\x10\x04\x12\x18\n\x14SWAP_STATE_CANCELLED\x10\x05\x32\xa0\x05\n\x10PlacementService\x12>\n\x0cGetPlacement\x12\x1b.ktd.v1.GetPlacementRequest\x1a\x11.ktd.v1.Placement\x12;\n\rPlanPlacement\x12\x1c.ktd.v1.PlanPlacementRequest\x1a\x0c.ktd.v1.Plan\x12=\n\x0e\x41pplyPlacement\x12\x1d.ktd.v1.ApplyPlacementRequest\x1a\x0c.ktd.v1.Swap\x12;\n\rUndoPlacement\x12\x1c.ktd.v1.UndoPlacementRequest\x1a\x0c.ktd.v1.Swap\x12O\n\x0eListPlacements\x12\x1d.ktd.v1.ListPlacementsRequest\x1a\x1e.ktd.v1.ListPlacementsResponse\x12/\n\x07GetSwap\x12\x16.ktd.v1.GetSwapRequest\x1a\x0c.ktd.v1.Swap\x12@\n\tListSwaps\x12\x18.ktd.v1.ListSwapsRequest\x1a\x19.ktd.v1.ListSwapsResponse\x12\x35\n\nCancelSwap\x12\x19.ktd.v1.CancelSwapRequest\x1a\x0c.ktd.v1.Swap\x12\x61\n\x14RestartWithPlacement\x12#.ktd.v1.RestartWithPlacementRequest\x1a$.ktd.v1.RestartWithPlacementResponse\x12\x35\n\tWatchSwap\x12\x18.ktd.v1.WatchSwapRequest\x1a\x0c.ktd.v1.Swap0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ktd.v1.placement_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SWAPSTATE']._serialized_start=2157
-  _globals['_SWAPSTATE']._serialized_end=2322
-  _globals['_PLACEMENT']._serialized_start=93
-  _globals['_PLACEMENT']._serialized_end=255
-  _globals['_LAYERPLACEMENT']._serialized_start=257
-  _globals['_LAYERPLACEMENT']._serialized_end=345
-  _globals['_LAYERTARGET']._serialized_start=347
-  _globals['_LAYERTARGET']._serialized_end=396
-  _globals['_PLACEMENTTARGET']._serialized_start=398
-  _globals['_PLACEMENTTARGET']._serialized_end=469
-  _globals['_PLACEMENTSTRATEGY']._serialized_start=471
-  _globals['_PLACEMENTSTRATEGY']._serialized_end=508
-  _globals['_GETPLACEMENTREQUEST']._serialized_start=510
-  _globals['_GETPLACEMENTREQUEST']._serialized_end=545
-  _globals['_PLANPLACEMENTREQUEST']._serialized_start=548
-  _globals['_PLANPLACEMENTREQUEST']._serialized_end=682
-  _globals['_MOVE']._serialized_start=684
-  _globals['_MOVE']._serialized_end=763
-  _globals['_PLAN']._serialized_start=766
-  _globals['_PLAN']._serialized_end=997
-  _globals['_APPLYPLACEMENTREQUEST']._serialized_start=1000
-  _globals['_APPLYPLACEMENTREQUEST']._serialized_end=1208
-  _globals['_UNDOPLACEMENTREQUEST']._serialized_start=1210
-  _globals['_UNDOPLACEMENTREQUEST']._serialized_end=1280
-  _globals['_LISTPLACEMENTSREQUEST']._serialized_start=1282
-  _globals['_LISTPLACEMENTSREQUEST']._serialized_end=1360
-  _globals['_LISTPLACEMENTSRESPONSE']._serialized_start=1362
-  _globals['_LISTPLACEMENTSRESPONSE']._serialized_end=1450
-  _globals['_HISTORYENTRY']._serialized_start=1453
-  _globals['_HISTORYENTRY']._serialized_end=1606
-  _globals['_SWAP']._serialized_start=1609
-  _globals['_SWAP']._serialized_end=1967
-  _globals['_GETSWAPREQUEST']._serialized_start=1969
-  _globals['_GETSWAPREQUEST']._serialized_end=1999
-  _globals['_LISTSWAPSREQUEST']._serialized_start=2001
-  _globals['_LISTSWAPSREQUEST']._serialized_end=2035
-  _globals['_LISTSWAPSRESPONSE']._serialized_start=2037
-  _globals['_LISTSWAPSRESPONSE']._serialized_end=2085
-  _globals['_CANCELSWAPREQUEST']._serialized_start=2087
-  _globals['_CANCELSWAPREQUEST']._serialized_end=2120
-  _globals['_WATCHSWAPREQUEST']._serialized_start=2122
-  _globals['_WATCHSWAPREQUEST']._serialized_end=2154
-  _globals['_PLACEMENTSERVICE']._serialized_start=2325
-  _globals['_PLACEMENTSERVICE']._serialized_end=2898
+  _globals['_SWAPSTATE']._serialized_start=2896
+  _globals['_SWAPSTATE']._serialized_end=3061
+  _globals['_PLACEMENT']._serialized_start=125
+  _globals['_PLACEMENT']._serialized_end=287
+  _globals['_LAYERPLACEMENT']._serialized_start=289
+  _globals['_LAYERPLACEMENT']._serialized_end=377
+  _globals['_LAYERTARGET']._serialized_start=379
+  _globals['_LAYERTARGET']._serialized_end=428
+  _globals['_PLACEMENTTARGET']._serialized_start=430
+  _globals['_PLACEMENTTARGET']._serialized_end=501
+  _globals['_PLACEMENTSTRATEGY']._serialized_start=503
+  _globals['_PLACEMENTSTRATEGY']._serialized_end=540
+  _globals['_GETPLACEMENTREQUEST']._serialized_start=542
+  _globals['_GETPLACEMENTREQUEST']._serialized_end=577
+  _globals['_PLANPLACEMENTREQUEST']._serialized_start=580
+  _globals['_PLANPLACEMENTREQUEST']._serialized_end=714
+  _globals['_MOVE']._serialized_start=716
+  _globals['_MOVE']._serialized_end=795
+  _globals['_PLAN']._serialized_start=798
+  _globals['_PLAN']._serialized_end=1205
+  _globals['_FORECAST']._serialized_start=1208
+  _globals['_FORECAST']._serialized_end=1341
+  _globals['_RESTARTOFFER']._serialized_start=1343
+  _globals['_RESTARTOFFER']._serialized_end=1433
+  _globals['_RESTARTWITHPLACEMENTREQUEST']._serialized_start=1436
+  _globals['_RESTARTWITHPLACEMENTREQUEST']._serialized_end=1649
+  _globals['_RESTARTWITHPLACEMENTRESPONSE']._serialized_start=1651
+  _globals['_RESTARTWITHPLACEMENTRESPONSE']._serialized_end=1736
+  _globals['_APPLYPLACEMENTREQUEST']._serialized_start=1739
+  _globals['_APPLYPLACEMENTREQUEST']._serialized_end=1947
+  _globals['_UNDOPLACEMENTREQUEST']._serialized_start=1949
+  _globals['_UNDOPLACEMENTREQUEST']._serialized_end=2019
+  _globals['_LISTPLACEMENTSREQUEST']._serialized_start=2021
+  _globals['_LISTPLACEMENTSREQUEST']._serialized_end=2099
+  _globals['_LISTPLACEMENTSRESPONSE']._serialized_start=2101
+  _globals['_LISTPLACEMENTSRESPONSE']._serialized_end=2189
+  _globals['_HISTORYENTRY']._serialized_start=2192
+  _globals['_HISTORYENTRY']._serialized_end=2345
+  _globals['_SWAP']._serialized_start=2348
+  _globals['_SWAP']._serialized_end=2706
+  _globals['_GETSWAPREQUEST']._serialized_start=2708
+  _globals['_GETSWAPREQUEST']._serialized_end=2738
+  _globals['_LISTSWAPSREQUEST']._serialized_start=2740
+  _globals['_LISTSWAPSREQUEST']._serialized_end=2774
+  _globals['_LISTSWAPSRESPONSE']._serialized_start=2776
+  _globals['_LISTSWAPSRESPONSE']._serialized_end=2824
+  _globals['_CANCELSWAPREQUEST']._serialized_start=2826
+  _globals['_CANCELSWAPREQUEST']._serialized_end=2859
+  _globals['_WATCHSWAPREQUEST']._serialized_start=2861
+  _globals['_WATCHSWAPREQUEST']._serialized_end=2893
+  _globals['_PLACEMENTSERVICE']._serialized_start=3064
+  _globals['_PLACEMENTSERVICE']._serialized_end=3736
 # @@protoc_insertion_point(module_scope)

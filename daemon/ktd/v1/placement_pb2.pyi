@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -182,7 +183,9 @@ class PlacementStrategy(_message.Message):
 
     STRATEGY_FIELD_NUMBER: _builtins.int
     strategy: _builtins.str
-    """"uniform", "frequency", "front-loading" or "random"."""
+    """"uniform", "frequency", "front-loading", "random", "balanced", "latency", "coactivation", or the
+    name of one that another package brings.
+    """
     def __init__(
         self,
         *,
@@ -291,14 +294,21 @@ class Plan(_message.Message):
     HIT_RATE_BEFORE_FIELD_NUMBER: _builtins.int
     HIT_RATE_AFTER_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
+    COPY_DURATION_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
+    SLOT_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"engines/default/plans/…"."""
     etag: _builtins.str
     """The placement it was computed against."""
     bytes: _builtins.int
     hit_rate_before: _builtins.float
-    """Share of (token, expert) pairs of the recorded statistics that slots compute, before and after; 0 without statistics."""
+    """As in `before` and `after`."""
     hit_rate_after: _builtins.float
+    slot_bytes: _builtins.int
+    """Memory that all slots take, over all ranks; a plan does not change it."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -308,6 +318,20 @@ class Plan(_message.Message):
     @_builtins.property
     def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Sentences an operator should read, for example that the statistics are empty."""
+
+    @_builtins.property
+    def copy_duration(self) -> _duration_pb2.Duration:
+        """What copying takes at the measured rate; 0 if nothing is copied."""
+
+    @_builtins.property
+    def before(self) -> Global___Forecast:
+        """The placement of now, and the planned one, on the recent statistics."""
+
+    @_builtins.property
+    def after(self) -> Global___Forecast: ...
+    @_builtins.property
+    def restart(self) -> Global___RestartOffer:
+        """What a restart with other slots per layer would give; unset if it would change nothing."""
 
     def __init__(
         self,
@@ -321,14 +345,151 @@ class Plan(_message.Message):
         hit_rate_before: _builtins.float = ...,
         hit_rate_after: _builtins.float = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
+        copy_duration: _duration_pb2.Duration | None = ...,
+        before: Global___Forecast | None = ...,
+        after: Global___Forecast | None = ...,
+        restart: Global___RestartOffer | None = ...,
+        slot_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "copy_duration", b"copy_duration", "expire_time", b"expire_time", "restart", b"restart"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "etag", b"etag", "expire_time", b"expire_time", "hit_rate_after", b"hit_rate_after", "hit_rate_before", b"hit_rate_before", "layers", b"layers", "moves", b"moves", "name", b"name", "notes", b"notes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "bytes", b"bytes", "copy_duration", b"copy_duration", "etag", b"etag", "expire_time", b"expire_time", "hit_rate_after", b"hit_rate_after", "hit_rate_before", b"hit_rate_before", "layers", b"layers", "moves", b"moves", "name", b"name", "notes", b"notes", "restart", b"restart", "slot_bytes", b"slot_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Plan: _TypeAlias = Plan  # noqa: Y015
+
+@_typing.final
+class Forecast(_message.Message):
+    """What the recent statistics and the cost model say of a placement; all 0 without statistics."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HIT_RATE_FIELD_NUMBER: _builtins.int
+    STEP_DURATION_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    CPU_BYTES_PER_STEP_FIELD_NUMBER: _builtins.int
+    hit_rate: _builtins.float
+    """Share of (token, expert) pairs that slots compute."""
+    tokens_per_second: _builtins.float
+    """Decoded tokens, of all requests together."""
+    cpu_bytes_per_step: _builtins.int
+    """Expert weights that the CPU reads in such a step."""
+    @_builtins.property
+    def step_duration(self) -> _duration_pb2.Duration:
+        """A decode step at the batch size seen of late."""
+
+    def __init__(
+        self,
+        *,
+        hit_rate: _builtins.float = ...,
+        step_duration: _duration_pb2.Duration | None = ...,
+        tokens_per_second: _builtins.float = ...,
+        cpu_bytes_per_step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step_duration", b"step_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_bytes_per_step", b"cpu_bytes_per_step", "hit_rate", b"hit_rate", "step_duration", b"step_duration", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Forecast: _TypeAlias = Forecast  # noqa: Y015
+
+@_typing.final
+class RestartOffer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    FORECAST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerPlacement]: ...
+    @_builtins.property
+    def forecast(self) -> Global___Forecast: ...
+    def __init__(
+        self,
+        *,
+        layers: _abc.Iterable[Global___LayerPlacement] | None = ...,
+        forecast: Global___Forecast | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forecast", b"forecast", "layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartOffer: _TypeAlias = RestartOffer  # noqa: Y015
+
+@_typing.final
+class RestartWithPlacementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    DRAIN_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    plan: _builtins.str
+    """Name of a plan that a strategy made; it carries its own etag."""
+    etag: _builtins.str
+    """Required unless `plan` is given."""
+    drain_timeout_seconds: _builtins.float
+    """Seconds that requests in flight may take; the daemon's setting if unset."""
+    validate_only: _builtins.bool
+    """Check everything, change nothing."""
+    @_builtins.property
+    def strategy(self) -> Global___PlacementStrategy: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        plan: _builtins.str = ...,
+        strategy: Global___PlacementStrategy | None = ...,
+        etag: _builtins.str = ...,
+        drain_timeout_seconds: _builtins.float | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_seconds", b"_drain_timeout_seconds", "drain_timeout_seconds", b"drain_timeout_seconds", "goal", b"goal", "plan", b"plan", "strategy", b"strategy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_drain_timeout_seconds", b"_drain_timeout_seconds", "drain_timeout_seconds", b"drain_timeout_seconds", "etag", b"etag", "goal", b"goal", "name", b"name", "plan", b"plan", "strategy", b"strategy", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__drain_timeout_seconds: _TypeAlias = _typing.Literal["drain_timeout_seconds"]  # noqa: Y015
+    _WhichOneofArgType__drain_timeout_seconds: _TypeAlias = _typing.Literal["_drain_timeout_seconds", b"_drain_timeout_seconds"]  # noqa: Y015
+    _WhichOneofReturnType_goal: _TypeAlias = _typing.Literal["plan", "strategy"]  # noqa: Y015
+    _WhichOneofArgType_goal: _TypeAlias = _typing.Literal["goal", b"goal"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__drain_timeout_seconds) -> _WhichOneofReturnType__drain_timeout_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_goal) -> _WhichOneofReturnType_goal | None: ...
+
+Global___RestartWithPlacementRequest: _TypeAlias = RestartWithPlacementRequest  # noqa: Y015
+
+@_typing.final
+class RestartWithPlacementResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerPlacement]:
+        """What the engine begins with."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        layers: _abc.Iterable[Global___LayerPlacement] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers", "notes", b"notes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestartWithPlacementResponse: _TypeAlias = RestartWithPlacementResponse  # noqa: Y015
 
 @_typing.final
 class ApplyPlacementRequest(_message.Message):

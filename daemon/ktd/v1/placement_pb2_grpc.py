@@ -31,7 +31,7 @@ class PlacementServiceStub:
     Errors follow AIP-193: google.rpc.ErrorInfo with domain "ktd" and one of the reasons
     PLACEMENT_STALE (ABORTED: read again, then retry), SWAP_IN_PROGRESS (ABORTED: wait),
     PLACEMENT_DOES_NOT_FIT (FAILED_PRECONDITION), LAYER_NOT_FOUND, EXPERT_NOT_FOUND,
-    INVALID_ARGUMENT, STRATEGY_UNKNOWN, ETAG_REQUIRED (INVALID_ARGUMENT), PLAN_NOT_FOUND,
+    INVALID_ARGUMENT, STRATEGY_UNKNOWN, STRATEGY_FAILED (FAILED_PRECONDITION), ETAG_REQUIRED (INVALID_ARGUMENT), PLAN_NOT_FOUND,
     SWAP_NOT_FOUND (NOT_FOUND), NOTHING_TO_UNDO, SWAP_NOT_CANCELLABLE (FAILED_PRECONDITION),
     ENGINE_NOT_READY (UNAVAILABLE).
     """
@@ -82,6 +82,11 @@ class PlacementServiceStub:
                 request_serializer=ktd_dot_v1_dot_placement__pb2.CancelSwapRequest.SerializeToString,
                 response_deserializer=ktd_dot_v1_dot_placement__pb2.Swap.FromString,
                 _registered_method=True)
+        self.RestartWithPlacement = channel.unary_unary(
+                '/ktd.v1.PlacementService/RestartWithPlacement',
+                request_serializer=ktd_dot_v1_dot_placement__pb2.RestartWithPlacementRequest.SerializeToString,
+                response_deserializer=ktd_dot_v1_dot_placement__pb2.RestartWithPlacementResponse.FromString,
+                _registered_method=True)
         self.WatchSwap = channel.unary_stream(
                 '/ktd.v1.PlacementService/WatchSwap',
                 request_serializer=ktd_dot_v1_dot_placement__pb2.WatchSwapRequest.SerializeToString,
@@ -95,7 +100,7 @@ class PlacementServiceServicer:
     Errors follow AIP-193: google.rpc.ErrorInfo with domain "ktd" and one of the reasons
     PLACEMENT_STALE (ABORTED: read again, then retry), SWAP_IN_PROGRESS (ABORTED: wait),
     PLACEMENT_DOES_NOT_FIT (FAILED_PRECONDITION), LAYER_NOT_FOUND, EXPERT_NOT_FOUND,
-    INVALID_ARGUMENT, STRATEGY_UNKNOWN, ETAG_REQUIRED (INVALID_ARGUMENT), PLAN_NOT_FOUND,
+    INVALID_ARGUMENT, STRATEGY_UNKNOWN, STRATEGY_FAILED (FAILED_PRECONDITION), ETAG_REQUIRED (INVALID_ARGUMENT), PLAN_NOT_FOUND,
     SWAP_NOT_FOUND (NOT_FOUND), NOTHING_TO_UNDO, SWAP_NOT_CANCELLABLE (FAILED_PRECONDITION),
     ENGINE_NOT_READY (UNAVAILABLE).
     """
@@ -152,6 +157,14 @@ class PlacementServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RestartWithPlacement(self, request, context):
+        """Drains, then starts the engine again with as many slots, but as many in each layer as the
+        strategy would like, and with what it would begin with. Returns when the engine is being started.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchSwap(self, request, context):
         """The current value at once, then changes; ends when the swap is terminal.
         """
@@ -202,6 +215,11 @@ def add_PlacementServiceServicer_to_server(servicer, server):
                     request_deserializer=ktd_dot_v1_dot_placement__pb2.CancelSwapRequest.FromString,
                     response_serializer=ktd_dot_v1_dot_placement__pb2.Swap.SerializeToString,
             ),
+            'RestartWithPlacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestartWithPlacement,
+                    request_deserializer=ktd_dot_v1_dot_placement__pb2.RestartWithPlacementRequest.FromString,
+                    response_serializer=ktd_dot_v1_dot_placement__pb2.RestartWithPlacementResponse.SerializeToString,
+            ),
             'WatchSwap': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchSwap,
                     request_deserializer=ktd_dot_v1_dot_placement__pb2.WatchSwapRequest.FromString,
@@ -221,7 +239,7 @@ class PlacementService:
     Errors follow AIP-193: google.rpc.ErrorInfo with domain "ktd" and one of the reasons
     PLACEMENT_STALE (ABORTED: read again, then retry), SWAP_IN_PROGRESS (ABORTED: wait),
     PLACEMENT_DOES_NOT_FIT (FAILED_PRECONDITION), LAYER_NOT_FOUND, EXPERT_NOT_FOUND,
-    INVALID_ARGUMENT, STRATEGY_UNKNOWN, ETAG_REQUIRED (INVALID_ARGUMENT), PLAN_NOT_FOUND,
+    INVALID_ARGUMENT, STRATEGY_UNKNOWN, STRATEGY_FAILED (FAILED_PRECONDITION), ETAG_REQUIRED (INVALID_ARGUMENT), PLAN_NOT_FOUND,
     SWAP_NOT_FOUND (NOT_FOUND), NOTHING_TO_UNDO, SWAP_NOT_CANCELLABLE (FAILED_PRECONDITION),
     ENGINE_NOT_READY (UNAVAILABLE).
     """
@@ -432,6 +450,33 @@ class PlacementService:
             '/ktd.v1.PlacementService/CancelSwap',
             ktd_dot_v1_dot_placement__pb2.CancelSwapRequest.SerializeToString,
             ktd_dot_v1_dot_placement__pb2.Swap.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestartWithPlacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ktd.v1.PlacementService/RestartWithPlacement',
+            ktd_dot_v1_dot_placement__pb2.RestartWithPlacementRequest.SerializeToString,
+            ktd_dot_v1_dot_placement__pb2.RestartWithPlacementResponse.FromString,
             options,
             channel_credentials,
             insecure,

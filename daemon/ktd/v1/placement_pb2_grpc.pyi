@@ -32,7 +32,7 @@ class PlacementServiceStub:
     Errors follow AIP-193: google.rpc.ErrorInfo with domain "ktd" and one of the reasons
     PLACEMENT_STALE (ABORTED: read again, then retry), SWAP_IN_PROGRESS (ABORTED: wait),
     PLACEMENT_DOES_NOT_FIT (FAILED_PRECONDITION), LAYER_NOT_FOUND, EXPERT_NOT_FOUND,
-    INVALID_ARGUMENT, STRATEGY_UNKNOWN, ETAG_REQUIRED (INVALID_ARGUMENT), PLAN_NOT_FOUND,
+    INVALID_ARGUMENT, STRATEGY_UNKNOWN, STRATEGY_FAILED (FAILED_PRECONDITION), ETAG_REQUIRED (INVALID_ARGUMENT), PLAN_NOT_FOUND,
     SWAP_NOT_FOUND (NOT_FOUND), NOTHING_TO_UNDO, SWAP_NOT_CANCELLABLE (FAILED_PRECONDITION),
     ENGINE_NOT_READY (UNAVAILABLE).
     """
@@ -53,6 +53,10 @@ class PlacementServiceStub:
     GetSwap: _grpc.UnaryUnaryMultiCallable[_placement_pb2.GetSwapRequest, _placement_pb2.Swap]
     ListSwaps: _grpc.UnaryUnaryMultiCallable[_placement_pb2.ListSwapsRequest, _placement_pb2.ListSwapsResponse]
     CancelSwap: _grpc.UnaryUnaryMultiCallable[_placement_pb2.CancelSwapRequest, _placement_pb2.Swap]
+    RestartWithPlacement: _grpc.UnaryUnaryMultiCallable[_placement_pb2.RestartWithPlacementRequest, _placement_pb2.RestartWithPlacementResponse]
+    """Drains, then starts the engine again with as many slots, but as many in each layer as the
+    strategy would like, and with what it would begin with. Returns when the engine is being started.
+    """
     WatchSwap: _grpc.UnaryStreamMultiCallable[_placement_pb2.WatchSwapRequest, _placement_pb2.Swap]
     """The current value at once, then changes; ends when the swap is terminal."""
 
@@ -63,7 +67,7 @@ class PlacementServiceAsyncStub(PlacementServiceStub):
     Errors follow AIP-193: google.rpc.ErrorInfo with domain "ktd" and one of the reasons
     PLACEMENT_STALE (ABORTED: read again, then retry), SWAP_IN_PROGRESS (ABORTED: wait),
     PLACEMENT_DOES_NOT_FIT (FAILED_PRECONDITION), LAYER_NOT_FOUND, EXPERT_NOT_FOUND,
-    INVALID_ARGUMENT, STRATEGY_UNKNOWN, ETAG_REQUIRED (INVALID_ARGUMENT), PLAN_NOT_FOUND,
+    INVALID_ARGUMENT, STRATEGY_UNKNOWN, STRATEGY_FAILED (FAILED_PRECONDITION), ETAG_REQUIRED (INVALID_ARGUMENT), PLAN_NOT_FOUND,
     SWAP_NOT_FOUND (NOT_FOUND), NOTHING_TO_UNDO, SWAP_NOT_CANCELLABLE (FAILED_PRECONDITION),
     ENGINE_NOT_READY (UNAVAILABLE).
     """
@@ -81,6 +85,10 @@ class PlacementServiceAsyncStub(PlacementServiceStub):
     GetSwap: _aio.UnaryUnaryMultiCallable[_placement_pb2.GetSwapRequest, _placement_pb2.Swap]  # type: ignore[assignment]
     ListSwaps: _aio.UnaryUnaryMultiCallable[_placement_pb2.ListSwapsRequest, _placement_pb2.ListSwapsResponse]  # type: ignore[assignment]
     CancelSwap: _aio.UnaryUnaryMultiCallable[_placement_pb2.CancelSwapRequest, _placement_pb2.Swap]  # type: ignore[assignment]
+    RestartWithPlacement: _aio.UnaryUnaryMultiCallable[_placement_pb2.RestartWithPlacementRequest, _placement_pb2.RestartWithPlacementResponse]  # type: ignore[assignment]
+    """Drains, then starts the engine again with as many slots, but as many in each layer as the
+    strategy would like, and with what it would begin with. Returns when the engine is being started.
+    """
     WatchSwap: _aio.UnaryStreamMultiCallable[_placement_pb2.WatchSwapRequest, _placement_pb2.Swap]  # type: ignore[assignment]
     """The current value at once, then changes; ends when the swap is terminal."""
 
@@ -90,7 +98,7 @@ class PlacementServiceServicer(metaclass=_abc_1.ABCMeta):
     Errors follow AIP-193: google.rpc.ErrorInfo with domain "ktd" and one of the reasons
     PLACEMENT_STALE (ABORTED: read again, then retry), SWAP_IN_PROGRESS (ABORTED: wait),
     PLACEMENT_DOES_NOT_FIT (FAILED_PRECONDITION), LAYER_NOT_FOUND, EXPERT_NOT_FOUND,
-    INVALID_ARGUMENT, STRATEGY_UNKNOWN, ETAG_REQUIRED (INVALID_ARGUMENT), PLAN_NOT_FOUND,
+    INVALID_ARGUMENT, STRATEGY_UNKNOWN, STRATEGY_FAILED (FAILED_PRECONDITION), ETAG_REQUIRED (INVALID_ARGUMENT), PLAN_NOT_FOUND,
     SWAP_NOT_FOUND (NOT_FOUND), NOTHING_TO_UNDO, SWAP_NOT_CANCELLABLE (FAILED_PRECONDITION),
     ENGINE_NOT_READY (UNAVAILABLE).
     """
@@ -154,6 +162,16 @@ class PlacementServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _placement_pb2.CancelSwapRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_placement_pb2.Swap, _abc.Awaitable[_placement_pb2.Swap]]: ...
+
+    @_abc_1.abstractmethod
+    def RestartWithPlacement(
+        self,
+        request: _placement_pb2.RestartWithPlacementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_placement_pb2.RestartWithPlacementResponse, _abc.Awaitable[_placement_pb2.RestartWithPlacementResponse]]:
+        """Drains, then starts the engine again with as many slots, but as many in each layer as the
+        strategy would like, and with what it would begin with. Returns when the engine is being started.
+        """
 
     @_abc_1.abstractmethod
     def WatchSwap(

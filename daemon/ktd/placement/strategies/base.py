@@ -25,7 +25,8 @@ class Evidence:
     """What a strategy may know of the routing and of the machine.
 
     Attributes:
-        counts: Per MoE layer and expert; None where nothing was counted.
+        counts: Per MoE layer and expert, which strategies choose by; None if nothing was counted.
+        recent: The same of late, which plans are judged by; None: ``counts``.
         pairs: Which experts are chosen by the same token; None where nobody has recorded that.
         batch: Tokens per decode step.
         experts_per_token: Experts that the router chooses for a token; 0 if not known, then one.
@@ -35,6 +36,7 @@ class Evidence:
     """
 
     counts: Counts | None = None
+    recent: Counts | None = None
     pairs: PairCounts | None = None
     batch: float = 1.0
     experts_per_token: float = 0.0
@@ -48,9 +50,18 @@ class Evidence:
         counts = self.counts
         return counts if counts is not None and any(map(any, counts)) else None
 
+    @property
+    def judged_by(self) -> Counts | None:
+        """The recent counts where there are any, else :attr:`counted`."""
+        recent = self.recent
+        return recent if recent is not None and any(map(any, recent)) else self.counted
+
     def uses(self) -> list[list[float]] | None:
         """How likely a decode step needs each expert, or None if nothing was counted."""
-        counts = self.counted
+        return self.uses_of(self.counted)
+
+    def uses_of(self, counts: Counts | None) -> list[list[float]] | None:
+        """The same by other counts."""
         if counts is None:
             return None
         return [expected_use(row, self.experts_per_token, self.batch) for row in counts]

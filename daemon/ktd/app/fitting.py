@@ -1,0 +1,75 @@
+"""The budget that fits, for a start, for an operator, and for a model that nobody serves yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ktd.app.device import detect_device
+from ktd.app.sglang_words import DEFAULT_KV_TOKENS, number_given
+from ktd.config.settings import Settings
+from ktd.errors import EngineNotReady
+from ktd.model.device_memory import device_bytes
+from ktd.model.facts import ModelFacts, read_facts
+from ktd.model.fit import Demand, Fit, fit_before_start, fit_while_running
+from ktd.model.memory import HostMemory
+from ktd.placement.manager import PlacementManager
+
+
+def free_bytes(device: str, ranks: int) -> int:
+    """Memory that slots can be in."""
+    return HostMemory.read().available if device == "cpu" else device_bytes(ranks, free=True)
+
+
+def fit_for_start(facts: ModelFacts, settings: Settings, device: str) -> Fit:
+    """What ``--gpu-experts-ratio auto`` takes under these settings, on this host, now."""
+    tokens = number_given(settings.sglang_args, "--max-total-tokens", DEFAULT_KV_TOKENS)
+    demand = Demand(kv_tokens=tokens, ranks=settings.tp, device=device)
+    return fit_before_start(facts, demand, free_bytes(device, settings.tp))
+
+
+def fit_of_folder(folder: Path, *, device: str, tp: int, kv_tokens: int | None) -> Fit:
+    """For a model folder, as `ktd placement fit MODEL` asks it.
+
+    Raises:
+        ModelUnsupported: the folder is no model that can be served here.
+    """
+    where = detect_device(device)
+    demand = Demand(kv_tokens=kv_tokens or DEFAULT_KV_TOKENS, ranks=tp, device=where)
+    return fit_before_start(read_facts(folder, device=where), demand, free_bytes(where, tp))
+
+
+class RunningFit:
+    """Satisfies the API's ``FitSource``: what the engine could have after a restart.
+
+    Args:
+        facts: The model, or None while nobody has looked at it.
+    """
+
+    def __init__(
+        self,
+        facts: Callable[[], ModelFacts | None],
+        manager: PlacementManager,
+        settings: Settings,
+        device: str,
+    ) -> None:
+        self._facts = facts
+        self._manager = manager
+        self._settings = settings
+        self._device = device
+
+    def fit(self) -> Fit:
+        """The fit as of now.
+
+        Raises:
+            EngineNotReady: the model was not looked at yet.
+        """
+        facts = self._facts()
+        if facts is None:
+            raise EngineNotReady("The model has not been looked at yet; wait for `ktd status`.")
+        if not self._manager.ready:
+            return fit_for_start(facts, self._settings, self._device)
+        slots = self._manager.placement().shape.total_slots
+        return fit_while_running(
+            facts, slots, self._device, free_bytes(self._device, self._settings.tp)
+        )

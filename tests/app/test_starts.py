@@ -1,0 +1,154 @@
+"""What an engine is started with: budgets, slots, evidence, and what an operator has planned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ktd.app.evidence import Pairs, StartEvidence
+from ktd.app.fitting import fit_of_folder
+from ktd.app.starts import EngineStarts
+from ktd.app.statistics import KnownCounts
+from ktd.config.settings import Settings
+from ktd.errors import ConfigError
+from ktd.model.facts import read_facts
+from ktd.placement.goals import StrategyGoal
+from ktd.placement.manager import PlacementManager
+from ktd.stats.hub import StatsHub
+from ktd.stats.profile_store import ProfileStore
+from ktd.stats.profiles import Profiles
+from tests.placement.fake_target import FakeTarget
+
+MODEL = Path(__file__).parents[2] / "models/ktd-tiny"
+TRACE = MODEL.parent / "routing-trace.npz"
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Makes what plans starts, under settings."""
+
+    def make(manager=None, **changes):
+        settings = Settings(
+            model=str(MODEL),
+            state_dir=tmp_path / "state",
+            runtime_dir=tmp_path / "run",
+            socket=tmp_path / "ktd.sock",
+            **changes,
+        )
+        store = ProfileStore(settings.state_dir)
+        known = KnownCounts(store, Profiles(store, StatsHub(), settings.model))
+        pairs = Pairs()
+
+        async def find_model(_settings):
+            return MODEL
+
+        starts = EngineStarts(
+            settings,
+            device="cpu",
+            manager=manager or PlacementManager(),
+            find_model=find_model,
+            evidence=StartEvidence(settings, "cpu", known, pairs),
+        )
+        return starts, pairs
+
+    return make
+
+
+async def slots(made, **changes):
+    starts, _ = made(**changes)
+    return (await starts.next_start()).shape.slots
+
+
+async def test_no_budget_is_what_placement_fit_finds(made):
+    """The same number, on this host, whether or not auto is spelt out."""
+    starts, _ = made()
+    start = await starts.next_start()
+    fit = fit_of_folder(MODEL, device="auto", tp=1, kv_tokens=None)
+    assert start.shape.total_slots == fit.slots > 0
+    assert sum(await slots(made, gpu_experts_ratio="auto")) == fit.slots
+
+
+async def test_kv_cache_asked_for_counts(made):
+    """--max-total-tokens of SGLang; what does not fit any more gets no slot."""
+    wide = ("--max-total-tokens", "99999999999")
+    assert sum(await slots(made, sglang_args=wide)) == 0
+    assert sum(await slots(made, sglang_args=("--max-total-tokens", "4096"))) > 0
+
+
+async def test_live_slots_even_gives_every_layer_the_same(made):
+    """random would otherwise be uneven."""
+    uneven = await slots(made, gpu_experts_ratio=0.25, expert_placement_strategy="random")
+    assert len(set(uneven)) > 1
+    even = await slots(
+        made, gpu_experts_ratio=0.26, expert_placement_strategy="random", live_slots="even"
+    )
+    assert even == (8,) * 6
+
+
+async def test_recording_of_tokens_serves_coactivation(made):
+    """Pairs for this strategy, at the start and, kept, for the live one; no fallback, no note."""
+    starts, pairs = made(
+        gpu_experts_ratio=0.25, expert_placement_strategy="coactivation", init_expert_location=TRACE
+    )
+    start = await starts.next_start()
+    assert start.shape.slots == (8,) * 6
+    assert pairs.counts.shape == (6, 32, 32)
+    frequency, _ = made(
+        gpu_experts_ratio=0.25, expert_placement_strategy="frequency", init_expert_location=TRACE
+    )
+    other = await frequency.next_start()
+    assert sum(other.shape.slots) == 48
+    assert other.experts != start.experts
+
+
+async def test_file_with_counts_serves_the_strategies_that_rank(made, tmp_path):
+    """balanced and latency read what frequency reads."""
+    counts = np.ones((6, 32), int)
+    counts[:, 7] = 1000
+    path = tmp_path / "counts.json"
+    path.write_text(json.dumps({"logical_count": counts.tolist()}))
+    for strategy in ("frequency", "balanced", "latency"):
+        starts, _ = made(
+            num_gpu_experts=1, expert_placement_strategy=strategy, init_expert_location=path
+        )
+        assert (await starts.next_start()).experts == ((7,),) * 6
+
+
+async def test_recording_of_another_model_is_refused_with_both_shapes(made, tmp_path):
+    """Before anything is loaded."""
+    path = tmp_path / "other.npz"
+    np.savez(path, a=np.zeros((5, 4, 2), np.uint8))
+    starts, _ = made(expert_placement_strategy="coactivation", init_expert_location=path)
+    with pytest.raises(ConfigError, match=r"recorded 4 layers .* this model has 6 with 32"):
+        await starts.next_start()
+
+
+async def test_planned_restart_is_taken_once(made):
+    """The next start has its slots and its actor; the one after it what is current then."""
+    manager = PlacementManager(
+        counts=lambda: [[100 - e if layer == 0 else 1 for e in range(32)] for layer in range(6)]
+    )
+    starts, _ = made(manager=manager, gpu_experts_ratio=0.25)
+    first = await starts.next_start()
+    await manager.attach(FakeTarget(first.shape, first.experts), first.shape, first.experts)
+    goal, etag = StrategyGoal("frequency"), manager.placement().etag
+    manager.restarts.plan(manager.restarts.check(goal, "", etag=etag, actor="uid=7"))
+    second = await starts.next_start()
+    assert second.shape.slots[0] == 32
+    assert (second.origin, second.actor) == ("frequency", "uid=7")
+    assert second.spec.slots == second.shape.slots
+    # It was never attached, as it failed to start: what runs next is what ran before.
+    third = await starts.next_start()
+    assert (third.shape, third.experts) == (first.shape, first.experts)
+
+
+def test_fit_of_a_folder_is_of_the_model_in_it():
+    """A larger KV cache leaves less room."""
+    small = fit_of_folder(MODEL, device="cpu", tp=1, kv_tokens=1024)
+    large = fit_of_folder(MODEL, device="cpu", tp=1, kv_tokens=1_000_000)
+    per_token = read_facts(MODEL, device="cpu").kv_cache.bytes_per_token(1)
+    assert small.total_experts == 192
+    assert small.room_bytes - large.room_bytes > 900_000 * per_token
