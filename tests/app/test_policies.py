@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ktd.app.policies import chunk_size, never_fires, options_of
+from ktd.app.policies import chunk_size, copy_pairs, never_fires, options_of
 from ktd.config.sources import Sources, load
 from ktd.errors import ConfigError
+from ktd.placement.cost import default_costs
+from ktd.placement.cost_meter import CostMeter, StepCounters
 
 
 def settings(*argv, **env):
@@ -71,6 +73,20 @@ def test_a_threshold_above_the_chunk_can_never_fire(chunk, threshold, can):
     sentence = never_fires(told, options_of(told))
     assert (sentence == "") is can
     assert can or (threshold in sentence and "can never fire" in sentence)
+
+
+def test_copies_that_are_slow_are_expensive_once_that_was_measured():
+    meter = CostMeter(default_costs("cuda"))
+    assert copy_pairs(meter, 1 << 24) == 0
+    for tick in range(20):
+        steps = 10 * tick
+        # 1 GB/s: the more of a step's bytes the CPU reads, the longer it takes.
+        read = sum(10 * 10**6 * (1 + part % 5) for part in range(tick))
+        seconds = 0.01 * steps + read / 1e9
+        meter.counted(StepCounters(seconds, "e", steps, steps, 0, read))
+    meter.copied(10**8, 1.0)
+    assert copy_pairs(meter, 1 << 24) == pytest.approx(10, rel=0.05)
+    assert copy_pairs(meter, 98_304) == 0
 
 
 def test_the_last_chunk_size_counts():

@@ -113,3 +113,21 @@ def test_prefill_weighs_as_decode_at_most():
         weight.update(100, 1900)
     assert weight.weight == pytest.approx(100 / 1900, rel=0.2)
     assert PrefillWeight().update(100, 50) == 1.0
+
+
+def test_a_long_chunk_is_a_change_at_once():
+    rng = np.random.default_rng(0)
+    before, after = rng.dirichlet(np.ones(16) * 0.5, size=(2, 4))
+    forecaster = Forecaster(AdaptiveSettings(), 4, 16)
+
+    def tell(shares, chunks):
+        for _ in range(chunks):
+            chunk = np.stack([rng.multinomial(1000, row) for row in shares]).astype(float)
+            forecaster.update(chunk, 500)
+
+    tell(before, 20)
+    assert forecaster.shifts.count == 0
+    tell(after, 1)
+    assert forecaster.shifts.count == 1
+    tell(after, 20)
+    assert forecaster.shifts.count == 1

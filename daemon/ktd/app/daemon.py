@@ -18,7 +18,7 @@ from ktd.app.lock import state_lock
 from ktd.app.logs import to_standard_error
 from ktd.app.notify import Notifier
 from ktd.app.observe import Observer
-from ktd.app.policies import HubCounters, never_fires, options_of
+from ktd.app.policies import HubCounters, copy_pairs, never_fires, options_of
 from ktd.app.starts import EngineStarts
 from ktd.app.statistics import KnownCounts, Statistics
 from ktd.config.settings import Settings
@@ -141,6 +141,7 @@ async def _daemon(
         HubCounters(hub),
         options_of(settings),
         on_condition=board.report,
+        copy_pairs=lambda: copy_pairs(meter, manager.placement().shape.expert_bytes),
         advice=lambda options: never_fires(settings, options),
     )
     observer = Observer(supervisor, manager, hub, gate)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ktd.config.settings import Settings
+from ktd.placement.cost_meter import CostMeter
 from ktd.policy.counted import Counted
 from ktd.policy.options import DYNAMIC, PolicyOptions
 from ktd.policy.pace import DEFAULT_COPY_RATE
@@ -14,6 +15,7 @@ from ktd.stats.hub import StatsHub
 
 # SGLang's own, where its command line does not say (0.5.23: a CPU host, a small GPU).
 _DEFAULT_CHUNK = 4096
+_LEAST_EXPERT_BYTES = 1 << 20
 _CHUNK_FLAG = "--chunked-prefill-size"
 
 
@@ -40,6 +42,19 @@ class HubCounters:
             decode_steps=sample.decode_steps,
             prefill_steps=sample.prefill_steps,
         )
+
+
+def copy_pairs(meter: CostMeter, expert_bytes: int) -> float:
+    """(token, expert) pairs that the CPU computes while one expert is copied; 0: not measured.
+
+    A pair reads an expert's weights, so this is the CPU's rate over that of the copies. A swap of
+    small experts takes the time of its calls and says nothing of the rate.
+    """
+    costs = meter.costs()
+    measured = {"cpu_bytes_per_second", "link_bytes_per_second"} <= set(costs.measured)
+    if not measured or expert_bytes < _LEAST_EXPERT_BYTES:
+        return 0.0
+    return costs.cpu_bytes_per_second / costs.link_bytes_per_second
 
 
 def options_of(settings: Settings) -> PolicyOptions:

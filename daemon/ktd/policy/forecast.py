@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # The window that speaks for a change, and begins the memory of the new state: 128 tokens.
 _SHORT = 1
+# Tokens of a chunk that can be judged by itself.
+_LONG_CHUNK = 384.0
 _DISPERSION_HALF_LIFE = 2048.0
 
 
@@ -118,12 +120,27 @@ class Forecaster:
             return False
         local = log_likelihood(self._best.windows.shares(), counts)
         regime = self._regime.shares()
-        excess = float(local[_SHORT] - log_likelihood(regime, counts)[0]) / total
+        known = float(log_likelihood(regime, counts)[0])
+        excess = (float(local[_SHORT]) - known) / total
+        if tokens >= _LONG_CHUNK:
+            excess = max(excess, (self._own(counts) - known) / total)
         self._best.judge(local, tokens)
         if self._drift.quiet(excess):
             self._disperse(regime[0], counts, tokens)
         self.recurrence.update(counts, tokens, self.dispersion)
         return self._drift.update(excess, tokens)
+
+    def _own(self, counts: NDArray[np.float64]) -> float:
+        """What a chunk would have been forecast by itself, less what it owes to having seen itself.
+
+        A long chunk is a change at once, where a short one only makes the next one expected. Half a
+        nat for each free share of a layer is the bias of a maximum (Akaike), times the dispersion.
+        """
+        layers, experts = counts.shape
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
+        fitted = float((counts * np.log(np.maximum(shares, 1e-12))).sum())
+        bias: float = self.dispersion * layers * (experts - 1)
+        return fitted - bias
 
     def _disperse(
         self, shares: NDArray[np.float64], counts: NDArray[np.float64], tokens: float
