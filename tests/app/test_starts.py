@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ktd.app.evidence import Pairs, StartEvidence
-from ktd.app.fitting import fit_of_folder
+from ktd.app.fitting import fit_of_model
 from ktd.app.starts import EngineStarts
 from ktd.app.statistics import KnownCounts
 from ktd.config.settings import Settings
@@ -66,7 +66,7 @@ async def test_no_budget_is_what_placement_fit_finds(made):
     """The same number, on this host, whether or not auto is spelt out."""
     starts, _ = made()
     start = await starts.next_start()
-    fit = fit_of_folder(MODEL, device="auto", tp=1, kv_tokens=None)
+    fit = fit_of_model(str(MODEL), device="auto", tp=1, kv_tokens=None)
     assert start.shape.total_slots == fit.slots > 0
     assert sum(await slots(made, gpu_experts_ratio="auto")) == fit.slots
 
@@ -147,8 +147,8 @@ async def test_planned_restart_is_taken_once(made):
 
 def test_fit_of_a_folder_is_of_the_model_in_it():
     """A larger KV cache leaves less room."""
-    small = fit_of_folder(MODEL, device="cpu", tp=1, kv_tokens=1024)
-    large = fit_of_folder(MODEL, device="cpu", tp=1, kv_tokens=1_000_000)
+    small = fit_of_model(str(MODEL), device="cpu", tp=1, kv_tokens=1024)
+    large = fit_of_model(str(MODEL), device="cpu", tp=1, kv_tokens=1_000_000)
     per_token = read_facts(MODEL, device="cpu").kv_cache.bytes_per_token(1)
     assert small.total_experts == 192
     assert small.room_bytes - large.room_bytes > 900_000 * per_token

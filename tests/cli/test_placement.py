@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,9 +17,9 @@ from tests.cli.running import ktd
 from tests.rpc.fake_daemon import fake_daemon
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.rpc.fake_daemon import FakeDaemon
+
+MODEL = Path(__file__).parents[2] / "models/ktd-tiny"
 
 
 async def test_get_prints_the_documented_json(daemon: FakeDaemon) -> None:
@@ -305,3 +306,152 @@ async def test_ctrl_c_while_waiting_leaves_the_swap_to_the_daemon(daemon: FakeDa
     async with KtdClient(daemon.socket) as client:
         (swap,) = await client.swaps()
         assert (await client.wait_for_swap(swap.name)).revision == 2
+
+
+async def test_plan_prints_time_speed_memory_and_the_restart(daemon: FakeDaemon) -> None:
+    """Everything that an operator decides by."""
+    daemon.traffic.decode(200)
+    text = (await ktd("placement", "plan", "--strategy", "frequency", socket=daemon.socket)).out
+    assert re.search(r"to copy in about [\d.]+ ms", text)
+    assert re.search(r"GPU hit rate on the recent statistics: [\d.]+ % now, [\d.]+ % then", text)
+    assert re.search(r"Predicted decode: [\d.e+]+ tokens/s now", text)
+    assert "Memory: 96.0 KiB of slots, as now" in text
+    assert "! Predicted speed rests on defaults" in text
+
+
+async def test_plan_says_what_a_restart_would_give(daemon: FakeDaemon) -> None:
+    """Slots per layer are fixed until then."""
+    daemon.traffic.decode(200)
+    text = (await ktd("placement", "plan", "--strategy", "front-loading", socket=daemon.socket)).out
+    assert re.search(r"restart with the slots it would like \(0 to 8 a layer\) .*: 2\d\.\d %", text)
+    assert "ktd placement apply --restart does that" in text
+
+
+async def test_plan_diff_shows_what_leaves_enters_and_stays(daemon: FakeDaemon) -> None:
+    """Layer by layer; layers that stay as they are are not named."""
+    target = json.dumps({"layers": [{"layer": 2, "gpu_experts": [1, 5]}]})
+    arguments = ("placement", "plan", "--file", "-", "--partial", "--diff")
+    lines = (await ktd(*arguments, socket=daemon.socket, stdin=target)).out.splitlines()
+    begin = lines.index("@@ layer 2, 2 slots @@")
+    assert lines[begin + 1 : begin + 4] == ["- 0", "+ 5", "  1"]
+    assert not [line for line in lines if line.startswith("@@") and "layer 2" not in line]
+
+
+async def test_plan_json_has_the_predictions(daemon: FakeDaemon) -> None:
+    """For programs: numbers, and null where no restart would change anything."""
+    daemon.traffic.decode(200)
+    arguments = ("placement", "plan", "--json", "--strategy")
+    value = (await ktd(*arguments, "frequency", socket=daemon.socket)).json
+    assert value["copy_seconds"] > 0
+    assert value["after"]["hit_rate"] == value["hit_rate_after"]
+    assert value["after"]["tokens_per_second"] > value["before"]["tokens_per_second"]
+    loaded = (await ktd(*arguments, "front-loading", socket=daemon.socket)).json
+    assert [layer["slots"] for layer in loaded["restart"]["layers"]] == [8, 0, 0, 0]
+    assert 0 < loaded["restart"]["hit_rate"] < 1
+    same = (await ktd(*arguments, "uniform", socket=daemon.socket)).json
+    assert same["restart"] is None
+
+
+async def test_apply_says_that_the_policy_is_paused(daemon: FakeDaemon) -> None:
+    """Plan, apply and undo each say what they mean for it."""
+    daemon.placement.policy_hold.set("adaptive")
+    plan = await ktd("placement", "plan", "--strategy", "random", socket=daemon.socket)
+    assert "! The policy adaptive moves nothing for the next 60 seconds." in plan.out
+    apply = ("placement", "apply", "--strategy", "random", "--yes")
+    assert "! The policy adaptive is paused" in (await ktd(*apply, socket=daemon.socket)).out
+    undo = await ktd("placement", "undo", "--yes", "--json", socket=daemon.socket)
+    assert undo.json["notes"][0].startswith("The policy adaptive is paused")
+
+
+async def test_apply_with_restart_waits_until_the_engine_serves(daemon: FakeDaemon) -> None:
+    """And prints the placement that it began with."""
+    daemon.traffic.decode(200)
+    apply = ("placement", "apply", "--restart", "--yes", "--drain", "3")
+    result = await ktd(*apply, "--strategy", "frequency", socket=daemon.socket)
+    assert result.code == 0
+    assert "the engine was started again with them and serves; revision 2" in result.out
+    assert daemon.engine.drains == [3.0]
+    value = (await ktd(*apply, "--strategy", "uniform", "--json", socket=daemon.socket)).json
+    assert [layer["slots"] for layer in value["layers"]] == [2, 2, 2, 2]
+    assert value["revision"] == 3
+
+
+async def test_apply_with_restart_asks_on_a_terminal(daemon: FakeDaemon) -> None:
+    """No is no: nothing is drained."""
+    daemon.traffic.decode(200)
+    arguments = ("placement", "apply", "--strategy", "front-loading", "--restart")
+    async with on_terminal(*arguments, KTD_SOCKET=str(daemon.socket)) as terminal:
+        assert "A restart with the slots" in await terminal.shows("Drain and restart the engine")
+        terminal.type("n\n")
+        assert await terminal.end() == 1
+    assert daemon.engine.drains == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("--file", "-", "--restart"), 2, "a file says nothing of slots"),
+        (("--strategy", "random", "--drain", "5"), 2, "--drain needs --restart"),
+        (("--strategy", "random", "--restart", "--drain", "-1"), 2, "-1 is below 0"),
+        (("--strategy", "magic", "--restart", "--yes"), 2, "no placement strategy 'magic'"),
+    ],
+)
+async def test_restart_is_refused_in_one_sentence(
+    daemon: FakeDaemon, arguments: tuple[str, ...], code: int, sentence: str
+) -> None:
+    """Before anything is drained."""
+    target = json.dumps({"layers": [{"layer": 2, "gpu_experts": [1, 5]}]})
+    result = await ktd("placement", "apply", *arguments, socket=daemon.socket, stdin=target)
+    assert result.code == code
+    assert sentence in result.err
+    assert result.err.count("\n") == 1
+    assert daemon.engine.drains == []
+
+
+async def test_restart_can_be_checked_only(daemon: FakeDaemon) -> None:
+    """What it would give, in words and for programs."""
+    check = ("placement", "apply", "--strategy", "random", "--restart", "--dry-run")
+    assert "nothing was changed" in (await ktd(*check, socket=daemon.socket)).out
+    value = (await ktd(*check, "--json", socket=daemon.socket)).json
+    assert sum(layer["slots"] for layer in value["layers"]) == 8
+    assert daemon.engine.drains == []
+
+
+async def test_fit_of_the_running_engine(daemon: FakeDaemon) -> None:
+    """The daemon's answer, for people and for programs."""
+    text = (await ktd("placement", "fit", socket=daemon.socket)).out
+    assert text.startswith("16 of 32 experts fit into GPU slots (50.0 %)")
+    assert "--kt-gpu-experts-ratio 0.5, or --kt-num-gpu-experts 4" in text
+    assert "- 1.0 GiB of host memory are free." in text
+    value = (await ktd("placement", "fit", "--json", socket=daemon.socket)).json
+    assert (value["slots"], value["largest_slots"], value["total_experts"]) == (16, 32, 32)
+
+
+async def test_fit_of_a_folder_needs_no_daemon(tmp_path: Path) -> None:
+    """The same fields; options about the start count."""
+    nowhere = tmp_path / "none.sock"
+    fit = ("placement", "fit", str(MODEL), "--json")
+    small = (await ktd(*fit, socket=nowhere)).json
+    assert (small["slots"], small["total_experts"], small["num_layers"]) == (48, 192, 6)
+    large = (await ktd(*fit, "--max-total-tokens", "1000000", socket=nowhere)).json
+    assert large["room_bytes"] < small["room_bytes"]
+    assert "holds 1000000 tokens" in " ".join(large["assumptions"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("--tp", "2"), 2, "--tp needs MODEL"),
+        (("/no/such/folder",), 3, "There is no model folder /no/such/folder"),
+        (("some/model",), 3, "some/model is not a folder here"),
+        ((str(MODEL), "--device", "cuda"), 3, "--device cuda is not in this version"),
+    ],
+)
+async def test_fit_is_refused_in_one_sentence(
+    tmp_path: Path, arguments: tuple[str, ...], code: int, sentence: str
+) -> None:
+    """What is wrong, and what to do."""
+    result = await ktd("placement", "fit", *arguments, socket=tmp_path / "none.sock")
+    assert result.code == code
+    assert sentence in result.err
+    assert result.err.count("\n") == 1

@@ -145,6 +145,16 @@ async def fake_daemon(
             )
             recordings.attach(recorder)
             await placement.attach(target, shape, experts)
+
+        async def restarted() -> None:
+            planned = placement.restarts.take()
+            if planned is not None:
+                target = FakeTarget(planned.shape, planned.experts)
+                await placement.attach(
+                    target, planned.shape, planned.experts, planned.origin, planned.actor
+                )
+
+        engine.on_start = restarted
         policies = PolicyLoop(placement, HubCounters(stats), on_condition=engine.set_condition)
         server = await stack.enter_async_context(
             RpcServer(

@@ -19,7 +19,7 @@ from ktd.engine.status import (
 from ktd.errors import EngineNotStopped
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from ktd.placement.model import ModelShape
 
@@ -66,6 +66,8 @@ class FakeEngine:
         self.stop_gate = asyncio.Event()
         self.stop_gate.set()
         self.drains: list[float | None] = []
+        # What happens when an engine starts, before it is READY.
+        self.on_start: Callable[[], Awaitable[None]] | None = None
         self.stopped = 0
 
     def set(self, **changes: object) -> None:
@@ -92,6 +94,8 @@ class FakeEngine:
     async def start(self) -> EngineStatus:
         if self._status.phase not in (EnginePhase.STOPPED, EnginePhase.FAILED):
             raise EngineNotStopped(f"The engine is {self._status.phase.name}; stop it first.")
+        if self.on_start is not None:
+            await self.on_start()
         self.set(phase=EnginePhase.READY, message="Serving.", phase_time=time.time())
         return self._status
 

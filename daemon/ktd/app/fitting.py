@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from ktd.app.device import detect_device
 from ktd.app.sglang_words import DEFAULT_KV_TOKENS, number_given
 from ktd.config.settings import Settings
-from ktd.errors import EngineNotReady
+from ktd.errors import EngineNotReady, ModelUnsupported
 from ktd.model.device_memory import device_bytes
 from ktd.model.facts import ModelFacts, read_facts
 from ktd.model.fit import Demand, Fit, fit_before_start, fit_while_running
 from ktd.model.memory import HostMemory
+from ktd.model.source import folder_or_id
 from ktd.placement.manager import PlacementManager
 
 
@@ -28,12 +28,24 @@ def fit_for_start(facts: ModelFacts, settings: Settings, device: str) -> Fit:
     return fit_before_start(facts, demand, free_bytes(device, settings.tp))
 
 
-def fit_of_folder(folder: Path, *, device: str, tp: int, kv_tokens: int | None) -> Fit:
-    """For a model folder, as `ktd placement fit MODEL` asks it.
+def fit_of_model(model: str, *, device: str, tp: int, kv_tokens: int | None) -> Fit:
+    """For a model that nobody serves yet, as `ktd placement fit MODEL` asks it.
+
+    Args:
+        model: Its folder.
+        device: ``"auto"`` or a device.
+        tp: Tensor-parallel ranks.
+        kv_tokens: Tokens that the KV cache must hold; None: what ktd gives SGLang.
 
     Raises:
-        ModelUnsupported: the folder is no model that can be served here.
+        ModelUnsupported: it is no folder of a model that can be served here.
     """
+    folder = folder_or_id(model)
+    if isinstance(folder, str):
+        raise ModelUnsupported(
+            f"{model} is not a folder here; download it first, or let `ktd serve` do that and ask "
+            "`ktd placement fit` without MODEL."
+        )
     where = detect_device(device)
     demand = Demand(kv_tokens=kv_tokens or DEFAULT_KV_TOKENS, ranks=tp, device=where)
     return fit_before_start(read_facts(folder, device=where), demand, free_bytes(where, tp))

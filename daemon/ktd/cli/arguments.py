@@ -96,6 +96,15 @@ def nonnegative_int(text: str) -> int:
     return value
 
 
+def nonnegative_float(text: str) -> float:
+    """A number of at least 0, for ``type=``."""
+    value = float(text)
+    # Written so that NaN is refused too.
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
 def positive_float(text: str) -> float:
     """A number above 0, for ``type=``."""
     value = float(text)

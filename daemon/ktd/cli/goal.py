@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ktd.cli.placement_json import parse_target
+from ktd.config.strategies import OWN
 from ktd.errors import InvalidArgument
 
 if TYPE_CHECKING:
     import argparse
-
-STRATEGIES = ("uniform", "frequency", "front-loading", "random")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ def add_goal(parser: argparse.ArgumentParser, *, plans: bool) -> None:
     """Adds `--strategy`, `--file`, `--partial` and, if asked, `--plan`; one of them is needed."""
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument(
-        "--strategy", metavar="NAME", help=f"one of {', '.join(STRATEGIES)}, by the daemon's rules"
+        "--strategy", metavar="NAME", help=f"one of {', '.join(OWN)}, or another package's"
     )
     group.add_argument(
         "--file",

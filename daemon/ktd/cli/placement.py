@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ktd.cli import (
     placement_apply,
+    placement_fit,
     placement_get,
     placement_history,
     placement_plan,
@@ -24,6 +25,7 @@ _ACTIONS = {
     "apply": placement_apply,
     "undo": placement_undo,
     "history": placement_history,
+    "fit": placement_fit,
 }
 
 

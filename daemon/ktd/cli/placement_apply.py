@@ -6,11 +6,12 @@ import asyncio
 import json
 from typing import TYPE_CHECKING
 
-from ktd.cli.arguments import add_command
+from ktd.cli.arguments import UsageError, add_command, nonnegative_float
 from ktd.cli.connection import client_of
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.goal import Goal, add_goal, goal_of
-from ktd.cli.placement_plan import print_plan
+from ktd.cli.placement_restart import restart
+from ktd.cli.plan_output import print_notes, print_plan
 from ktd.cli.question import agreed, someone_is_there
 from ktd.cli.swap_watch import committed, print_swap, swap_json
 from ktd.cli.terminal import out
@@ -31,10 +32,13 @@ def add_parser(subparsers: Subparsers) -> None:
         description=(
             "Moves experts into and out of GPU slots and waits until that is committed. On a\n"
             "terminal it shows the plan and asks first. If somebody else changes the placement\n"
-            "meanwhile, nothing is done and the exit code is 5."
+            "meanwhile, nothing is done and the exit code is 5. A policy that runs is paused\n"
+            "until it is set again. Slots per layer are fixed while an engine runs; --restart\n"
+            "drains it and starts it again with as many as the strategy would like in each."
         ),
         examples=[
             "ktd placement apply --strategy frequency",
+            "ktd placement apply --strategy latency --restart --drain 60",
             "ktd placement apply --file placement.json --yes",
             "ktd placement get --json | edit | ktd placement apply --file - --json",
         ],
@@ -48,11 +52,30 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--etag", help="apply only to this state of the placement (default: the one of now)"
     )
+    parser.add_argument(
+        "--restart",
+        action="store_true",
+        help="restart the engine with the slots per layer that the strategy would like",
+    )
+    parser.add_argument(
+        "--drain",
+        type=nonnegative_float,
+        metavar="SECONDS",
+        help="with --restart: what requests in flight may take (default: the daemon's setting)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Applies and reports."""
+    """Applies and reports.
+
+    Raises:
+        UsageError: --drain without --restart.
+    """
     goal = None if args.plan else goal_of(args)
+    if args.restart:
+        return asyncio.run(restart(args, goal))
+    if args.drain is not None:
+        raise UsageError("--drain needs --restart; see 'ktd placement apply --help'")
     swap = asyncio.run(_apply(args, goal))
     if swap is None:
         out().line("Nothing was changed.")
@@ -71,6 +94,8 @@ def report(args: argparse.Namespace, swap: Swap) -> None:
         out().line(f"{swap.name} started: {swap.moves_total} moves; watch it with 'ktd top'")
     else:
         print_swap(out(), swap)
+    if not getattr(args, "json", False):
+        print_notes(out(), swap.notes)
 
 
 async def _apply(args: argparse.Namespace, goal: Goal | None) -> Swap | None:

@@ -27,8 +27,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "undo",
         summary="go back to the placement before the newest change",
         description=(
-            "Goes back to the placement before the newest change and waits until that is\n"
-            "committed. Doing it again goes one further back; 'ktd placement history' lists them."
+            "Goes back to the placement before the newest change by an operator and waits until\n"
+            "that is committed; what a policy has moved since goes with it. Doing it again goes\n"
+            "one further back; 'ktd placement history' lists them. A policy that runs is paused."
         ),
         examples=["ktd placement undo", "ktd placement undo --yes --json"],
     )
@@ -51,11 +52,12 @@ def run(args: argparse.Namespace) -> int:
 
 async def _undo(args: argparse.Namespace) -> Swap | None:
     async with client_of(args) as client:
-        placement = await client.placement()
+        etag = args.etag
         if not args.yes and someone_is_there():
+            placement = await client.placement()
             now = f"revision {placement.revision} ({placement.origin})"
             if not agreed(f"Undo {now}?"):
                 return None
-        etag = args.etag if args.etag is not None else placement.etag
+            etag = etag if etag is not None else placement.etag
         swap = await client.undo(etag=etag)
         return swap if args.no_wait else await committed(client, swap)

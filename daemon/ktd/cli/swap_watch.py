@@ -60,6 +60,7 @@ def swap_json(swap: Swap) -> dict[str, Any]:
         "moves_total": swap.moves_total,
         "bytes_done": swap.bytes_done,
         "bytes_total": swap.bytes_total,
+        "notes": list(swap.notes),
         "moves": moves_json(swap.moves),
     }
 

@@ -16,6 +16,7 @@ from ktd.v1.placement_pb2 import (
     Move,
     Placement,
     Plan,
+    RestartWithPlacementResponse,
     Swap,
     SwapState,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "Profile",
     "Recording",
     "RecordingMode",
+    "RestartWithPlacementResponse",
     "StatsSnapshot",
     "Swap",
     "SwapState",

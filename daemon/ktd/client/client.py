@@ -169,11 +169,8 @@ class KtdClient(StatisticsCalls, PolicyCalls, SlotCalls):
             validate_only: Check everything, change nothing.
             request_id: None: a new one.
         """
-        if etag is None and plan is None:
-            etag = (await self.placement()).etag
         request = placement_pb2.ApplyPlacementRequest(
             name=PLACEMENT_NAME,
-            etag=etag or "",
             validate_only=validate_only,
             request_id=request_id or uuid.uuid4().hex,
         )
@@ -181,10 +178,15 @@ class KtdClient(StatisticsCalls, PolicyCalls, SlotCalls):
             request.plan = plan
         else:
             _set_goal(request, strategy, layers, partial=partial)
-        call = self._placement.ApplyPlacement(
-            request, timeout=self._timeout, metadata=self._metadata
-        )
-        return await self._answer(call)
+
+        async def ask(etag: str) -> placement_pb2.Swap:
+            request.etag = etag
+            call = self._placement.ApplyPlacement(
+                request, timeout=self._timeout, metadata=self._metadata
+            )
+            return await self._answer(call)
+
+        return await self._with_etag(ask, "" if plan is not None and etag is None else etag)
 
     async def apply_and_wait(
         self,
@@ -210,15 +212,18 @@ class KtdClient(StatisticsCalls, PolicyCalls, SlotCalls):
         self, *, etag: str | None = None, request_id: str | None = None
     ) -> placement_pb2.Swap:
         """Starts a swap back to before the newest change; fetches the etag if None is given."""
-        if etag is None:
-            etag = (await self.placement()).etag
         request = placement_pb2.UndoPlacementRequest(
-            name=PLACEMENT_NAME, etag=etag, request_id=request_id or uuid.uuid4().hex
+            name=PLACEMENT_NAME, request_id=request_id or uuid.uuid4().hex
         )
-        call = self._placement.UndoPlacement(
-            request, timeout=self._timeout, metadata=self._metadata
-        )
-        return await self._answer(call)
+
+        async def ask(etag: str) -> placement_pb2.Swap:
+            request.etag = etag
+            call = self._placement.UndoPlacement(
+                request, timeout=self._timeout, metadata=self._metadata
+            )
+            return await self._answer(call)
+
+        return await self._with_etag(ask, etag)
 
     async def history(self, page_size: int = 0) -> list[placement_pb2.HistoryEntry]:
         """Applied placements, newest first; ``page_size`` 0: all that are kept."""
