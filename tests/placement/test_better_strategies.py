@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ktd.errors import InvalidArgument
-from ktd.placement.cost import CostModel, expected_use, predict_layer, predict_step
+from ktd.placement.cost import CostModel, expected_use, predict_step
 from ktd.placement.model import ModelShape
 from ktd.placement.strategies.balanced import floor_total
 from ktd.placement.strategies.base import Evidence
@@ -79,7 +79,7 @@ def brute_force(evidence, layers, experts, budget):
     for use in evidence.uses():
         by_size = {}
         for chosen in subsets(experts):
-            cost = predict_layer(evidence.costs, use, chosen, evidence.expert_bytes).seconds
+            cost = predict_step(evidence.costs, use[None], (chosen,), evidence.expert_bytes).seconds
             by_size[len(chosen)] = min(cost, by_size.get(len(chosen), cost))
         following = {}
         for (used, seconds), (size, cost) in itertools.product(reachable.items(), by_size.items()):
@@ -231,16 +231,20 @@ def test_coactivation_refuses_a_recording_of_another_model():
 
 def test_expected_use_is_the_chance_that_some_token_needs_the_expert():
     """1 - (1 - p)^batch, at most 1, even without counts."""
-    assert expected_use([3, 1], 1, 1) == [0.75, 0.25]
-    assert expected_use([3, 1], 1, 2) == pytest.approx([1 - 0.0625, 1 - 0.5625])
-    assert expected_use([9, 1, 0], 2, 1) == pytest.approx([1.0, 0.2, 0.0])
-    assert expected_use([0, 0, 0, 0], 2, 1) == [0.5] * 4
+    for counts, per_token, batch, expected in (
+        ([3, 1], 1, 1, [0.75, 0.25]),
+        ([3, 1], 1, 2, [1 - 0.0625, 1 - 0.5625]),
+        ([9, 1, 0], 2, 1, [1.0, 0.2, 0.0]),
+        ([0, 0, 0, 0], 2, 1, [0.5] * 4),
+    ):
+        (found,) = expected_use(np.array([counts]), per_token, batch)
+        assert found.tolist() == pytest.approx(expected)
 
 
 def test_step_adds_up_layers_and_takes_the_longer_side_of_each():
     """By hand: bytes over rates, and fixed times only where there is something."""
     costs = CostModel(10.0, 1.0, 100.0, 0.5, other_step_seconds=7.0)
-    uses = [[0.5, 0.5], [0.5, 0.5], [1.0, 1.0]]
+    uses = np.array([[0.5, 0.5], [0.5, 0.5], [1.0, 1.0]])
     step = predict_step(costs, uses, ((), (0, 1), (0,)), expert_bytes=40)
     # All on the CPU: 1 + 40/10. All in slots: 0.5 + 40/100. One each: max(1 + 40/10, 0.5 + 0.4).
     assert step.seconds == pytest.approx(7 + 5 + 0.9 + 5)

@@ -77,7 +77,7 @@ class StartEvidence:
         if pairs is None:
             return self._known.read(path, facts)
         self._pairs.counts = pairs
-        found: list[list[float]] = pairs.diagonal(axis1=1, axis2=2).tolist()
+        found: Counts = pairs.diagonal(axis1=1, axis2=2)
         return found
 
     def _recorded(self, path: Path, facts: ModelFacts) -> PairCounts | None:
@@ -161,5 +161,5 @@ class LiveEvidence:
         rates = self._hub.rates()
         if rates is None or not rates.per_second.any():
             return None
-        recent: list[list[float]] = rates.per_second.sum(axis=(0, -1)).tolist()
+        recent: Counts = rates.per_second.sum(axis=(0, -1))
         return recent

@@ -10,12 +10,16 @@ for hundreds of tokens per expert, is not what this model is about.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from numpy.typing import NDArray
 
     from ktd.placement.model import Experts
+
+Table: TypeAlias = "NDArray[Any]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,42 +90,49 @@ class StepCost:
     cpu_bytes: float
 
 
-def expected_use(counts: Sequence[float], experts_per_token: float, batch: float) -> list[float]:
-    """For each expert of a layer, the probability that a decode step of ``batch`` tokens needs it.
+def expected_use(counts: Table, experts_per_token: float, batch: float) -> Table:
+    """For each expert, the probability that a decode step of ``batch`` tokens needs it.
 
-    ``1 - (1 - p)^batch`` with p the expert's share of the counts times the experts per token:
-    tokens are taken to choose independently. Without counts all experts are equally likely.
+    ``1 - (1 - p)^batch`` with p the expert's share of its layer's counts times the experts per
+    token: tokens are taken to choose independently. Without counts all experts of a layer are
+    equally likely.
+
+    Args:
+        counts: ``[layers, experts]``.
+        experts_per_token: 0 where it is not known: then one.
+        batch: Tokens per step.
     """
-    total = sum(counts)
-    if not total:
-        return expected_use([1.0] * len(counts), experts_per_token, batch) if counts else []
-    scale = max(experts_per_token, 1.0) / total
-    if batch == 1:
-        return [min(1.0, count * scale) for count in counts]
-    return [1.0 - max(0.0, 1.0 - count * scale) ** batch for count in counts]
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.where(totals > 0, counts / np.where(totals > 0, totals, 1), 1 / counts.shape[1])
+    missed = 1.0 - np.minimum(1.0, shares * max(experts_per_token, 1.0))
+    found: Table = 1.0 - (missed if batch == 1 else missed**batch)
+    return found
 
 
-def predict_layer(
-    costs: CostModel, use: Sequence[float], chosen: Sequence[int], expert_bytes: int
-) -> StepCost:
-    """One MoE layer with the experts ``chosen`` in slots; ``use`` is of :func:`expected_use`."""
-    in_slots = sum(map(use.__getitem__, chosen)) * expert_bytes
-    cpu_bytes = max(0.0, sum(use) * expert_bytes - in_slots)
-    seconds = costs.layer_seconds(
-        cpu_bytes, in_slots, on_cpu=len(chosen) < len(use), in_slots=bool(chosen)
-    )
-    return StepCost(seconds, cpu_bytes)
+def predict_step(costs: CostModel, uses: Table, experts: Experts, expert_bytes: int) -> StepCost:
+    """One decode step under a placement: all MoE layers, and what is not experts.
+
+    Args:
+        costs: The model.
+        uses: ``[layers, experts]``, of :func:`expected_use`.
+        experts: What is in slots.
+        expert_bytes: Weight bytes of an expert.
+    """
+    num_experts = uses.shape[1]
+    needed = uses.sum(axis=1) * expert_bytes
+    in_slots = sums(uses, experts) * expert_bytes
+    seconds, total = costs.other_step_seconds, 0.0
+    for chosen, slot_bytes, all_bytes in zip(
+        experts, in_slots.tolist(), needed.tolist(), strict=True
+    ):
+        cpu_bytes = max(0.0, all_bytes - slot_bytes)
+        total += cpu_bytes
+        seconds += costs.layer_seconds(
+            cpu_bytes, slot_bytes, on_cpu=len(chosen) < num_experts, in_slots=bool(chosen)
+        )
+    return StepCost(seconds, total)
 
 
-def predict_step(
-    costs: CostModel, uses: Sequence[Sequence[float]], experts: Experts, expert_bytes: int
-) -> StepCost:
-    """One decode step under a placement: all MoE layers, and what is not experts."""
-    layers = [
-        predict_layer(costs, use, chosen, expert_bytes)
-        for use, chosen in zip(uses, experts, strict=True)
-    ]
-    return StepCost(
-        costs.other_step_seconds + sum(layer.seconds for layer in layers),
-        sum(layer.cpu_bytes for layer in layers),
-    )
+def sums(values: Table, experts: Experts) -> Table:
+    """Per layer, the sum of ``values[layer]`` over its chosen experts."""
+    return np.array([row[list(of)].sum() for row, of in zip(values, experts, strict=True)])

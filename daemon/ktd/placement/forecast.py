@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ktd.placement.cost import predict_step
+from ktd.placement.cost import predict_step, sums
+from ktd.placement.strategies.base import table_of
 
 if TYPE_CHECKING:
     from ktd.placement.cost import CostModel
@@ -41,7 +42,7 @@ class Forecaster:
 
     def __init__(self, evidence: Evidence, current: Experts) -> None:
         self._counts = evidence.judged_by
-        self._uses = evidence.uses_of(self._counts) or []
+        self._uses = evidence.uses_of(self._counts)
         self._batch = evidence.batch
         self._expert_bytes = evidence.expert_bytes
         costs = evidence.costs
@@ -52,7 +53,7 @@ class Forecaster:
 
     def of(self, experts: Experts) -> Forecast:
         """The forecast for ``experts`` in slots."""
-        if self._counts is None:
+        if self._counts is None or self._uses is None:
             return Forecast()
         step = predict_step(self.costs, self._uses, experts, self._expert_bytes)
         return Forecast(
@@ -70,6 +71,8 @@ class Forecaster:
         return f"Predicted speed rests on defaults, not on measurements, for {', '.join(defaults)}."
 
     def _seconds(self, costs: CostModel, experts: Experts) -> float:
+        if self._uses is None:
+            return 0.0
         return predict_step(costs, self._uses, experts, self._expert_bytes).seconds
 
 
@@ -96,10 +99,7 @@ def calibrated(costs: CostModel, measured: float, predicted: float) -> CostModel
 
 def hit_rate(experts: Experts, counts: Counts | None) -> float:
     """Share of the counted (token, expert) pairs whose expert is in ``experts``; 0 for none."""
-    if counts is None:
+    table = table_of(counts)
+    if table is None:
         return 0.0
-    total = sum(map(sum, counts))
-    hits = sum(
-        sum(map(layer.__getitem__, chosen)) for layer, chosen in zip(counts, experts, strict=True)
-    )
-    return hits / total if total else 0.0
+    return float(sums(table, experts).sum() / table.sum())

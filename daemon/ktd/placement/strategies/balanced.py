@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from itertools import repeat
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ktd.placement.strategies.base import (
     Choice,
     Evidence,
     even_split,
+    heads,
     ranked,
-    tops,
     without_statistics,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from ktd.placement.strategies.base import Table
 
 
 class Balanced:
@@ -43,28 +46,23 @@ class Balanced:
         counts = evidence.counted
         if counts is None:
             return without_statistics(self.name, even_split(num_layers, num_experts, budget))
-        shares = [_shares(row) for row in counts]
-        orders = [ranked(row) for row in counts]
-        floors = _floors(shares, orders, floor_total(num_layers, num_experts, budget))
+        order = ranked(counts)
+        shares = np.take_along_axis(_shares(counts), order, axis=1)
+        floors = _floors(shares, floor_total(num_layers, num_experts, budget))
         ceiling = num_experts - (budget <= num_layers * (num_experts - 1))
-        gains: list[float] = []
-        owners: list[int] = []
-        for layer, (share, order, floor) in enumerate(zip(shares, orders, floors, strict=True)):
-            gains.extend(map(share.__getitem__, order[floor:ceiling]))
-            owners.extend(repeat(layer, ceiling - floor))
-        sizes = list(floors)
-        for index in ranked(gains)[: budget - sum(floors)]:
-            sizes[owners[index]] += 1
-        return Choice(
-            tuple(tuple(sorted(order[:size])) for order, size in zip(orders, sizes, strict=True))
-        )
+        places = np.arange(num_experts)
+        layers, beyond = np.nonzero((places >= floors[:, None]) & (places < ceiling))
+        best = ranked(shares[layers, beyond])[: budget - int(floors.sum())]
+        sizes = floors + np.bincount(layers[best], minlength=num_layers)
+        return Choice(heads(order, sizes))
 
     def live(self, num_experts: int, slots: Sequence[int], evidence: Evidence) -> Choice:
         """The experts of each layer that its slots keep off the CPU most often."""
         del num_experts
-        if evidence.counted is None:
+        counts = evidence.counted
+        if counts is None:
             return without_statistics(self.name, slots)
-        return Choice(tops(evidence.counted, slots))
+        return Choice(heads(ranked(counts), slots))
 
 
 def floor_total(num_layers: int, num_experts: int, budget: int) -> int:
@@ -78,20 +76,19 @@ def floor_total(num_layers: int, num_experts: int, budget: int) -> int:
     return below_full if budget > below_full else num_layers + (budget - num_layers) // 2
 
 
-def _shares(counts: Sequence[float]) -> list[float]:
-    """Of a layer's counts; all alike where it has none."""
-    total = sum(counts)
-    return [count / total for count in counts] if total else [1 / len(counts)] * len(counts)
+def _shares(counts: Table) -> Table:
+    """Of each layer's counts; all alike where it has none."""
+    totals = counts.sum(axis=1, keepdims=True)
+    return np.where(totals > 0, counts / np.where(totals > 0, totals, 1), 1 / counts.shape[1])
 
 
-def _floors(
-    shares: Sequence[Sequence[float]], orders: Sequence[Sequence[int]], total: int
-) -> list[int]:
-    """``total`` slots, evenly; what is left over goes where the next expert gains most."""
-    each, rest = divmod(total, len(shares)) if shares else (0, 0)
-    floors = [each] * len(shares)
+def _floors(shares: Table, total: int) -> Table:
+    """``total`` slots, evenly; what is left over goes where the next expert gains most.
+
+    ``shares`` are sorted, the highest first.
+    """
+    each, rest = divmod(total, len(shares))
+    floors = np.full(len(shares), each)
     if rest:
-        following = [share[order[each]] for share, order in zip(shares, orders, strict=True)]
-        for layer in ranked(following)[:rest]:
-            floors[layer] += 1
+        floors[ranked(shares[:, each])[:rest]] += 1
     return floors

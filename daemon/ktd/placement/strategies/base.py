@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+import numpy as np
+
 from ktd.placement.cost import CostModel, expected_use
 
 if TYPE_CHECKING:
@@ -14,8 +16,10 @@ if TYPE_CHECKING:
 
     from ktd.placement.model import Experts
 
-# Per MoE layer, per expert: how often the router chose it.
-Counts: TypeAlias = "Sequence[Sequence[float]]"
+# Per MoE layer, per expert: how often the router chose it; lists, or an array [layers, experts].
+Counts: TypeAlias = "Sequence[Sequence[float]] | NDArray[Any]"
+# The same as an array of numbers.
+Table: TypeAlias = "NDArray[Any]"
 # [layers, experts, experts], symmetric: how often one token chose both; the diagonal is Counts.
 PairCounts: TypeAlias = "NDArray[Any]"
 
@@ -45,26 +49,25 @@ class Evidence:
     step_seconds: float = 0.0
 
     @property
-    def counted(self) -> Counts | None:
-        """The counts, or None if there are none or all are zero."""
-        counts = self.counts
-        return counts if counts is not None and any(map(any, counts)) else None
+    def counted(self) -> Table | None:
+        """The counts as a table, or None if there are none or all are zero."""
+        return table_of(self.counts)
 
     @property
-    def judged_by(self) -> Counts | None:
+    def judged_by(self) -> Table | None:
         """The recent counts where there are any, else :attr:`counted`."""
-        recent = self.recent
-        return recent if recent is not None and any(map(any, recent)) else self.counted
+        recent = table_of(self.recent)
+        return self.counted if recent is None else recent
 
-    def uses(self) -> list[list[float]] | None:
+    def uses(self) -> Table | None:
         """How likely a decode step needs each expert, or None if nothing was counted."""
         return self.uses_of(self.counted)
 
-    def uses_of(self, counts: Counts | None) -> list[list[float]] | None:
+    def uses_of(self, counts: Table | None) -> Table | None:
         """The same by other counts."""
         if counts is None:
             return None
-        return [expected_use(row, self.experts_per_token, self.batch) for row in counts]
+        return expected_use(counts, self.experts_per_token, self.batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +112,25 @@ def even_split(num_layers: int, num_experts: int, budget: int) -> list[int]:
     return [min(num_experts, share + (index < rest)) for index in range(num_layers)]
 
 
-def ranked(counts: Sequence[float]) -> list[int]:
-    """Indices by count, the highest first; of equal counts the lower index stays first."""
-    return sorted(range(len(counts)), key=counts.__getitem__, reverse=True)
+def table_of(counts: Counts | None) -> Table | None:
+    """An array ``[layers, experts]``, or None if there are no counts or all are zero."""
+    if counts is None:
+        return None
+    table = np.asarray(counts)
+    return table if table.size and table.any() else None
 
 
-def tops(counts: Counts, sizes: Sequence[int]) -> Experts:
-    """The ``sizes[i]`` highest counts of each layer."""
+def ranked(values: Table) -> Table:
+    """Indices along the last axis, the highest value first; of equal ones the lower index."""
+    if values.dtype.kind == "u":
+        values = values.astype(np.int64)
+    return np.argsort(-values, axis=-1, kind="stable")
+
+
+def heads(order: Table, sizes: Sequence[int] | Table) -> Experts:
+    """The first ``sizes[i]`` of each row of ranked experts, ascending."""
     return tuple(
-        tuple(sorted(ranked(layer)[:size])) for layer, size in zip(counts, sizes, strict=True)
+        tuple(np.sort(row[:size]).tolist()) for row, size in zip(order, sizes, strict=True)
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ktd.errors import InvalidArgument
 from ktd.placement.strategies.base import Choice, Evidence, even_split
 from ktd.placement.strategies.frequency import Frequency
@@ -60,9 +62,6 @@ class Coactivation:
 
 
 def _together(pairs: PairCounts, slots: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    # Not at the top: only this strategy, and only with a recording, pays for the import.
-    import numpy as np  # noqa: PLC0415
-
     gains = np.diagonal(pairs, axis1=1, axis2=2).astype(np.float64)
     chosen = np.zeros(gains.shape, bool)
     sizes = np.asarray(slots)
@@ -72,4 +71,4 @@ def _together(pairs: PairCounts, slots: Sequence[int]) -> tuple[tuple[int, ...],
         chosen[layers, best] = True
         gains[layers] += pairs[layers, best]
         gains[layers, best] = -np.inf
-    return tuple(tuple(map(int, np.flatnonzero(row))) for row in chosen)
+    return tuple(tuple(np.flatnonzero(row).tolist()) for row in chosen)

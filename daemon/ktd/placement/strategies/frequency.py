@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ktd.placement.strategies.base import (
     Choice,
     Evidence,
     even_split,
+    heads,
     ranked,
-    tops,
     without_statistics,
 )
 
@@ -32,12 +34,10 @@ class Frequency:
         counts = evidence.counted
         if counts is None:
             return without_statistics(self.name, even_split(num_layers, num_experts, budget))
-        flat = [count for layer in counts for count in layer]
-        chosen: list[list[int]] = [[] for _ in range(num_layers)]
-        for index in ranked(flat)[:budget]:
-            layer, expert = divmod(index, num_experts)
-            chosen[layer].append(expert)
-        return Choice(tuple(tuple(sorted(experts)) for experts in chosen))
+        chosen = np.zeros(counts.size, bool)
+        chosen[ranked(counts.reshape(-1))[:budget]] = True
+        rows = chosen.reshape(counts.shape)
+        return Choice(tuple(tuple(np.flatnonzero(row).tolist()) for row in rows))
 
     def live(self, num_experts: int, slots: Sequence[int], evidence: Evidence) -> Choice:
         """The top ``slots[i]`` of each layer."""
@@ -45,4 +45,4 @@ class Frequency:
         counts = evidence.counted
         if counts is None:
             return without_statistics(self.name, slots)
-        return Choice(tops(counts, slots))
+        return Choice(heads(ranked(counts), slots))

@@ -6,13 +6,15 @@ import heapq
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ktd.placement.strategies.balanced import Balanced
 from ktd.placement.strategies.base import (
     Choice,
     Evidence,
     even_split,
+    heads,
     ranked,
-    tops,
     without_statistics,
 )
 
@@ -20,12 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ktd.placement.cost import CostModel
-    from ktd.placement.strategies.base import Counts
+    from ktd.placement.strategies.base import Table
 
 _NO_GAIN = (
     "The cost model predicts no gain from any slot on this machine, so latency ranks as balanced "
     "does."
 )
+# Relative to a layer's time.
+_SMALLEST = 1e-12
 
 
 class Latency:
@@ -52,61 +56,98 @@ class Latency:
         if counts is None or uses is None:
             return without_statistics(self.name, even_split(num_layers, num_experts, budget))
         sizes = shortest(uses, budget, evidence.costs, evidence.expert_bytes)
-        if not any(sizes) and budget:
+        if not sizes.any() and budget:
             fallback = Balanced().initial(num_layers, num_experts, budget, evidence)
             return replace(fallback, notes=(_NO_GAIN,))
-        spare = min(budget, num_layers * num_experts) - sum(sizes)
+        spare = min(budget, num_layers * num_experts) - int(sizes.sum())
         notes = (f"{spare} slots of the budget stay unused: no step gets shorter with them.",)
-        return Choice(tops(counts, sizes), notes if spare else ())
+        return Choice(heads(ranked(counts), sizes), notes if spare else ())
 
     def live(self, num_experts: int, slots: Sequence[int], evidence: Evidence) -> Choice:
         """As :meth:`initial`, within the slots of each layer.
 
         Slots that would only lengthen a step stay empty; where none helps, all are filled.
         """
-        del num_experts
         counts, uses = evidence.counted, evidence.uses()
         if counts is None or uses is None:
             return without_statistics(self.name, slots)
-        costs, size = evidence.costs, evidence.expert_bytes
-        wanted = [
-            max(_lengths(_savings(use, costs, size)[:most]), default=0)
-            for use, most in zip(uses, slots, strict=True)
-        ]
-        if not any(wanted) and any(slots):
-            return Choice(tops(counts, slots), (_NO_GAIN,))
-        return Choice(tops(counts, wanted))
+        most = np.asarray(slots)
+        saved = np.cumsum(savings_of(uses, evidence.costs, evidence.expert_bytes), axis=1)
+        saved[np.arange(num_experts) >= most[:, None]] = -np.inf
+        # The smallest size that saves most.
+        sizes = np.where(saved.max(axis=1) > 0, saved.argmax(axis=1) + 1, 0)
+        if not sizes.any() and any(slots):
+            return Choice(heads(ranked(counts), slots), (_NO_GAIN,))
+        return Choice(heads(ranked(counts), sizes))
 
 
-def shortest(uses: Counts, budget: int, costs: CostModel, expert_bytes: int) -> list[int]:
+def shortest(uses: Table, budget: int, costs: CostModel, expert_bytes: int) -> Table:
     """Slots per layer, at most ``budget`` in all."""
-    savings = [_savings(use, costs, expert_bytes) for use in uses]
-    rates: list[float] = []
-    owners: list[tuple[int, int]] = []
-    for layer, of_layer in enumerate(savings):
-        begin = 0
-        for end, rate in _blocks(of_layer):
-            rates.append(rate)
-            owners.append((layer, end - begin))
-            begin = end
-    sizes = [0] * len(uses)
-    left = budget
-    for index in ranked(rates):
-        layer, length = owners[index]
-        if length > left:
-            break
-        sizes[layer] += length
-        left -= length
-    _fill(sizes, savings, left)
+    savings = savings_of(uses, costs, expert_bytes)
+    rates, lengths = _blocks(savings)
+    layers, ends = np.nonzero(rates > 0)
+    rates, lengths = rates[layers, ends], lengths[layers, ends]
+    order = ranked(rates)
+    fitting = int(np.searchsorted(np.cumsum(lengths[order]), budget, side="right"))
+    taken = order[:fitting]
+    sizes = np.zeros(len(uses), np.int64)
+    np.add.at(sizes, layers[taken], lengths[taken])
+    _fill(sizes, savings, budget - int(sizes.sum()))
     return sizes
 
 
-def _fill(sizes: list[int], savings: Sequence[Sequence[float]], left: int) -> None:
+def savings_of(uses: Table, costs: CostModel, expert_bytes: int) -> Table:
+    """Seconds that each further slot of a layer saves, ``[layers, experts]``; may be negative."""
+    gains = -np.sort(-uses, axis=1) * expert_bytes
+    in_slots = np.zeros((len(uses), uses.shape[1] + 1))
+    np.cumsum(gains, axis=1, out=in_slots[:, 1:])
+    on_cpu = (in_slots[:, -1:] - in_slots) / costs.cpu_bytes_per_second + costs.cpu_layer_seconds
+    on_cpu[:, -1] = 0.0
+    on_gpu = in_slots / costs.gpu_bytes_per_second + costs.gpu_layer_seconds
+    on_gpu[:, 0] = 0.0
+    seconds = np.maximum(on_cpu, on_gpu) if costs.overlap else on_cpu + on_gpu
+    # Below this, equal bytes at equal rates would differ by how they were rounded.
+    saved = -np.diff(seconds, axis=1)
+    saved[np.abs(saved) < _SMALLEST * seconds.max(initial=0.0)] = 0.0
+    return saved
+
+
+def _blocks(savings: Table) -> tuple[Table, Table]:
+    """The concave majorant of each layer's summed savings, at the ends of its pieces.
+
+    As only the first and the last slot break the falling order, it is the tangent from no slot,
+    then single slots, then the tangent to all slots.
+
+    Returns:
+        Savings per slot ``[layers, experts]``, -inf where no piece ends; and slots of the piece.
+    """
+    layers, experts = savings.shape
+    rows, places = np.arange(layers), np.arange(1, experts + 1)
+    summed = np.cumsum(savings, axis=1)
+    rates, lengths = savings.copy(), np.ones(savings.shape, np.int64)
+    slopes = summed / places
+    first = slopes.argmax(axis=1)
+    # Slots below the tangent's end are inside of its piece.
+    rates[places - 1 < first[:, None]] = -np.inf
+    rates[rows, first], lengths[rows, first] = slopes[rows, first], first + 1
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slopes = (summed[:, -1:] - summed) / (experts - places)
+    slopes[places - 1 < first[:, None]] = np.inf
+    slopes[:, -1] = np.inf
+    last = slopes.argmin(axis=1)
+    merged = np.flatnonzero(first < experts - 1)
+    inside = (places - 1 > last[:, None]) & (first[:, None] < experts - 1)
+    rates[inside] = -np.inf
+    rates[merged, -1] = slopes[merged, last[merged]]
+    lengths[merged, -1] = experts - 1 - last[merged]
+    return rates, lengths
+
+
+def _fill(sizes: Table, savings: Table, left: int) -> None:
     """Gives ``left`` slots out one by one, as long as the next one saves something."""
+    most = savings.shape[1]
     heap = [
-        (-of_layer[size], layer)
-        for layer, (of_layer, size) in enumerate(zip(savings, sizes, strict=True))
-        if size < len(of_layer)
+        (-savings[layer, size], layer) for layer, size in enumerate(sizes.tolist()) if size < most
     ]
     heapq.heapify(heap)
     while left and heap:
@@ -115,57 +156,7 @@ def _fill(sizes: list[int], savings: Sequence[Sequence[float]], left: int) -> No
             return
         sizes[layer] += 1
         left -= 1
-        if sizes[layer] < len(savings[layer]):
-            heapq.heapreplace(heap, (-savings[layer][sizes[layer]], layer))
+        if sizes[layer] < most:
+            heapq.heapreplace(heap, (-savings[layer, sizes[layer]], layer))
         else:
             heapq.heappop(heap)
-
-
-def _savings(use: Sequence[float], costs: CostModel, expert_bytes: int) -> list[float]:
-    """Seconds that each further slot of a layer saves; ends where no more can be saved."""
-    gains = sorted(use, reverse=True)
-    cpu, gpu = expert_bytes / costs.cpu_bytes_per_second, expert_bytes / costs.gpu_bytes_per_second
-    if not costs.overlap:
-        saved = [gain * (cpu - gpu) for gain in gains]
-        if saved:
-            saved[0] -= costs.gpu_layer_seconds
-            saved[-1] += costs.cpu_layer_seconds
-        return saved
-    on_cpu = costs.cpu_layer_seconds + sum(gains) * cpu
-    on_gpu = costs.gpu_layer_seconds
-    saved = []
-    before = on_cpu
-    last = len(gains) - 1
-    for index, gain in enumerate(gains):
-        on_cpu -= gain * cpu
-        on_gpu += gain * gpu
-        if index == last:
-            on_cpu = 0.0
-        now = max(on_cpu, on_gpu)
-        saved.append(before - now)
-        if on_gpu >= on_cpu:
-            break
-        before = now
-    return saved
-
-
-def _blocks(savings: Sequence[float]) -> list[tuple[int, float]]:
-    """The concave majorant of the summed savings: ends of its pieces and seconds per slot."""
-    ends: list[int] = []
-    rates: list[float] = []
-    for index, saving in enumerate(savings, 1):
-        begin, rate, total = index - 1, saving, saving
-        while rates and rates[-1] < rate:
-            ends.pop()
-            start = ends[-1] if ends else 0
-            total += rates.pop() * (begin - start)
-            begin = start
-            rate = total / (index - begin)
-        ends.append(index)
-        rates.append(rate)
-    return [(end, rate) for end, rate in zip(ends, rates, strict=True) if rate > 0]
-
-
-def _lengths(savings: Sequence[float]) -> list[int]:
-    """Ends of the pieces of the majorant: the last is the size that saves most."""
-    return [end for end, _ in _blocks(savings)]
