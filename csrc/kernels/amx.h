@@ -180,7 +180,11 @@ inline void GateUpAmx(const GateUpJob& job) noexcept {
       F::Fill(job.up, row, rows, up);
       Prefetch ahead_gate;
       Prefetch ahead_up;
-      if (row + kPanelRows < job.row_end) {
+      if (row + kPanelRows >= job.row_end) {
+        if (job.after != nullptr) {
+          ahead_gate = Prefetch(job.after, F::Stream(job.gate, job.row_begin).bytes);
+        }
+      } else {
         const Range next_gate = F::Stream(job.gate, row + kPanelRows);
         const Range next_up = F::Stream(job.up, row + kPanelRows);
         ahead_gate = Prefetch(next_gate.begin, next_gate.bytes);
@@ -253,6 +257,7 @@ inline void PrefetchOut(const DownJob& job, std::size_t row, std::size_t token,
 
 template <class F>
 inline void DownAmx(const DownJob& job) noexcept {
+  if (job.count == 0) return;
   [[maybe_unused]] const TileUse use;
   const std::size_t steps = Blocks(job.down.columns, F::kStep);
   const std::size_t panel_bytes = steps * kTileBytes;
@@ -270,13 +275,27 @@ inline void DownAmx(const DownJob& job) noexcept {
       const std::size_t rows = row < end ? Smaller(kPanelRows, end - row) : 0;
       F::Fill(job.down, row, rows, panels + p * panel_bytes);
     }
+    // What this worker reads next: more rows, or the same rows of the next expert.
+    Prefetch next_weights;
+    if (end < job.row_end) {
+      const Range next = F::Stream(job.down, end);
+      next_weights = Prefetch(next.begin, next.bytes);
+    } else if (job.after != nullptr) {
+      const Range here = F::Stream(job.down, begin);
+      next_weights = Prefetch(job.after, here.bytes * count);
+    }
+    const std::size_t weight_lines =
+        Blocks(next_weights.lines(), Blocks(blocks, 2) * (count / 2) * steps);
     for (std::size_t b = 0; b < blocks; b += 2) {
       const bool two = b + 1 < blocks;
       const std::uint8_t* x = job.act + b * act_bytes;
       Prefetch ahead(x + 2 * act_bytes,
                      b + 2 < blocks ? Smaller(2, blocks - b - 2) * act_bytes : 0);
       const std::size_t lines = Blocks(ahead.lines(), count / 2 * steps);
-      const auto beside = [&]() noexcept { ahead.Advance(lines); };
+      const auto beside = [&]() noexcept {
+        ahead.Advance(lines);
+        next_weights.Advance(weight_lines);
+      };
       if constexpr (F::kRepacks) {
         for (std::size_t i = 0; i < (two ? 2 : 1); ++i) {
           const std::size_t left = job.count - (b + i) * kTokenBlock;

@@ -6,19 +6,6 @@
 namespace ktd {
 namespace {
 
-// Values 0, 2, 4, ... and 1, 3, 5, ... of 16 bf16: two operations widen all of them, where
-// vpmovzxwd would need four. The order within a sum is free, as both factors share it.
-struct Pairs {
-  __m256 even;
-  __m256 odd;
-};
-
-inline Pairs Split(__m256i values) noexcept {
-  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(values, 16)),
-          _mm256_castsi256_ps(_mm256_and_si256(values, high))};
-}
-
 struct Avx2 {
   using Acc = __m256;
   using Wide = Pairs;
@@ -28,14 +15,8 @@ struct Avx2 {
   static constexpr int kTokens = 2;  // 4 rows x 2 tokens: 8 of 16 registers, 4 for x, 2 for w
 
   static Acc Zero() noexcept { return _mm256_setzero_ps(); }
-  static Wide Load(const Bf16* p) noexcept {
-    return Split(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
-  static Wide LoadTail(const Bf16* p, std::size_t n) noexcept {
-    alignas(32) Bf16 padded[kStep] = {};
-    for (std::size_t i = 0; i < n; ++i) padded[i] = p[i];
-    return Load(padded);
-  }
+  static Wide Load(const Bf16* p) noexcept { return LoadPairs(p); }
+  static Wide LoadTail(const Bf16* p, std::size_t n) noexcept { return LoadPairs(p, n); }
   static Acc Madd(Acc acc, const Wide& w, const Wide& x) noexcept {
     return _mm256_fmadd_ps(w.odd, x.odd, _mm256_fmadd_ps(w.even, x.even, acc));
   }
@@ -50,6 +31,7 @@ struct Avx2Panels {
   using Vec = Avx2Vec;
   static constexpr std::size_t kUnit = 8;
   static constexpr int kPanelRows = 4;
+  static constexpr std::size_t kPanelStep = 16;
   static constexpr int kPanelTokens = 3;
 
   static std::size_t PackedBytes(std::size_t columns) noexcept { return PanelBytes(columns); }

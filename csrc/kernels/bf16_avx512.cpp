@@ -6,13 +6,6 @@
 namespace ktd {
 namespace {
 
-// Values 0, 2, 4, ... and 1, 3, 5, ... of 32 bf16: two operations widen all of them, where
-// vpmovzxwd would need four. The order within a sum is free, as both factors share it.
-struct Pairs {
-  __m512 even;
-  __m512 odd;
-};
-
 struct Avx512 {
   using Acc = __m512;
   using Wide = Pairs;
@@ -22,10 +15,8 @@ struct Avx512 {
   static constexpr int kTokens = 4;  // 4 rows x 4 tokens: 16 of 32 registers, 8 for x, 2 for w
 
   static Acc Zero() noexcept { return _mm512_setzero_ps(); }
-  static Wide Load(const Bf16* p) noexcept { return Split(_mm512_loadu_si512(p)); }
-  static Wide LoadTail(const Bf16* p, std::size_t n) noexcept {
-    return Split(_mm512_maskz_loadu_epi16(First32(n), p));
-  }
+  static Wide Load(const Bf16* p) noexcept { return LoadPairs(p); }
+  static Wide LoadTail(const Bf16* p, std::size_t n) noexcept { return LoadPairs(p, n); }
   static Acc Madd(Acc acc, const Wide& w, const Wide& x) noexcept {
     return _mm512_fmadd_ps(w.odd, x.odd, _mm512_fmadd_ps(w.even, x.even, acc));
   }
@@ -34,19 +25,13 @@ struct Avx512 {
                        std::size_t n, Bf16* act) noexcept {
     ActivateMasked(activation, gate, up, n, act);
   }
-
- private:
-  static Wide Split(__m512i values) noexcept {
-    const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(values, 16)),
-            _mm512_castsi512_ps(_mm512_and_si512(values, high))};
-  }
 };
 
 struct Avx512Panels {
   using Vec = Avx512Vec;
   static constexpr std::size_t kUnit = 8;
   static constexpr int kPanelRows = 4;
+  static constexpr std::size_t kPanelStep = 32;
   static constexpr int kPanelTokens = 6;
 
   static std::size_t PackedBytes(std::size_t columns) noexcept { return PanelBytes(columns); }

@@ -6,8 +6,9 @@
 //   Vec                            float32 vector of an ISA: kLanes, V, Load, Store, Zero, Fma, Sum
 //   kPanelRows, kPanelTokens       rows of the panel; tokens of a register block
 //   Fill(m, row, first, n, to)     float32 values of inputs [first, first + n) of a row, scales
-//                                  included, zeros up to the next multiple of kLanes
+//                                  included, zeros up to the next multiple of kPanelStep
 //   Pack(m, x, packed)             the inputs in the same order, zeros behind them
+//   kPanelStep                     a multiple of kLanes
 // and Activate, kUnit, PackedBytes as gemv.h wants them (PanelBytes gives the last). `first` is a
 // multiple of kPanelInputs.
 #pragma once
@@ -22,9 +23,10 @@ namespace {
 constexpr std::size_t kPanelInputs = 512;
 constexpr std::size_t kMostPanelRows = 4;
 constexpr std::size_t kMostLanes = 16;
+constexpr std::size_t kMostStep = 128;
 
 constexpr std::size_t PanelBytes(std::size_t columns) noexcept {
-  return (columns + kMostLanes - 1) / kMostLanes * kMostLanes * sizeof(float);
+  return (columns + kMostStep - 1) / kMostStep * kMostStep * sizeof(float);
 }
 
 // Panel and unfinished sums of a slab of `tokens` tokens.
@@ -87,7 +89,7 @@ inline void PanelSums(const Matrix& m, std::size_t begin, std::size_t end,
     for (std::size_t first = 0; first < m.columns; first += kPanelInputs) {
       const std::size_t left = m.columns - first;
       const std::size_t n = left < kPanelInputs ? left : kPanelInputs;
-      const std::size_t padded = (n + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
+      const std::size_t padded = (n + F::kPanelStep - 1) / F::kPanelStep * F::kPanelStep;
       for (std::size_t r = 0; r < kRows; ++r) {
         // Rows beyond the end are computed and forgotten.
         F::Fill(m, row + (r < rows ? r : 0), first, n, panel + r * kPanelInputs);

@@ -106,8 +106,10 @@ class Pool:
         """Compute this side's share of one MoE layer into ``out``.
 
         ``out[t] = sum_k weights[t, k] * w2[ids[t, k]] @ bf16(silu(gate) * up)`` in float32, with
-        ``gate, up = w13[ids[t, k]] @ x[t]`` in float32. A token's result depends neither on the
-        other tokens nor on the number of threads. NaN propagates.
+        ``gate, up = w13[ids[t, k]] @ x[t]`` in float32. A token's result does not depend on the
+        number of threads, nor on the other tokens, except with AMX, where experts with many tokens
+        are computed by tiles (``many_from``), whose sums are added in another order. NaN
+        propagates.
 
         Args:
             layer: A handle of ``add_layer``.
