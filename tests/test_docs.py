@@ -27,7 +27,7 @@ COMMAND = re.compile(r"^\s*(?:\$ )?ktd ([a-z]+)", re.MULTILINE)
 # Flags of client commands and of SGLang that the pages use; each is tested where it is handled.
 OTHER_FLAGS = {
     *("--against", "--any", "--file", "--help", "--interval", "--json", "--once", "--strategy"),
-    *("--yes", "--now", "--accept", "--check", "--system"),
+    *("--trace", "--yes", "--now", "--accept", "--check", "--system"),
     *("--chunked-prefill-size", "--max-total-tokens"),
 }
 
