@@ -172,7 +172,8 @@ class _Exchange:
                 async with asyncio.timeout(_TOGETHER_SECONDS):
                     piece = await answer.content.readany()
             except TimeoutError:
-                writer.send_headers()
+                if writer is not None:
+                    writer.send_headers()
                 piece = await answer.content.readany()
             self.first_byte = time.perf_counter() - self._start
             while piece:
