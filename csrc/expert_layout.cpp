@@ -90,7 +90,7 @@ Matrix Projection(const LayerWeights& layer, const Tensors& tensors, const Plane
           planes.zeros.pitch * stride,
           rows,
           columns,
-          layer.group,
+          layer.format == WeightFormat::kMxfp4 ? kMxfp4Group : layer.group,
           layer.scale_type,
           layer.format};
 }
@@ -127,8 +127,9 @@ void CheckLayer(const LayerWeights& layer) {
   std::size_t unit = 1;
   if (layer.format == WeightFormat::kMxfp4) unit = kMxfp4Group;
   if (layer.format == WeightFormat::kInt4 || zeros) {
-    KTD_CHECK(layer.group >= 32 && layer.group % 32 == 0, "a group of ", layer.group,
-              " inputs is not one that the kernels compute: it must be a multiple of 32");
+    KTD_CHECK(layer.group == 32 || layer.group == 64 || layer.group == 128, "experts in ", name,
+              " with groups of ", layer.group,
+              " inputs are not computed: groups must be of 32, 64 or 128");
     unit = layer.group;
   }
   CheckMultiple(layer.hidden, unit, "hidden", layer.format);
@@ -139,7 +140,7 @@ void CheckLayer(const LayerWeights& layer) {
   KTD_CHECK(!four_byte || layer.scale_type == ScaleType::kFloat32, "experts in ", name,
             " need float32 scales");
   KTD_CHECK((layer.format == WeightFormat::kMxfp4) == (layer.scale_type == ScaleType::kE8m0),
-            "E8M0 scales belong to mxfp4, not to ", name);
+            "mxfp4 has E8M0 scales, and no other format has; these are experts in ", name);
 }
 
 ExpertMatrices MatricesOf(const LayerWeights& layer, std::size_t expert) noexcept {

@@ -18,9 +18,10 @@ enum class WeightFormat : std::uint8_t {
   kInt8Weight,  // the same weights; activations stay bf16 (W8A16)
   kInt4,        // int32 [N, K / 8], the lowest nibble first, value nibble - 8; scale [N, K / group]
   kMxfp4,       // two E2M1 a byte, the lower nibble first, [N, K / 2]; E8M0 scale [N, K / 32]
-  kGptq,  // int32 [K / 8, N], the lowest nibble first; scale [K / group, N]; zeros [K / group, N /
-          // 8]
-  kAwq,   // int32 [K, N / 8], nibbles in the order 0 4 1 5 2 6 3 7; scale and zeros as GPTQ's
+  kGptq,        // int32 [K / 8, N], the lowest nibble first; scale [K / group, N]; zeros: int32
+                // [K / group, N / 8], the lowest nibble first, each less one; value (nibble - zero)
+  kAwq,         // int32 [K, N / 8], nibbles 0 to 7 are outputs 0 2 4 6 1 3 5 7; scale as kGptq's;
+                // zeros: int32 [K / group, N / 8], packed as the weights; value (nibble - zero)
 };
 inline constexpr std::size_t kWeightFormats = 9;
 

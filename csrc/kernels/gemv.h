@@ -5,6 +5,7 @@
 //
 //   kUnit                          rows; ranges begin at its multiples
 //   kRowsOne, kRowsMany, kTokens   rows of a tile for one token and for more; tokens of a tile
+//   kRowsLast                      rows of the tiles at the end; left out, 1
 //   PackedBytes(columns)           of a prepared token, a multiple of 64; 0: rows of x are taken as
 //                                  they are
 //   Pack(m, x, packed)             prepares one row of m.columns bf16 values
@@ -37,6 +38,16 @@ constexpr std::size_t Smaller(std::size_t a, std::size_t b) noexcept { return a 
 constexpr std::size_t Larger(std::size_t a, std::size_t b) noexcept { return a < b ? b : a; }
 constexpr std::size_t RoundUp(std::size_t n, std::size_t unit) noexcept {
   return (n + unit - 1) / unit * unit;
+}
+
+// Prepared tokens of one pass over the weights: kSlab, where the format wants less than the most.
+template <class F>
+constexpr std::size_t SlabOf() noexcept {
+  if constexpr (requires { F::kSlab; }) {
+    return F::kSlab;
+  } else {
+    return kSlabTokens;
+  }
 }
 
 template <class F>
@@ -136,7 +147,11 @@ inline void StreamSums(const Matrix& m, std::size_t begin, std::size_t end, cons
   } else {
     rows.template operator()<F::kRowsMany>();
   }
-  rows.template operator()<1>();
+  if constexpr (requires { F::kRowsLast; }) {
+    rows.template operator()<F::kRowsLast>();
+  } else {
+    rows.template operator()<1>();
+  }
 }
 
 template <class F>
@@ -199,8 +214,8 @@ inline void GateUpGemv(const GateUpJob& job) noexcept {
   const GemvScratch scratch = GemvScratchAt<F>(job.scratch);
   SlabTokens slab;
   for (std::size_t first = 0; first < job.count; first += slab.count) {
-    slab.count = Smaller(kSlabTokens, job.count - first);
-    const bool prepared = job.same_tokens && job.count <= kSlabTokens;
+    slab.count = Smaller(SlabOf<F>(), job.count - first);
+    const bool prepared = job.same_tokens && job.count <= SlabOf<F>();
     for (std::size_t p = 0; p < slab.count; ++p) {
       const auto token = static_cast<std::size_t>(job.tokens[first + p]);
       Prepare<F>(job.gate, job.x + token * job.gate.columns, scratch.packed, p, prepared, slab);
@@ -235,7 +250,7 @@ inline void DownGemv(const DownJob& job) noexcept {
   const Bf16* act = reinterpret_cast<const Bf16*>(job.act);
   SlabTokens slab;
   for (std::size_t first = 0; first < job.count; first += slab.count) {
-    slab.count = Smaller(kSlabTokens, job.count - first);
+    slab.count = Smaller(SlabOf<F>(), job.count - first);
     for (std::size_t p = 0; p < slab.count; ++p) {
       Prepare<F>(job.down, act + (first + p) * job.down.columns, scratch.packed, p, false, slab);
     }

@@ -43,7 +43,7 @@ std::vector<double> TestFormat::Prepared(const Bf16* x, std::size_t columns) con
 double TestFormat::PreparedError(const Bf16*, std::size_t, double error) const { return error; }
 
 FormatCase::FormatCase(WeightFormat format, const CaseOptions& options, unsigned seed)
-    : format_(&FormatOf(format)) {
+    : format_(&FormatOf(format, options.variant)) {
   std::mt19937 random(seed);
   const std::size_t h = options.hidden;
   const std::size_t i = options.intermediate;
@@ -112,25 +112,25 @@ Bounded WithBias(Bounded sum, const Bf16* bias, std::size_t at) {
 
 }  // namespace
 
-Bounded FormatCase::Gate(std::size_t expert, std::size_t i,
-                         const std::vector<double>& prepared) const {
+Bounded FormatCase::Gate(std::size_t expert, std::size_t i, const std::vector<double>& prepared,
+                         double weight_error) const {
   const ExpertMatrices m = MatricesOf(layer_, expert);
   return WithBias(ExactDot(experts_[expert].gate.dense.data() + i * layer_.hidden, prepared.data(),
-                           layer_.hidden),
+                           layer_.hidden, weight_error),
                   m.gate_bias, i * m.bias_step);
 }
 
-Bounded FormatCase::Up(std::size_t expert, std::size_t i,
-                       const std::vector<double>& prepared) const {
+Bounded FormatCase::Up(std::size_t expert, std::size_t i, const std::vector<double>& prepared,
+                       double weight_error) const {
   const ExpertMatrices m = MatricesOf(layer_, expert);
   return WithBias(ExactDot(experts_[expert].up.dense.data() + i * layer_.hidden, prepared.data(),
-                           layer_.hidden),
+                           layer_.hidden, weight_error),
                   m.up_bias, i * m.bias_step);
 }
 
-Bounded FormatCase::Down(std::size_t expert, std::size_t h,
-                         const std::vector<double>& prepared) const {
-  return WithBias(ExactDot(down_row(expert, h), prepared.data(), layer_.intermediate),
+Bounded FormatCase::Down(std::size_t expert, std::size_t h, const std::vector<double>& prepared,
+                         double weight_error) const {
+  return WithBias(ExactDot(down_row(expert, h), prepared.data(), layer_.intermediate, weight_error),
                   MatricesOf(layer_, expert).down_bias, h);
 }
 

@@ -36,9 +36,11 @@ class TestFormat {
   virtual double PreparedError(const Bf16* x, std::size_t columns, double error) const;
 };
 
-const TestFormat& FormatOf(WeightFormat format);
+// Formats with several group sizes and types of scales have a variant for each of them.
+const TestFormat& FormatOf(WeightFormat format, int variant = 0);
 
 struct CaseOptions {
+  int variant = 0;  // see FormatOf
   std::size_t num_experts = 1;
   std::size_t hidden = 64;
   std::size_t intermediate = 32;
@@ -59,10 +61,14 @@ class FormatCase {
   const TestFormat& format() const { return *format_; }
 
   // The exact gate and up sums, or outputs, of one expert for one row of values. `row` is x of
-  // [hidden] or act of [intermediate]; router weights are left out.
-  Bounded Gate(std::size_t expert, std::size_t i, const std::vector<double>& prepared) const;
-  Bounded Up(std::size_t expert, std::size_t i, const std::vector<double>& prepared) const;
-  Bounded Down(std::size_t expert, std::size_t h, const std::vector<double>& prepared) const;
+  // [hidden] or act of [intermediate]; router weights are left out. Each weight may be off by
+  // `weight_error`, relative, for a kernel that rounds weights.
+  Bounded Gate(std::size_t expert, std::size_t i, const std::vector<double>& prepared,
+               double weight_error = 0) const;
+  Bounded Up(std::size_t expert, std::size_t i, const std::vector<double>& prepared,
+             double weight_error = 0) const;
+  Bounded Down(std::size_t expert, std::size_t h, const std::vector<double>& prepared,
+               double weight_error = 0) const;
   const double* down_row(std::size_t expert, std::size_t h) const {
     return experts_[expert].down.dense.data() + h * layer_.intermediate;
   }

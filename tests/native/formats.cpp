@@ -1,6 +1,7 @@
 // The formats of format_case.h: how bytes are made and what they mean.
 #include "check.h"
 #include "format_case.h"
+#include "formats_4bit.h"
 
 namespace ktd::testing {
 namespace {
@@ -20,8 +21,9 @@ class Bf16Format final : public TestFormat {
 
 }  // namespace
 
-const TestFormat& FormatOf(WeightFormat format) {
+const TestFormat& FormatOf(WeightFormat format, int variant) {
   static const Bf16Format bf16;
+  if (const TestFormat* found = FourBitFormat(format, variant)) return *found;
   switch (format) {
     case WeightFormat::kBf16:
       return bf16;

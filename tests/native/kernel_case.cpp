@@ -24,6 +24,19 @@ void SkipUnless(CpuFeatures required, std::string_view what) {
 
 }  // namespace
 
+KernelCase KernelCase::Variant(int which) const {
+  KernelCase other = *this;
+  other.variant = which;
+  other.name += Concat(", variant ", which);
+  return other;
+}
+
+KernelCase KernelCase::RoundsWeights(double error) const {
+  KernelCase other = *this;
+  other.weight_error = error;
+  return other;
+}
+
 KernelCase CaseOrSkip(const char* isa, WeightFormat format, Which which) {
   const Kernel& kernel = Named(isa);
   SkipUnless(kernel.required, isa);

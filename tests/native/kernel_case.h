@@ -15,6 +15,11 @@ struct KernelCase {
   const ExpertKernel* kernel;
   const ExpertKernel* twin;  // scalar
   WeightFormat format;
+  int variant = 0;          // see FormatOf
+  double weight_error = 0;  // relative; of kernels that round each weight
+
+  KernelCase Variant(int which) const;
+  KernelCase RoundsWeights(double error) const;
 };
 
 // The calling test is skipped, with what this CPU lacks, if it cannot run the ISA.

@@ -49,7 +49,7 @@ Bf16 ToBf16(float value) {
   return static_cast<Bf16>(bits >> 16);
 }
 
-Bounded ExactDot(const double* a, const double* b, std::size_t n) {
+Bounded ExactDot(const double* a, const double* b, std::size_t n, double a_error) {
   double sum = 0;
   double magnitude = 0;
   double flushed = 0;
@@ -59,7 +59,7 @@ Bounded ExactDot(const double* a, const double* b, std::size_t n) {
     flushed += kTiny * (2 + std::abs(a[i]) + std::abs(b[i]));
   }
   const double terms = (static_cast<double>(n) + kScaleRoundings) * kUnit;
-  return {sum, terms / (1 - terms) * magnitude + flushed};
+  return {sum, (a_error + terms / (1 - terms) * (1 + a_error)) * magnitude + flushed};
 }
 
 Bounded ExactActivation(const Activation& activation, const Bounded& gate, const Bounded& up) {

@@ -29,8 +29,8 @@ struct Bounded {
 double ToDouble(Bf16 value);
 Bf16 ToBf16(float value);  // nearest even
 
-// a . b over n values.
-Bounded ExactDot(const double* a, const double* b, std::size_t n);
+// a . b over n values, each a_i off by at most `a_error`, relative.
+Bounded ExactDot(const double* a, const double* b, std::size_t n, double a_error = 0);
 
 // The activation before rounding; the bound holds for what a kernel rounds to bf16.
 Bounded ExactActivation(const Activation& activation, const Bounded& gate, const Bounded& up);

@@ -42,6 +42,7 @@ std::string Text(const KernelCase& c, const LayerWeights& layer, const Job& job)
 void CheckGateUp(const KernelCase& c, const ExpertKernel& kernel, const FormatCase& experts,
                  const Job& job, std::size_t shift_x, std::mt19937& random) {
   const LayerWeights& layer = experts.layer();
+  const double weight_error = &kernel == c.kernel ? c.weight_error : 0;
   const Shifted x(RandomBf16(random, (job.count + 1) * layer.hidden, 1.0f), shift_x);
   const std::vector<std::int32_t> tokens = TokensOf(job.count);
   std::vector<float> scale(job.count);
@@ -76,8 +77,8 @@ void CheckGateUp(const KernelCase& c, const ExpertKernel& kernel, const FormatCa
         EXPECT(got == (kUntouched | kUntouched << 8), Text(c, layer, job), ": wrote row ", i);
         continue;
       }
-      Bounded gate = experts.Gate(0, i, prepared);
-      Bounded up = experts.Up(0, i, prepared);
+      Bounded gate = experts.Gate(0, i, prepared, weight_error);
+      Bounded up = experts.Up(0, i, prepared, weight_error);
       for (Bounded* sum : {&gate, &up}) {
         sum->value *= factor;
         sum->error = sum->error * factor + 0x1p-24 * std::abs(sum->value);
@@ -92,6 +93,7 @@ void CheckGateUp(const KernelCase& c, const ExpertKernel& kernel, const FormatCa
 void CheckDown(const KernelCase& c, const ExpertKernel& kernel, const FormatCase& experts,
                const Job& job, std::mt19937& random) {
   const LayerWeights& layer = experts.layer();
+  const double weight_error = &kernel == c.kernel ? c.weight_error : 0;
   const std::vector<Bf16> act = RandomBf16(random, job.count * layer.intermediate, 1.0f);
   const std::vector<std::int32_t> tokens = TokensOf(job.count);
   std::normal_distribution<float> normal;
@@ -129,7 +131,7 @@ void CheckDown(const KernelCase& c, const ExpertKernel& kernel, const FormatCase
         experts.format().Prepared(act.data() + p * layer.intermediate, layer.intermediate);
     const double weight = weights[p];
     for (std::size_t h = job.begin; h < job.end; ++h) {
-      const Bounded dot = experts.Down(0, h, prepared);
+      const Bounded dot = experts.Down(0, h, prepared, weight_error);
       Bounded& sum = exact[static_cast<std::size_t>(tokens[p]) * layer.hidden + h];
       sum.value += weight * dot.value;
       sum.error += std::abs(weight) * dot.error +
@@ -148,9 +150,10 @@ void CheckDown(const KernelCase& c, const ExpertKernel& kernel, const FormatCase
   }
 }
 
-void CheckBoth(const KernelCase& c, const CaseOptions& options, std::size_t count,
-               std::size_t shift_x, bool part) {
+void CheckBoth(const KernelCase& c, CaseOptions options, std::size_t count, std::size_t shift_x,
+               bool part) {
   static unsigned seed = 0;
+  options.variant = c.variant;
   const FormatCase experts(c.format, options, ++seed);
   std::mt19937 random(seed);
   for (const ExpertKernel* kernel : {c.kernel, c.twin}) {
@@ -170,7 +173,7 @@ std::size_t Fit(std::size_t size, std::size_t unit) { return (size + unit - 1) /
 
 // Lengths around a vector of 32 and 64, every misalignment that matters, both products.
 void CheckLengths(const KernelCase& c) {
-  const std::size_t unit = FormatOf(c.format).unit();
+  const std::size_t unit = FormatOf(c.format, c.variant).unit();
   std::size_t last = 0;
   for (const std::size_t size : {1, 3, 15, 16, 17, 31, 32, 33, 35, 63, 64, 65, 127, 167, 258}) {
     const std::size_t length = Fit(size, unit);
@@ -190,7 +193,7 @@ void CheckLengths(const KernelCase& c) {
 
 // Tiles of every height and width, their remainders, and more pairs and rows than a slab.
 void CheckShapes(const KernelCase& c) {
-  const std::size_t unit = FormatOf(c.format).unit();
+  const std::size_t unit = FormatOf(c.format, c.variant).unit();
   for (const std::size_t count : {0, 1, 2, 3, 4, 5, 6, 7, 8, 13, 15, 16, 17, 32, 33, 64, 67, 131}) {
     for (const std::size_t rows : {1, 2, 3, 4, 8, 15, 41}) {
       if (unit > 1 && rows != 1 && rows != 41) continue;
@@ -208,7 +211,7 @@ void CheckShapes(const KernelCase& c) {
 
 // Biases, interleaved gate and up rows, router weights at the input, and every activation.
 void CheckVariants(const KernelCase& c) {
-  const TestFormat& format = FormatOf(c.format);
+  const TestFormat& format = FormatOf(c.format, c.variant);
   Activation oai;
   oai.alpha = 1.702f;
   oai.limit = 1.5f;

@@ -23,3 +23,8 @@ void CheckNan(const KernelCase& c);
   TEST(label##IsRightForEveryVariant) { CheckVariants(the_case); }                 \
   TEST(label##DependsNeitherOnBatchNorOnRange) { CheckBatchInvariance(the_case); } \
   TEST(label##KeepsNanWithItsTokenAndRow) { CheckNan(the_case); }
+
+// Those of another group size and type of scales, which a kernel meets in every shape alike.
+#define VARIANT_TESTS(label, the_case)                           \
+  TEST(label##IsRightForEveryLength) { CheckLengths(the_case); } \
+  TEST(label##DependsNeitherOnBatchNorOnRange) { CheckBatchInvariance(the_case); }

@@ -10,6 +10,7 @@ namespace {
 
 FormatCase MakeExpert(const KernelCase& c) {
   CaseOptions options;
+  options.variant = c.variant;
   options.hidden = 256;  // every format's unit divides it
   options.intermediate = 128;
   return {c.format, options, 11};

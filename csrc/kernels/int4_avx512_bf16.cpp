@@ -1,0 +1,8 @@
+#include "expert_kernels.h"
+#include "nibble_row_avx512_bf16.h"
+
+namespace ktd {
+
+const ExpertKernel kInt4Avx512Bf16 = GemvKernel<NibbleRows<Avx512Bf16NibbleRows, Int4Values>>();
+
+}  // namespace ktd

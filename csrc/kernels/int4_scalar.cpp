@@ -1,0 +1,23 @@
+#include "expert_kernels.h"
+#include "nibble.h"
+#include "scalar.h"
+
+namespace ktd {
+namespace {
+
+struct Int4Naive {
+  static float Weight(const Matrix& m, std::size_t row, std::size_t column) noexcept {
+    const unsigned nibble = NibbleAt(m.weights + row * m.pitch, column);
+    const std::uint8_t* scales = m.scales + row * m.scale_pitch;
+    return Int4Values::kOf[nibble] * ScaleAt(m.scale_type, scales, column / m.group);
+  }
+  static void Prepare(const Matrix& m, const Bf16* x, float* values) noexcept {
+    for (std::size_t k = 0; k < m.columns; ++k) values[k] = Widen(x[k]);
+  }
+};
+
+}  // namespace
+
+const ExpertKernel kInt4Scalar = NaiveKernel<Int4Naive>(8);
+
+}  // namespace ktd
