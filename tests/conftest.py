@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests that start an engine are skipped by name where there is none to start."""
     if item.get_closest_marker("engine") and importlib.util.find_spec("sglang") is None:
         pytest.skip("SGLang is not installed here: pip install 'ktd[engine]'")
+
+
+def pytest_unconfigure() -> None:
+    """Keeps SWIG's capsules from being freed when the interpreter ends.
+
+    Their destructor (as of sentencepiece 0.2.1, which Transformers imports) makes an object of a
+    type that is gone by then: a segmentation fault after the last test has passed.
+    """
+    for name, module in list(sys.modules.items()):
+        if not name.startswith("swig_runtime_data"):
+            continue
+        for value in vars(module).values():
+            if type(value).__name__ == "PyCapsule":
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
 @pytest.fixture(scope="session")
