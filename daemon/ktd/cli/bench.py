@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ktd.bench.decode import measure_decode
 from ktd.bench.passthrough import measure_passthrough
 from ktd.bench.servers import ktd_server, stock_server
+from ktd.cli import bench_kernels
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.terminal import err
 from ktd.errors import ConfigError
@@ -24,7 +25,7 @@ _PROMPT = "And it came to pass in those days, that"
 
 
 def add_parser(subparsers: Subparsers) -> None:
-    """Adds ``bench decode`` and ``bench passthrough``."""
+    """Adds ``bench decode``, ``bench passthrough`` and ``bench kernels``."""
     parser = subparsers.add_parser(
         "bench",
         help="measure",
@@ -32,7 +33,8 @@ def add_parser(subparsers: Subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
         "  ktd bench decode models/ktd-tiny --against stock --gpu-experts-ratio 0\n"
-        "  ktd bench passthrough models/ktd-tiny --runs 21 --json",
+        "  ktd bench passthrough models/ktd-tiny --runs 21 --json\n"
+        "  ktd bench kernels --format bf16 --tokens 1,4,16",
         allow_abbrev=False,
     )
     actions = parser.add_subparsers(dest="action", metavar="WHAT", required=True)
@@ -51,10 +53,13 @@ def add_parser(subparsers: Subparsers) -> None:
         action.add_argument("--runs", type=int, default=runs, help=f"default: {runs}")
         action.add_argument("--prompt", default=_PROMPT, help="default: %(default)r")
         action.add_argument("--json", action="store_true", help="print JSON")
+    bench_kernels.add_parser(actions)
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     """Starts the servers, measures, prints."""
+    if args.action == "kernels":
+        return bench_kernels.run(args, rest)
     if not args.model.is_dir():
         raise ConfigError(f"{args.model} is not a folder; name a downloaded model")
     for name in ("tokens", "runs"):
