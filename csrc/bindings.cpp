@@ -12,8 +12,10 @@
 #include "bindings_ceilings.h"
 #include "check.h"
 #include "cpu_features.h"
+#include "cpu_quota.h"
 #include "expert_pool.h"
 #include "kernels/kernel_table.h"
+#include "pool_mailbox.h"
 #include "split.h"
 
 namespace py = pybind11;
@@ -127,6 +129,20 @@ std::uint64_t Wait(ExpertPool& pool, std::uint64_t ticket) {
   return pool.Wait(ticket);
 }
 
+void Place(ExpertPool& pool, std::uintptr_t address, std::int64_t experts, std::int64_t parts,
+           std::int64_t rows, std::int64_t row_bytes) {
+  const LayerMatrices matrices{Count(experts, "experts"), Count(parts, "parts"),
+                               Count(rows, "rows"), Count(row_bytes, "row_bytes")};
+  const py::gil_scoped_release release;
+  pool.Place(matrices, At<std::uint8_t>(address, "address"));
+}
+
+std::unique_ptr<PoolMailbox> MakeMailbox(ExpertPool& pool, std::uintptr_t address) {
+  KTD_CHECK(address != 0 && address % kCacheLine == 0,
+            "a mailbox is at a multiple of 64 bytes, not at ", address);
+  return std::make_unique<PoolMailbox>(pool, *At<Mailbox>(address, "address"));
+}
+
 template <class Id>
 SplitCounts SplitFor(std::uintptr_t ids, std::uintptr_t table, std::uintptr_t slots,
                      std::uintptr_t cpu_ids, std::uintptr_t counters, std::int64_t tokens,
@@ -195,6 +211,10 @@ PYBIND11_MODULE(_native, module) {
       .def_property_readonly("isa", [](const ExpertPool& pool) { return pool.kernel().name; })
       .def_property_readonly("threads", &ExpertPool::threads)
       .def_property_readonly("cpus", &ExpertPool::cpus)
+      .def_property_readonly("nodes", [](const ExpertPool& pool) { return pool.homes().nodes; })
+      .def_property_readonly("note", &ExpertPool::note)
+      .def("place", &ktd::Place, py::arg("address"), py::arg("experts"), py::arg("parts"),
+           py::arg("rows"), py::arg("row_bytes"))
       .def("add_layer", &ktd::AddLayer, py::arg("num_experts"), py::arg("hidden"),
            py::arg("intermediate"), py::arg("w13"), py::arg("w2"), py::kw_only(),
            py::arg("format") = "bf16", py::arg("group") = 0, py::arg("scale_type") = "",
@@ -222,6 +242,15 @@ PYBIND11_MODULE(_native, module) {
   module.def("split", &ktd::SplitAny, py::arg("ids"), py::arg("ids_are_int64"), py::arg("table"),
              py::arg("slots_out"), py::arg("cpu_ids_out"), py::arg("counters"), py::arg("tokens"),
              py::arg("top_k"), py::arg("num_experts"));
+  using ktd::PoolMailbox;
+  py::class_<PoolMailbox>(module, "Mailbox")
+      .def(py::init(&ktd::MakeMailbox), py::arg("pool"), py::arg("address"), py::keep_alive<1, 2>())
+      .def("begin_step", [](PoolMailbox& box) { box.server().BeginStep(); })
+      .def("end_step", [](PoolMailbox& box) { box.server().EndStep(); })
+      .def_property_readonly("last_failure",
+                             [](PoolMailbox& box) { return box.server().LastFailure(); });
+  module.attr("MAILBOX_BYTES") = sizeof(ktd::Mailbox);
+  module.def("cpu_quota", [] { return ktd::CpuQuota(); });
   module.def("isas", &ktd::Isas);
   ktd::BindCeilings(module);
 }

@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <cstring>
 #include <exception>
 #include <stdexcept>
 
 #include "check.h"
+#include "cpu_quota.h"
 #include "crossover.h"
+#include "first_touch.h"
 #include "ticket_queue.h"
 #include "topology.h"
 
@@ -38,6 +41,18 @@ microseconds SpinFor(std::size_t threads, std::size_t cpus) {
   return threads < cpus ? microseconds(50) : microseconds(10);
 }
 
+// A thread for each core, unless a quota would then stop them all for part of every period.
+std::size_t DefaultThreads(std::size_t cores, std::string& note) {
+  const double quota = CpuQuota();
+  if (quota >= static_cast<double>(cores)) return cores;
+  const std::size_t threads = std::max<std::size_t>(static_cast<std::size_t>(quota), 1);
+  char cpus[32];
+  std::snprintf(cpus, sizeof(cpus), "%.4g", quota);
+  note = Concat("the cgroup's CPU quota is ", cpus, " CPUs, so the pool has ", threads,
+                threads == 1 ? " thread" : " threads", " for ", cores, " cores");
+  return threads;
+}
+
 }  // namespace
 
 struct ExpertPool::Pass {
@@ -51,17 +66,22 @@ ExpertPool::ExpertPool(const Kernel& kernel, const PoolOptions& options)
       activation_bytes_(options.activation_bytes),
       measure_crossover_(options.measure_crossover) {
   const std::vector<int> allowed = AllowedCpus();
-  cpus_ = options.cpus.empty() ? OnePerCore(allowed, "/sys/devices/system/cpu") : options.cpus;
+  cpus_ = options.cpus.empty() ? OnePerCore(allowed, options.sysfs + "/cpu") : options.cpus;
   for (const int cpu : cpus_) {
     KTD_CHECK(std::find(allowed.begin(), allowed.end(), cpu) != allowed.end(), "CPU ", cpu,
               " is not one that this process may use (sched_getaffinity)");
   }
-  const std::size_t threads = options.threads == 0 ? cpus_.size() : options.threads;
+  const std::size_t threads =
+      options.threads == 0 ? DefaultThreads(cpus_.size(), note_) : options.threads;
   KTD_CHECK(threads <= 4096, "a pool of ", threads, " threads is refused; 4096 are the most");
   workers_ = std::make_unique<Worker[]>(threads);
   gate_up_ = std::make_unique<WorkList>(threads);
   down_ = std::make_unique<WorkList>(threads);
-  threads_ = std::make_unique<ThreadPool>(threads, cpus_, SpinFor(threads, allowed.size()));
+  threads_ = std::make_unique<ThreadPool>(threads, cpus_,
+                                          options.spin.value_or(SpinFor(threads, allowed.size())));
+  std::vector<int> worker_cpus;
+  for (std::size_t i = 0; i < threads; ++i) worker_cpus.push_back(cpus_[i % cpus_.size()]);
+  homes_ = HomesOf(ReadNumaNodes(options.sysfs), worker_cpus);
 }
 
 ExpertPool::~ExpertPool() {
@@ -91,6 +111,17 @@ std::size_t ExpertPool::AddLayer(const LayerWeights& weights) {
   }
   layers_.push_back(weights);
   return layers_.size() - 1;
+}
+
+void ExpertPool::BeatAlso(std::uint64_t* word) {
+  const std::lock_guard lock(mutex_);
+  also_beats_ = word;
+}
+
+void ExpertPool::Place(const LayerMatrices& matrices, std::uint8_t* memory) {
+  CheckUsable();
+  const std::lock_guard lock(mutex_);
+  TouchFirst(*threads_, homes_, matrices, memory);
 }
 
 const LayerWeights& ExpertPool::CheckCall(const ForwardCall& call) const {
@@ -199,10 +230,18 @@ std::uint64_t ExpertPool::ComputePass(Pass& pass) {
     seen_[group.expert] = true;
   }
   const std::size_t wanted = std::clamp<std::size_t>(bytes / kBytesPerWorker, 1, threads());
-  const std::size_t workers = threads_->Choose(wanted).size();
+  const std::span<const std::uint32_t> team = threads_->Choose(wanted);
+  const std::size_t workers = team.size();
   const WorkGroup down{Units(layer.hidden, down_unit_), 1};
-  gate_up_->Reset(work_, workers);
-  down_->Reset({&down, 1}, workers);
+  if (homes_.nodes.size() == 1) {
+    gate_up_->Reset(work_, workers);
+    down_->Reset({&down, 1}, workers);
+  } else {
+    node_of_.clear();
+    for (const std::uint32_t worker : team) node_of_.push_back(homes_.home_of[worker]);
+    gate_up_->Reset(work_, {node_of_, homes_.shares});
+    down_->Reset({&down, 1}, {node_of_, homes_.shares});
+  }
   threads_->Run({2, RunPhase, &pass});
   return fresh;
 }
@@ -324,6 +363,9 @@ void ExpertPool::Beat(std::size_t worker) noexcept {
   // One writer, so no read-modify-write is needed.
   if (worker != 0) return;
   heartbeat_.store(heartbeat_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  if (also_beats_ == nullptr) return;
+  const std::atomic_ref<std::uint64_t> word(*also_beats_);
+  word.store(word.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
 }
 
 }  // namespace ktd

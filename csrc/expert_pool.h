@@ -2,16 +2,19 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "aligned.h"
 #include "expert_layout.h"
 #include "kernels/kernel_table.h"
+#include "numa.h"
 #include "routing.h"
 #include "thread_pool.h"
 #include "work_list.h"
@@ -31,8 +34,12 @@ struct ForwardCall {
 };
 
 struct PoolOptions {
-  std::size_t threads = 0;     // 0: one per CPU of `cpus`
+  std::size_t threads = 0;     // 0: one per CPU of `cpus`, or as many as the cgroups' quota allows
   std::vector<int> cpus = {};  // empty: one CPU of each physical core that this thread may use
+  // How long workers spin before they sleep, when there is no task and at a barrier. Empty: as long
+  // as a wake-up takes, less if the pool has every CPU that the process may use.
+  std::optional<std::chrono::microseconds> spin = {};
+  std::string sysfs = "/sys/devices/system";  // where cores and NUMA nodes are told
   // Bounds the activations of a long prefill; beyond it the weights are streamed once more.
   std::size_t activation_bytes = std::size_t{512} << 20;
   // Measures from how many tokens on the many-token kernels pay; else the table's figures are used.
@@ -53,6 +60,14 @@ class ExpertPool {
   const Kernel& kernel() const noexcept { return kernel_; }
   std::size_t threads() const noexcept { return threads_->threads(); }
   const std::vector<int>& cpus() const noexcept { return cpus_; }
+  const NumaHomes& homes() const noexcept { return homes_; }
+
+  // What an operator should know about the number of threads, or "".
+  const std::string& note() const noexcept { return note_; }
+
+  // Makes fresh memory for a layer's matrices appear on the nodes that will read it, in parallel.
+  // `memory` holds matrices.bytes(), and keeps what is in it.
+  void Place(const LayerMatrices& matrices, std::uint8_t* memory);
 
   // From so many tokens of an expert on its many-token kernel is used; 0 before the first layer of
   // the format.
@@ -77,6 +92,8 @@ class ExpertPool {
   // Grows with every expert's share that worker 0 has finished; so it grows while a call makes
   // progress, and stops when the pool hangs.
   const std::atomic<std::uint64_t>& heartbeat() const noexcept { return heartbeat_; }
+  // Grows along with it, until another one, or null, takes its place. Not while a call computes.
+  void BeatAlso(std::uint64_t* word);
   std::uint64_t calls() const noexcept { return calls_.load(std::memory_order_relaxed); }
   std::uint64_t bytes_read() const noexcept { return bytes_.load(std::memory_order_relaxed); }
 
@@ -110,15 +127,18 @@ class ExpertPool {
 
   const Kernel& kernel_;
   std::vector<int> cpus_;
+  NumaHomes homes_;
+  std::string note_;
   const std::size_t activation_bytes_;
   const bool measure_crossover_;
   std::mutex mutex_;  // held by the one call that computes, or adds a layer
   std::vector<LayerWeights> layers_;
   std::unique_ptr<ThreadPool> threads_;
   Routing routing_;
-  std::vector<Plan> plans_;      // by group of the pass
-  std::vector<WorkGroup> work_;  // gate and up rows of each
-  std::size_t down_unit_ = 0;    // rows of out that are computed together
+  std::vector<Plan> plans_;             // by group of the pass
+  std::vector<WorkGroup> work_;         // gate and up rows of each
+  std::vector<std::uint32_t> node_of_;  // homes of the pass's workers
+  std::size_t down_unit_ = 0;           // rows of out that are computed together
   std::unique_ptr<WorkList> gate_up_;
   std::unique_ptr<WorkList> down_;
   AlignedArray<std::uint8_t> activations_;  // of the pass, group by group
@@ -126,6 +146,7 @@ class ExpertPool {
   std::size_t many_from_[kWeightFormats] = {};
   std::vector<bool> seen_;  // by expert: counted in this call's bytes
   alignas(kCacheLine) std::atomic<std::uint64_t> heartbeat_{0};
+  std::uint64_t* also_beats_ = nullptr;
   std::atomic<std::uint64_t> calls_{0};
   std::atomic<std::uint64_t> bytes_{0};
   std::mutex queue_mutex_;

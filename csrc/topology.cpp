@@ -1,8 +1,6 @@
 #include "topology.h"
 
-#include <fcntl.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -12,6 +10,7 @@
 #include <string_view>
 
 #include "check.h"
+#include "small_file.h"
 
 namespace ktd {
 namespace {
@@ -22,17 +21,6 @@ int ParseCpu(std::string_view text) {
   KTD_CHECK(error == std::errc() && end == text.data() + text.size() && value >= 0, "'", text,
             "' is no CPU number of a CPU list such as 0-3,8");
   return value;
-}
-
-// The first 4 KiB of a file of sysfs, or nothing if it cannot be read.
-std::string ReadSmallFile(const std::string& path) {
-  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0) return {};
-  std::string text(4096, '\0');
-  const ssize_t size = read(file, text.data(), text.size());
-  close(file);
-  text.resize(size > 0 ? static_cast<std::size_t>(size) : 0);
-  return text;
 }
 
 }  // namespace

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from ktd.sgl.cores import core_environment, cores_allowed, share_of_cores
+from ktd.sgl import cores as module
+from ktd.sgl.cores import PoolCores, core_environment, cores_allowed, pool_cores, share_of_cores
 
 FOUR_CORES_WITH_TWO_THREADS = [[0, 4], [1, 5], [2, 6], [3, 7]]
 
@@ -62,3 +63,26 @@ def test_sglang_is_told_the_cores_of_each_rank():
     assert len(lists) == 2
     cpus = {int(cpu) for cores in lists for cpu in cores.split(",")}
     assert cpus <= os.sched_getaffinity(0)
+
+
+@pytest.mark.parametrize(
+    ("limit", "quota", "threads"),
+    [(None, float("inf"), 2), (None, 3.0, 1), (None, 0.5, 1), (2, 1.0, 1), (9, 1.0, 2)],
+)
+def test_a_quota_lowers_the_threads_of_each_rank_unless_they_were_asked_for(
+    monkeypatch, limit, quota, threads
+):
+    """Threads that the quota does not feed would all stand still for part of every period."""
+    monkeypatch.setattr(module, "cores_allowed", lambda: FOUR_CORES_WITH_TWO_THREADS)
+    cores = pool_cores(limit, 1, 2, quota=quota)
+    assert (cores.threads, cores.cpus) == (threads, (2, 3))
+    assert bool(cores.note) == (limit is None and threads < 2)
+    assert not cores.note or cores.note == (
+        f"the cgroup's CPU quota is {quota:.4g} CPUs for 2 ranks, so each has 1 of 2 threads"
+    )
+
+
+def test_one_rank_leaves_cores_to_the_pool():
+    """Which knows the quota itself."""
+    assert pool_cores(None, 0, 1, quota=1.0) == PoolCores(0)
+    assert pool_cores(3, 0, 1, quota=1.0) == PoolCores(3)

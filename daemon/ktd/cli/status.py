@@ -83,9 +83,10 @@ async def _ask(args: argparse.Namespace) -> EngineStatus:
 
 
 def doing(status: EngineStatus) -> str:
-    """Progress while weights are loading, else the status's sentence."""
+    """The status's sentence; an older daemon's does not say how far loading has come."""
     progress = status.progress
-    if enum_name(status, "phase") == "LOADING" and progress.bytes_total:
+    loading = enum_name(status, "phase") == "LOADING"
+    if loading and progress.bytes_total and "of experts" not in status.message:
         share = 100 * progress.bytes_done / progress.bytes_total
         return f"{share:.0f} % of {bytes_text(progress.bytes_total)} of experts in memory"
     return status.message

@@ -14,6 +14,7 @@ from ktd.engine.board import StatusBoard
 from ktd.engine.bridge import EngineBridge
 from ktd.engine.launcher import HOST_COMMAND, EngineProcess, launched
 from ktd.engine.life import Ending, EngineEnded, EngineLife, alive
+from ktd.engine.load_speed import LoadSpeed
 from ktd.engine.ports import Engines, Log
 from ktd.engine.status import EnginePhase, EngineStatus, Versions
 from ktd.enginespec import EngineSpec
@@ -28,6 +29,8 @@ _FIRST_START_ATTEMPTS = 3
 # Shutdown asked for, SIGTERM, SIGKILL: with the drain of at most 20 s all is over within 30.
 _ASKED_SECONDS = 2.0
 _TERM_SECONDS = 2.0
+# Between two lines in the log that say how loading goes.
+_LINE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,8 @@ class Supervisor:
         self._life: EngineLife | None = None
         self._was_ready = False
         self._crashes = 0
+        self._speed = LoadSpeed()
+        self._next_line = 0.0
 
     def status(self) -> EngineStatus:
         """The status now."""
@@ -321,21 +326,25 @@ class Supervisor:
             progress=progress if life.phase is EnginePhase.LOADING else None,
         )
         if self._board.status.phase < EnginePhase.READY and life.phase < EnginePhase.READY:
-            self._board.enter(life.phase, _describe(life))
+            self._board.enter(life.phase, self._describe(life))
 
     async def _until(self, reached: Callable[[EngineStatus], bool]) -> None:
         async for status in self.watch():
             if reached(status):
                 return
 
-
-def _describe(life: EngineLife) -> str:
-    if life.phase is EnginePhase.LOADING:
+    def _describe(self, life: EngineLife) -> str:
+        if life.phase is EnginePhase.WARMING:
+            return "Loaded; the first request is being run."
+        if life.phase is not EnginePhase.LOADING:
+            return "The engine is starting; SGLang is being imported."
         progress = life.ranks.progress()
-        if progress.bytes_total:
-            share = 100 * progress.bytes_done // progress.bytes_total
-            return f"Loading weights: {share} % of the experts are in host memory."
-        return "Loading weights."
-    if life.phase is EnginePhase.WARMING:
-        return "Loaded; the first request is being run."
-    return "The engine is starting; SGLang is being imported."
+        if not progress.bytes_total:
+            return "Loading weights."
+        now = time.monotonic()
+        self._speed.note(progress, now)
+        text = f"Loading weights: {self._speed.text(progress)}"
+        if now >= self._next_line:
+            self._next_line = now + _LINE_SECONDS
+            self._log.info("loading", progress=text)
+        return text

@@ -20,6 +20,30 @@ class IsaInfo(TypedDict):
 
 def isas() -> list[IsaInfo]: ...
 
+MAILBOX_BYTES: int
+
+def cpu_quota() -> float:
+    """CPUs' worth of time that the process's cgroups give it; infinite without a limit."""
+
+class Mailbox:
+    """Answers one layer's call at a time through memory that a device writes (csrc/mailbox.h).
+
+    Args:
+        pool: Computes the calls; kept alive.
+        address: ``MAILBOX_BYTES`` zeroed bytes at a multiple of 64, which outlive this object.
+    """
+
+    def __init__(self, pool: Pool, address: int) -> None: ...
+    def begin_step(self) -> None:
+        """A step that may use the mailbox is about to be launched."""
+
+    def end_step(self) -> None:
+        """One that was launched has finished."""
+
+    @property
+    def last_failure(self) -> str:
+        """What the last call that failed said, or ""."""
+
 class Pool:
     """A persistent thread pool that computes Mixture-of-Experts layers from host memory.
 
@@ -45,6 +69,20 @@ class Pool:
     def threads(self) -> int: ...
     @property
     def cpus(self) -> list[int]: ...
+    @property
+    def nodes(self) -> list[int]:
+        """NUMA nodes whose memory the workers read; ``[-1]`` where the kernel tells of none."""
+
+    @property
+    def note(self) -> str:
+        """What an operator should know about the number of threads, or ""."""
+
+    def place(self, address: int, experts: int, parts: int, rows: int, row_bytes: int) -> None:
+        """Makes the pages of a layer's fresh tensor appear where its rows will be computed.
+
+        ``experts`` times ``parts`` matrices of ``rows`` rows lie at ``address``, one after the
+        other. What is in them stays.
+        """
     def add_layer(
         self,
         num_experts: int,

@@ -18,6 +18,9 @@ from ktd.experts.weights import ExpertWeights
 
 _log = logging.getLogger(__name__)
 
+# Dimensions of a tensor of experts' matrices.
+_MATRIX = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -58,6 +61,8 @@ class ExpertPool:
             raise ConfigError(f"the CPU expert pool cannot be made: {error}") from error
         self._layers: list[ExpertWeights] = []
         _log.info("CPU expert pool: %s kernels, %d threads", self.isa, self.threads)
+        if self._native.note:
+            _log.warning("%s", self._native.note)
 
     @property
     def isa(self) -> str:
@@ -68,6 +73,21 @@ class ExpertPool:
     def threads(self) -> int:
         """Threads that compute, the caller included."""
         return self._native.threads
+
+    def place(self, tensor: torch.Tensor, parts: int = 1) -> None:
+        """Make a layer's fresh memory appear, in parallel, on the NUMA nodes that will read it.
+
+        Args:
+            tensor: ``[E, parts * rows, ...]``, contiguous; its contents stay as they are.
+            parts: Matrices that an expert's rows consist of: 2 for gate rows and then up rows.
+        """
+        if tensor.dim() < _MATRIX or tensor.numel() == 0:
+            return
+        experts, rows = tensor.shape[:2]
+        if rows % parts:
+            parts = 1
+        row_bytes = tensor[0, 0].numel() * tensor.element_size()
+        self._native.place(tensor.data_ptr(), experts, parts, rows // parts, row_bytes)
 
     @property
     def bytes_read(self) -> int:

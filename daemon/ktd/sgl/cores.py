@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 _SYSFS = Path("/sys/devices/system/cpu")
@@ -27,6 +28,39 @@ def share_of_cores(cores: Sequence[Sequence[int]], rank: int, world_size: int) -
     if world_size > len(units):
         return [units[rank % len(units)]]
     return units[rank * len(units) // world_size : (rank + 1) * len(units) // world_size]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolCores:
+    """What one rank's pool runs on: 0 threads and no CPUs leave both to the pool."""
+
+    threads: int
+    cpus: tuple[int, ...] = ()
+    note: str = ""
+
+
+def pool_cores(limit: int | None, rank: int, world_size: int, *, quota: float) -> PoolCores:
+    """Threads and cores of one rank's pool: all allowed cores are divided among the ranks.
+
+    Args:
+        limit: Threads of all ranks that were asked for, or None.
+        rank: Which one.
+        world_size: Of how many.
+        quota: CPUs' worth of time that the cgroups give all ranks together.
+    """
+    if world_size == 1:
+        return PoolCores(limit or 0)
+    mine = tuple(share_of_cores(cores_allowed(), rank, world_size))
+    # A thread is pinned to one core, so there cannot be more of them.
+    threads = min(max(1, limit // world_size) if limit else len(mine), len(mine))
+    if limit or quota / world_size >= threads:
+        return PoolCores(threads, mine)
+    allowed = max(1, int(quota / world_size))
+    note = (
+        f"the cgroup's CPU quota is {quota:.4g} CPUs for {world_size} ranks, so each has "
+        f"{allowed} of {threads} threads"
+    )
+    return PoolCores(allowed, mine, note if allowed < threads else "")
 
 
 def core_environment(world_size: int) -> dict[str, str]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import torch
 from torch import nn
 
 from ktd.experts.store import HostStore
+from ktd.sgl.weight_reader import WeightReader
 
 # Shards that one parameter of an expert is put together from.
 _SHARDS = {"w13_weight": ("w1", "w3"), "w2_weight": ("w2",)}
@@ -48,7 +50,11 @@ class ExpertLoader:
         template: Meta parameters for all E experts, as SGLang's method wants them.
         store: Where host memory comes from.
         load: SGLang's own ``weight_loader`` of the layer.
-        loaded: Called with the bytes of each shard that has arrived.
+        loaded: Called with the bytes of each shard that has arrived, from any thread.
+        reader: Where the tensors come from, so that what SGLang copies is read in its threads; None
+            when they come from elsewhere.
+        place: Makes the memory of a tensor appear where it will be read; told how many matrices an
+            expert has in it. None leaves that to whoever writes first.
     """
 
     def __init__(
@@ -58,15 +64,21 @@ class ExpertLoader:
         store: HostStore,
         load: WeightLoader,
         loaded: Callable[[int], None],
+        reader: WeightReader | None = None,
+        place: Callable[[torch.Tensor, int], None] | None = None,
     ) -> None:
         self._load = load
         self._loaded = loaded
+        self._reader = reader
+        self._reads: list[Future[None]] = []
         self._lock = threading.Lock()
         self._arrived: set[tuple[str, int, str]] = set()
         self._names: dict[int, str] = {}
         self._parameters: dict[str, nn.Parameter] = {}
         for name, meta in template.items():
             tensor = store.allocate(tuple(meta.shape), meta.dtype)
+            if place is not None:
+                place(tensor, len(_SHARDS[name]) if name in _SHARDS else 1)
             parameter = nn.Parameter(tensor, requires_grad=False)
             # SGLang keeps what its loader needs as attributes of the parameter.
             for attribute, value in vars(meta).items():
@@ -98,8 +110,35 @@ class ExpertLoader:
         """SGLang's ``weight_loader`` signature; may be called from several threads."""
         name = self._names[id(param)]
         destination = self._parameters[name]
-        self._load(destination, loaded_weight, weight_name, shard_id, expert_id)
-        per_expert = destination[0].numel() * destination.element_size()
+
+        def load() -> None:
+            self._load(destination, loaded_weight, weight_name, shard_id, expert_id)
+
+        def arrived() -> None:
+            self._arrive(name, expert_id, shard_id)
+
+        if self._reader is None:
+            load()
+            arrived()
+            return
+        reads = self._reader.load(load, arrived)
+        with self._lock:
+            self._reads += reads
+
+    def finish(self) -> None:
+        """Waits for what is still being read.
+
+        Raises:
+            WeightsUnreadable: A weight file is damaged; the sentence names it.
+        """
+        with self._lock:
+            reads, self._reads = self._reads, []
+        for read in reads:
+            read.result()
+
+    def _arrive(self, name: str, expert_id: int, shard_id: str) -> None:
+        tensor = self._parameters[name]
+        per_expert = tensor[0].numel() * tensor.element_size()
         with self._lock:
             if (name, expert_id, shard_id) in self._arrived:
                 return

@@ -21,6 +21,7 @@ from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.expert_loader import ExpertLoader, LayerTemplate
 from ktd.sgl.limits import why_not_supported
 from ktd.sgl.rank import Rank
+from ktd.sgl.weight_file import WeightsUnreadable
 
 
 class HybridMoEMethod(FusedMoEMethodBase):
@@ -80,6 +81,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
             store=self._rank.store,
             load=weight_loader,
             loaded=self._rank.loaded_bytes,
+            reader=self._rank.reader,
+            place=self._rank.pool.place,
         )
         self._rank.expect_bytes(self._loader.num_bytes)
         self.gpu_method.create_weights(
@@ -96,6 +99,10 @@ class HybridMoEMethod(FusedMoEMethodBase):
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Checks that the store is complete, fills the first placement's slots, joins the pool."""
+        try:
+            self._loader.finish()
+        except WeightsUnreadable as error:
+            raise self._rank.refuse("model", str(error)) from error
         missing = self._loader.missing()
         if missing is not None:
             raise self._rank.refuse(

@@ -15,14 +15,16 @@ from typing import Any
 import torch
 
 from ktd.enginespec import EngineSpec, report_failure
+from ktd.experts._native import cpu_quota
 from ktd.experts.pool import ExpertPool, Split, split
 from ktd.experts.store import HostStore
 from ktd.rankfile import KINDS, TIERS, Kind, RankFileWriter, Word, path_of
 from ktd.sgl.copier import Copier
-from ktd.sgl.cores import cores_allowed, share_of_cores
+from ktd.sgl.cores import pool_cores
 from ktd.sgl.expert_layer import EMPTY, ExpertLayer, MoveRefused, SlotCopy
 from ktd.sgl.recorder import Recorder, RecordingRefused
 from ktd.sgl.recording_calls import RecordingCalls
+from ktd.sgl.weight_reader import WeightReader
 from ktd.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ class Rank:
             num_experts=spec.num_experts,
         )
         self.store = HostStore()
+        self.reader: WeightReader | None = None  # while the model is loaded
         # int64 stands for uint64: torch has no view of a uint64 buffer in every release we run on.
         counters = torch.frombuffer(self.file.counters, dtype=torch.int64).view(
             len(KINDS), len(spec.moe_layers), spec.num_experts, len(TIERS)
@@ -75,7 +78,10 @@ class Rank:
             spec.num_experts,
         )
         self._weight_bytes_at_reset = 0
-        threads, cpus = _pool_cores(spec.cpu_threads, rank, world_size)
+        cores = pool_cores(spec.cpu_threads, rank, world_size, quota=cpu_quota())
+        threads, cpus = cores.threads, cores.cpus
+        if cores.note:
+            logger.warning("%s", cores.note)
         self.pool = ExpertPool(threads=threads, isa=spec.isa or "", cpus=cpus)
         self._copier = Copier(
             finished=self.file.acknowledge_copy,
@@ -287,13 +293,3 @@ class Rank:
 
     def _add(self, word: Word, amount: int) -> None:
         self.file.words[word] += amount
-
-
-def _pool_cores(limit: int | None, rank: int, world_size: int) -> tuple[int, list[int]]:
-    """Threads and cores of one rank's pool: all allowed cores are divided among the ranks."""
-    if world_size == 1:
-        return (limit or 0), []
-    mine = share_of_cores(cores_allowed(), rank, world_size)
-    threads = max(1, limit // world_size) if limit else len(mine)
-    # A thread is pinned to one core, so there cannot be more of them.
-    return min(threads, len(mine)), mine

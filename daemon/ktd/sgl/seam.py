@@ -21,6 +21,10 @@ KT_CONFIG = "sglang.srt.layers.moe.kt_ep_wrapper.create_kt_config_from_server_ar
 SCHEDULER_INIT = f"{SCHEDULER_MODULE}.Scheduler.__init__"
 SCHEDULER_IDLE = f"{SCHEDULER_MODULE}.Scheduler.on_idle"
 LOAD_MODEL = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
+READ_WEIGHTS = "sglang.srt.model_loader.loader.safetensors_weights_iterator"
+READ_WEIGHTS_IN_THREADS = (
+    "sglang.srt.model_loader.loader.buffered_multi_thread_safetensors_weights_iterator"
+)
 FORWARD = "sglang.srt.model_executor.model_runner.ModelRunner.forward"
 
 _OUT_OF_MEMORY = (
@@ -56,6 +60,8 @@ def install(spec: EngineSpec) -> None:
     register(KT_WRAPPER, hooks.wrapper_class(), HookType.REPLACE)
     register(SCHEDULER_INIT, hooks.around_init, HookType.AROUND)
     register(SCHEDULER_IDLE, hooks.before_idle, HookType.BEFORE)
+    register(READ_WEIGHTS, hooks.read_weights, HookType.REPLACE)
+    register(READ_WEIGHTS_IN_THREADS, hooks.read_weights, HookType.REPLACE)
     register(LOAD_MODEL, hooks.after_load_model, HookType.AFTER)
     register(FORWARD, hooks.around_forward, HookType.AROUND)
     if spec.device == "cpu":
@@ -75,6 +81,7 @@ class SchedulerHooks:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._rank: Any = None
+        self._reader: Any = None  # while a model is loaded
 
     def layer_configuration(self, _server_args: Any, layer_idx: int) -> int:
         """In place of SGLang's: a layer's configuration is its index.
@@ -114,7 +121,19 @@ class SchedulerHooks:
 
         if self._rank is None:
             self._rank = Rank(self._spec, rank=layer.moe_tp_rank, world_size=layer.moe_tp_size)
+        self._rank.reader = self._weight_reader()
         return self._rank
+
+    def read_weights(self, files: list[str], *_: Any, **__: Any) -> Any:
+        """In place of SGLang's iterators over safetensors files."""
+        return self._weight_reader().tensors(files)
+
+    def _weight_reader(self) -> Any:
+        from ktd.sgl.weight_reader import WeightReader
+
+        if self._reader is None:
+            self._reader = WeightReader()
+        return self._reader
 
     def around_init(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Turns whatever ends the scheduler's start into one sentence for the daemon."""
@@ -127,6 +146,9 @@ class SchedulerHooks:
 
     def after_load_model(self, result: Any, runner: Any, *_: Any, **__: Any) -> Any:
         """The model is complete: say hello."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         if self._rank is not None and not getattr(runner, "is_draft_worker", False):
             self._rank.recording.num_layers = runner.model_config.num_hidden_layers
             self._rank.say_hello(str(runner.device))
@@ -185,6 +207,10 @@ def _decode_rows(forward_batch: Any) -> int | None:
 
 def _explain(error: Exception) -> tuple[str, str]:
     """Failure kind and sentence for an exception that ended a scheduler's start."""
+    from ktd.sgl.weight_file import WeightsUnreadable
+
+    if isinstance(error, WeightsUnreadable):
+        return "model", str(error)
     text = " ".join(str(error).split())[:_SENTENCE_MAX]
     what = f"{type(error).__name__}: {text}" if text else f"{type(error).__name__}{_where(error)}"
     if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _OUT_OF_MEMORY):

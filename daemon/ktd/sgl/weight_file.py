@@ -1,0 +1,161 @@
+"""One safetensors file: where its tensors lie, their bytes, and a view of it that costs nothing.
+
+Bytes are read with read calls, never through the mapping: a file that became shorter since its
+header was read is then an error with its name, where a mapping kills the process (SIGBUS).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import mmap
+import os
+import warnings
+import weakref
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_LENGTH_BYTES = 8
+_MAX_HEADER = 100 << 20
+# Linux reads at most this much at a time.
+_MAX_READ = 1 << 30
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class WeightsUnreadable(Exception):  # reads as what happened, and is the sentence a user sees
+    """A weight file is damaged, or its disk is; the sentence names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a file: ``size`` bytes from ``start`` on, counted from the file's beginning."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+
+class WeightFile:
+    """A weight file that is open for reading, from any number of threads.
+
+    Raises:
+        WeightsUnreadable: It cannot be opened, or is no safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise WeightsUnreadable(f"{path} cannot be read: {error.strerror}") from error
+        weakref.finalize(self, os.close, self._descriptor)
+        self.entries = self._read_header()
+
+    def _read_header(self) -> tuple[Entry, ...]:
+        length = int.from_bytes(self._read_bytes(0, _LENGTH_BYTES, "its header"), "little")
+        if length > _MAX_HEADER:
+            raise WeightsUnreadable(
+                f"{self.path} is not a safetensors file: {length:,} bytes are longer than a header "
+                "may be; download it again"
+            )
+        try:
+            raw = json.loads(self._read_bytes(_LENGTH_BYTES, length, "its header"))
+            raw.pop("__metadata__", None)
+            entries = [_entry(name, value, _LENGTH_BYTES + length) for name, value in raw.items()]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsUnreadable(
+                f"{self.path} is not a safetensors file: {error}; download it again"
+            ) from error
+        return tuple(sorted(entries, key=lambda entry: entry.start))
+
+    def read(self, entry: Entry) -> torch.Tensor:
+        """The tensor's bytes, in memory of its own."""
+        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        if entry.size:
+            self.read_into(entry.start, entry.size, tensor.data_ptr(), entry.name)
+        return tensor
+
+    def read_into(self, start: int, size: int, address: int, what: str) -> None:
+        """Reads ``size`` bytes from ``start`` on to ``address``; ``what`` is for the error.
+
+        Raises:
+            WeightsUnreadable: The file ends before, or the disk does not give them.
+        """
+        view = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+        done = 0
+        while done < size:
+            try:
+                count = os.preadv(self._descriptor, [view[done : done + _MAX_READ]], start + done)
+            except OSError as error:
+                raise WeightsUnreadable(
+                    f"{self.path} cannot be read at byte {start + done:,}: {error.strerror}"
+                ) from error
+            if count == 0:
+                length = os.fstat(self._descriptor).st_size
+                raise WeightsUnreadable(
+                    f"{self.path} is truncated: it has {length:,} bytes, and {what} ends at byte "
+                    f"{start + size:,}; download it again"
+                )
+            done += count
+
+    def view(self, entry: Entry) -> torch.Tensor | None:
+        """The tensor as a read-only view of the mapped file, or None where it is not aligned."""
+        if entry.start % entry.dtype.itemsize or not entry.size:
+            return None
+        raw = self._mapped[entry.start : entry.start + entry.size]
+        return raw.view(entry.dtype).view(entry.shape)
+
+    @property
+    def address(self) -> int:
+        """Where the mapping of :meth:`view` begins; its tensors' storage is the whole file."""
+        return self._mapped.data_ptr()
+
+    @cached_property
+    def _mapped(self) -> torch.Tensor:
+        mapping = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch: nobody must write to it
+            return torch.frombuffer(mapping, dtype=torch.uint8)
+
+    def _read_bytes(self, start: int, size: int, what: str) -> bytes:
+        data = bytearray(size)
+        if size:
+            address = ctypes.addressof(ctypes.c_char.from_buffer(data))
+            self.read_into(start, size, address, what)
+        return bytes(data)
+
+
+def _entry(name: str, raw: dict[str, Any], data: int) -> Entry:
+    begin, end = raw["data_offsets"]
+    shape = tuple(raw["shape"])
+    dtype = _DTYPES.get(str(raw["dtype"]))
+    if dtype is None:
+        raise ValueError(f"tensor {name} has type {raw['dtype']}, which ktd does not know")
+    if end - begin != math.prod(shape) * dtype.itemsize or begin < 0:
+        raise ValueError(f"the size of tensor {name} contradicts its shape")
+    return Entry(name, dtype, shape, data + begin, end - begin)

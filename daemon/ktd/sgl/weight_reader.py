@@ -1,0 +1,194 @@
+"""Reads a checkpoint at the disk's speed, in the place of SGLang's iterators over weight files.
+
+SGLang's loader walks the tensors one by one in one thread. An expert's tensor is handed to it as a
+view of the mapped file, which costs nothing; where SGLang's loader copies rows of such a view into
+the host store, the copy is put off: threads read these rows from the file to where they belong. So
+SGLang says which rows go where, and the bytes take one way from the disk. What is no expert's, or
+is rearranged by SGLang's loader, is read ahead by the same threads instead.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ktd.sgl.weight_file import Entry, WeightFile
+
+_THREADS = 8
+# Smaller tensors, such as scales, are read ahead like those of no expert.
+_LEAST_VIEW = 64 << 10
+# Bytes that may be read ahead of SGLang's loader.
+_AHEAD = 512 << 20
+_EXPERT = re.compile(r"\.experts?\.|\.block_sparse_moe\.(in|out)put_linear\.")
+
+
+class WeightReader:
+    """Owns the reading threads and the files; one for each model that is loaded."""
+
+    def __init__(self, threads: int = _THREADS) -> None:
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ktd-load")
+        self._files: dict[int, WeightFile] = {}  # by the address of their mappings
+        self._views = True
+
+    def tensors(self, paths: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and tensor of everything in these files, in the order in which it lies there.
+
+        Raises:
+            WeightsUnreadable: A file is damaged; the sentence names it.
+        """
+        ahead: deque[tuple[Entry, Future[torch.Tensor]]] = deque()
+        waiting = 0
+        for path in paths:
+            file = WeightFile(Path(path))
+            for entry in file.entries:
+                view = self._view(file, entry)
+                if view is not None:
+                    yield entry.name, view
+                    continue
+                ahead.append((entry, self._threads.submit(file.read, entry)))
+                waiting += entry.size
+                while ahead and (waiting > _AHEAD or ahead[0][1].done()):
+                    first, read = ahead.popleft()
+                    waiting -= first.size
+                    yield first.name, read.result()
+        for entry, read in ahead:
+            yield entry.name, read.result()
+
+    def load(self, load: Callable[[], None], arrived: Callable[[], None]) -> list[Future[None]]:
+        """Calls SGLang's loader; what it copies from a view is read by the threads.
+
+        Args:
+            load: Copies rows of a tensor of :meth:`tensors` to where they belong.
+            arrived: Called when all of them are there, from one of the threads or from this one.
+
+        Returns:
+            What is still being read; a result raises WeightsUnreadable for a damaged file.
+        """
+        with _PutOffCopies(self) as copies:
+            load()
+        if copies.materialised:
+            # This format's loader rearranges: reading ahead is faster than views.
+            self._views = False
+        if not copies.jobs:
+            arrived()
+            return []
+        left = len(copies.jobs)
+        lock = threading.Lock()
+
+        def read(destination: torch.Tensor, source: torch.Tensor) -> None:
+            nonlocal left
+            self.fill(destination, source)
+            with lock:
+                left -= 1
+                last = left == 0
+            if last:
+                arrived()
+
+        return [self._threads.submit(read, *job) for job in copies.jobs]
+
+    def file_of(self, tensor: torch.Tensor) -> WeightFile | None:
+        """The file that a tensor is a view of, or None."""
+        if tensor.device.type != "cpu" or not self._files:
+            return None
+        return self._files.get(tensor.untyped_storage().data_ptr())
+
+    def fill(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        """Reads the bytes of a view of a file into a tensor of the same shape and type."""
+        file = self._files[source.untyped_storage().data_ptr()]
+        start = source.data_ptr() - file.address
+        if source.is_contiguous() and destination.is_contiguous():
+            size = source.numel() * source.element_size()
+            file.read_into(start, size, destination.data_ptr(), "a tensor of an expert")
+        else:
+            destination.copy_(self.read(source))
+
+    def read(self, source: torch.Tensor) -> torch.Tensor:
+        """A view of a file with the same strides in memory of its own."""
+        file = self._files[source.untyped_storage().data_ptr()]
+        steps = zip(source.shape, source.stride(), strict=True)
+        count = 1 + sum((size - 1) * stride for size, stride in steps)
+        memory = torch.empty(count, dtype=source.dtype)
+        file.read_into(
+            source.data_ptr() - file.address,
+            count * source.element_size(),
+            memory.data_ptr(),
+            "a tensor of an expert",
+        )
+        return memory.as_strided(source.shape, source.stride())
+
+    def close(self) -> None:
+        """Ends the threads and forgets the files."""
+        self._threads.shutdown(cancel_futures=True)
+        self._files.clear()
+
+    def _view(self, file: WeightFile, entry: Entry) -> torch.Tensor | None:
+        if not self._views or entry.size < _LEAST_VIEW or not _EXPERT.search(entry.name):
+            return None
+        view = file.view(entry)
+        if view is not None:
+            self._files[file.address] = file
+        return view
+
+
+class _PutOffCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records copies from views of files, and reads what anything else wants of such a view."""
+
+    def __init__(self, reader: WeightReader) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._reader = reader
+        self.jobs: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.materialised = False
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.copy_.default and self._put_off(args[0], args[1]):
+            return args[0]
+        if not func.is_view:
+            self._settle(pytree.tree_leaves((args, kwargs)))
+            args, kwargs = pytree.tree_map_only(torch.Tensor, self._real, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _put_off(self, destination: torch.Tensor, source: torch.Tensor) -> bool:
+        fits = (
+            self._reader.file_of(source) is not None
+            and destination.device.type == "cpu"
+            and destination.shape == source.shape
+            and destination.dtype == source.dtype
+            and source.numel() > 0
+        )
+        if fits:
+            self.jobs.append((destination, source))
+        return fits
+
+    def _settle(self, values: list[Any]) -> None:
+        """Does what was put off, before anything looks at where it goes to."""
+        places = {_storage(destination) for destination, _ in self.jobs}
+        if any(isinstance(value, torch.Tensor) and _storage(value) in places for value in values):
+            for destination, source in self.jobs:
+                self._reader.fill(destination, source)
+            self.jobs.clear()
+
+    def _real(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._reader.file_of(tensor) is None or not tensor.numel():
+            return tensor
+        self.materialised = True
+        return self._reader.read(tensor)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()

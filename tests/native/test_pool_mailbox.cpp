@@ -1,0 +1,99 @@
+// A layer's calls through the mailbox, and on a host of two nodes.
+#include <unistd.h>
+
+#include "checker.h"
+#include "moe_layer.h"
+#include "pool_mailbox.h"
+#include "recorded_hosts.h"
+#include "topology.h"
+
+namespace ktd::testing {
+namespace {
+
+PoolOptions Threads(std::size_t threads) {
+  PoolOptions options;
+  options.threads = threads;
+  options.cpus = AllowedCpus();
+  options.measure_crossover = false;
+  return options;
+}
+
+void Publish(Mailbox& box, const ForwardCall& call, std::uint32_t epoch) {
+  box.layer = static_cast<std::uint32_t>(call.layer);
+  box.tokens = static_cast<std::uint32_t>(call.tokens);
+  box.top_k = static_cast<std::uint32_t>(call.top_k);
+  box.x = reinterpret_cast<std::uintptr_t>(call.x);
+  box.ids = reinterpret_cast<std::uintptr_t>(call.ids);
+  box.weights = reinterpret_cast<std::uintptr_t>(call.weights);
+  box.out = reinterpret_cast<std::uintptr_t>(call.out);
+  std::atomic_ref<std::uint32_t>(box.epoch).store(epoch, std::memory_order_release);
+}
+
+void AwaitAnswer(Mailbox& box, std::uint32_t epoch) {
+  const std::atomic_ref<std::uint32_t> answered(box.answered);
+  for (int polls = 0; answered.load(std::memory_order_acquire) != epoch; ++polls) {
+    EXPECT(polls < 100'000, "no answer after 10 s");
+    usleep(100);
+  }
+}
+
+}  // namespace
+
+TEST(ThePoolComputesWhatComesThroughTheMailbox) {
+  ExpertPool pool(KernelTable().back(), Threads(2));
+  const FormatCase layer = RandomLayer(9, 301, 200);
+  const std::size_t handle = pool.AddLayer(layer.layer());
+  Mailbox box{};
+  PoolMailbox mailbox(pool, box);
+  mailbox.server().BeginStep();
+  std::uint32_t epoch = 0;
+  for (const std::size_t tokens : {1, 0, 5}) {
+    Call call = RandomCall(layer, tokens, 3, 8);
+    const std::uint64_t beats = box.heartbeat;
+    Publish(box, call.On(handle), ++epoch);
+    AwaitAnswer(box, epoch);
+    EXPECT(box.failed == 0, mailbox.server().LastFailure());
+    ExpectRight(layer, call, Concat(tokens, " tokens"));
+    EXPECT(box.heartbeat > beats);
+  }
+  mailbox.server().EndStep();
+}
+
+TEST(ACallThatThePoolRefusesIsAnsweredAsFailed) {
+  ExpertPool pool(KernelTable().back(), Threads(2));
+  const FormatCase layer = RandomLayer(4, 32, 32);
+  const std::size_t handle = pool.AddLayer(layer.layer());
+  Mailbox box{};
+  PoolMailbox mailbox(pool, box);
+  Call call = RandomCall(layer, 1, 2, 8);
+  call.ids[0] = 4;
+  Publish(box, call.On(handle), 1);
+  AwaitAnswer(box, 1);
+  EXPECT(box.failed == 1 && Contains(mailbox.server().LastFailure(), "asks for expert 4"),
+         mailbox.server().LastFailure());
+}
+
+TEST(TheNumberOfNodesDoesNotChangeTheResult) {
+  if (AllowedCpus().size() < 2) SKIP("it takes two cores");
+  const SysfsTree tree;
+  const int first = AllowedCpus()[0];
+  const int second = AllowedCpus()[1];
+  tree.OnlineNodes("0-1");
+  tree.Node(0, Concat(first), 1024, "10 21");
+  tree.Node(1, Concat(second), 1024, "21 10");
+  PoolOptions options = Threads(2);
+  options.cpus = {first, second};
+  ExpertPool one(KernelTable().back(), options);
+  options.sysfs = tree.path();
+  ExpertPool two(KernelTable().back(), options);
+  EXPECT(one.homes().nodes.size() == 1 && two.homes().nodes.size() == 2);
+  const FormatCase layer = RandomLayer(6, 500, 400);
+  Call call = RandomCall(layer, 4, 3, 9);
+  Call again = call;
+  one.Forward(call.On(one.AddLayer(layer.layer())));
+  two.Forward(again.On(two.AddLayer(layer.layer())));
+  ExpectRight(layer, again, "two nodes");
+  EXPECT(call.out == again.out);
+}
+
+}  // namespace ktd::testing
