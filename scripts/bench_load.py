@@ -3,7 +3,8 @@
 Writes a checkpoint of random bytes with the tensors of one model shape, once; then, in turns and
 each time from the disk (the page cache is dropped with posix_fadvise): reads it plainly in the
 reader's number of threads, loads it the way `ktd serve` does, and loads it the way SGLang's own
-iterator does (mapped files, copied in one thread).
+iterator does (mapped files, copied in one thread). ktd's first step, memory for all experts, is
+timed by itself: it needs no disk.
 
     python scripts/bench_load.py [--gib 4] [--rounds 3] [--folder DIR]
 """
@@ -17,6 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -93,10 +96,12 @@ def sglangs_loader(
     parameter.data[expert][rows].copy_(weight)
 
 
-def load(files: list[str], reader: WeightReader | None, pool: ExpertPool | None) -> None:
-    """Fills a new host store."""
+Layers = dict[str, tuple[ExpertLoader, dict[str, nn.Parameter]]]
+
+
+def make_layers(count: int, reader: WeightReader | None, pool: ExpertPool | None) -> Layers:
+    """The host store of all layers; with a pool its memory is there afterwards."""
     store = HostStore()
-    loaders: dict[str, tuple[ExpertLoader, dict[str, nn.Parameter]]] = {}
     with torch.device("meta"):
         template = {
             "w13_weight": nn.Parameter(
@@ -104,7 +109,8 @@ def load(files: list[str], reader: WeightReader | None, pool: ExpertPool | None)
             ),
             "w2_weight": nn.Parameter(torch.empty(EXPERTS, HIDDEN, WIDTH, dtype=torch.bfloat16)),
         }
-    for layer in range(len(files)):
+    layers: Layers = {}
+    for layer in range(count):
         loader = ExpertLoader(
             template,
             store=store,
@@ -116,13 +122,18 @@ def load(files: list[str], reader: WeightReader | None, pool: ExpertPool | None)
         slots = {parameter: nn.Parameter(torch.empty(1)) for parameter in template}
         for parameter, slot in slots.items():
             loader.attach(parameter, slot)
-        loaders[str(layer)] = (loader, slots)
-    for name, tensor in mapped(files) if reader is None else reader.tensors(files):
+        layers[str(layer)] = (loader, slots)
+    return layers
+
+
+def load(layers: Layers, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """What a model's load_weights does."""
+    for name, tensor in tensors:
         _, _, number, _, _, expert, shard, _ = name.split(".")
-        loader, slots = loaders[number]
+        loader, slots = layers[number]
         slot = slots["w2_weight" if shard == "w2" else "w13_weight"]
         loader(slot, tensor, name, shard, int(expert))
-    for loader, _ in loaders.values():
+    for loader, _ in layers.values():
         loader.finish()
         if loader.missing() is not None:
             raise SystemExit(loader.missing())
@@ -136,10 +147,51 @@ def mapped(files: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
                 yield key, file.get_tensor(key)
 
 
-def load_as_ktd(files: list[str]) -> None:
-    """As `ktd serve` does."""
+@dataclass
+class Timed:
+    """Speeds and CPU seconds a GB of one step, a value for each round."""
+
+    size: int
+    speeds: list[float] = field(default_factory=list)
+    work: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """Times the block."""
+        start, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.speeds.append(self.size / (time.perf_counter() - start) / 1e9)
+        self.work.append((time.process_time() - cpu) / self.size * 1e9)
+
+    def line(self, plain: Timed) -> str:
+        """For people."""
+        ratios = [mine / other for mine, other in zip(self.speeds, plain.speeds, strict=True)]
+        rounds = ", ".join(f"{speed:.2f}" for speed in self.speeds)
+        return (
+            f"{statistics.median(self.speeds):6.2f} GB/s ({rounds})   "
+            f"{statistics.median(ratios):.2f} of the plain read, "
+            f"{statistics.median(self.work):.2f} s of CPU a GB"
+        )
+
+
+def measure(files: list[str], rounds: int, timed: dict[str, Timed]) -> None:
+    """Every way once a round, from the disk into memory that is there."""
     reader = WeightReader(THREADS)
-    load(files, reader, ExpertPool())
+    with timed["memory"].round():
+        layers = make_layers(len(files), reader, ExpertPool())
+    others = make_layers(len(files), None, None)
+    ways: dict[str, Callable[[], None]] = {
+        "plain read": lambda: read_plainly(files),
+        "ktd": lambda: load(layers, reader.tensors(files)),
+        "mapped, one thread": lambda: load(others, mapped(files)),
+    }
+    for number in range(rounds + 1):
+        for way, run in ways.items():
+            drop_cache(files)
+            # The first round is not counted: a virtual machine's memory, also that of its page
+            # cache, may not be there before it is used for the first time.
+            with timed[way].round() if number else nullcontext():
+                run()
     reader.close()
 
 
@@ -150,35 +202,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="on the disk to measure")
     args = parser.parse_args()
-    ways: dict[str, Callable[[list[str]], None]] = {
-        "plain read": read_plainly,
-        "ktd": load_as_ktd,
-        "mapped, one thread": lambda files: load(files, None, None),
-    }
-    layers = max(1, round(args.gib * (1 << 30) / (EXPERTS * EXPERT_BYTES)))
-    size = layers * EXPERTS * EXPERT_BYTES
-    speeds: dict[str, list[float]] = {way: [] for way in ways}
-    work: dict[str, list[float]] = {way: [] for way in ways}
+    count = max(1, round(args.gib * (1 << 30) / (EXPERTS * EXPERT_BYTES)))
+    size = count * EXPERTS * EXPERT_BYTES
+    timed = {step: Timed(size) for step in ("plain read", "ktd", "mapped, one thread", "memory")}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        files = write_checkpoint(Path(folder), layers)
-        # A virtual machine's memory may not be there before it is used for the first time.
-        load_as_ktd(files)
-        for _ in range(args.rounds):
-            for way, run in ways.items():
-                drop_cache(files)
-                start, cpu = time.perf_counter(), time.process_time()
-                run(files)
-                speeds[way].append(size / (time.perf_counter() - start) / 1e9)
-                work[way].append((time.process_time() - cpu) / size * 1e9)
+        measure(write_checkpoint(Path(folder), count), args.rounds, timed)
     print(f"{size / (1 << 30):.2f} GiB of experts, {args.rounds} rounds, {THREADS} threads")
-    for way, values in speeds.items():
-        rounds = ", ".join(f"{value:.2f}" for value in values)
-        ratios = [value / plain for value, plain in zip(values, speeds["plain read"], strict=True)]
-        print(
-            f"{way:20} {statistics.median(values):6.2f} GB/s ({rounds})   "
-            f"{statistics.median(ratios):.2f} of the plain read, "
-            f"{statistics.median(work[way]):.2f} s of CPU a GB"
-        )
+    memory = timed.pop("memory")
+    print(f"{'memory for them':20} {memory.speeds[0]:6.2f} GB/s, once, before reading")
+    for step, times in timed.items():
+        print(f"{step:20} {times.line(timed['plain read'])}")
 
 
 if __name__ == "__main__":

@@ -105,11 +105,11 @@ void MeasureStolenCore(const char* what, std::size_t threads, const std::vector<
   PoolLoad load(threads, microseconds(200));
   double alone = 0;
   double disturbed = 0;
-  constexpr int kRounds = 3;
+  constexpr int kRounds = 2;
   for (int round = 0; round < kRounds; ++round) {
     alone += load.StepsPerSecond(pool, milliseconds(1000));
     const BusyProcess busy(cpus[victim]);
-    disturbed += load.StepsPerSecond(pool, milliseconds(2000));
+    disturbed += load.StepsPerSecond(pool, milliseconds(1500));
   }
   const double share = static_cast<double>(threads - 1) / static_cast<double>(threads);
   std::printf("%-44s threads %3zu  %8.0f steps/s alone  %8.0f disturbed  %.3f of (n-1)/n\n", what,
