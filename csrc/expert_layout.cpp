@@ -1,5 +1,6 @@
 #include "expert_layout.h"
 
+#include <algorithm>
 #include <string>
 
 #include "check.h"
@@ -123,7 +124,8 @@ void CheckLayer(const LayerWeights& layer) {
   const bool zeros = ColumnMajor(layer.format);
   KTD_CHECK(zeros == (layer.w13_zeros != nullptr && layer.w2_zeros != nullptr), "experts in ", name,
             zeros ? " need zero points" : " have no zero points");
-  KTD_CHECK(!layer.interleaved || !zeros, "experts in ", name, " cannot have interleaved rows");
+  KTD_CHECK(!layer.interleaved || !(zeros || layer.format == WeightFormat::kFp8Block),
+            "experts in ", name, " cannot have interleaved rows");
   std::size_t unit = 1;
   if (layer.format == WeightFormat::kMxfp4) unit = kMxfp4Group;
   if (layer.format == WeightFormat::kInt4 || zeros) {
@@ -132,6 +134,12 @@ void CheckLayer(const LayerWeights& layer) {
               " inputs are not computed: groups must be of 32, 64 or 128");
     unit = layer.group;
   }
+  // Sums of products of int8 stay within int32.
+  constexpr std::size_t most = std::size_t{1} << 17;
+  KTD_CHECK(
+      layer.format != WeightFormat::kInt8 || std::max(layer.hidden, layer.intermediate) <= most,
+      "experts in ", name, " take sizes up to ", most, ", not ", layer.hidden, " and ",
+      layer.intermediate);
   CheckMultiple(layer.hidden, unit, "hidden", layer.format);
   CheckMultiple(layer.intermediate, unit, "intermediate", layer.format);
   const bool four_byte =

@@ -49,14 +49,23 @@ struct Bf16Tiles {
                        const std::uint8_t* panel0, const std::uint8_t* panel1,
                        const std::uint8_t* tokens, std::size_t token_bytes, const Beside& beside,
                        Sums (&sums)[4]) noexcept {
-    const std::size_t steps = Blocks(m0.columns, kStep);
+    MultiplySteps<BlockCount>(0, Blocks(m0.columns, kStep), panel0, panel1, tokens, token_bytes,
+                              beside, sums);
+  }
+
+  // The same over steps [begin, end).
+  template <int BlockCount, class Beside>
+  static void MultiplySteps(std::size_t begin, std::size_t end, const std::uint8_t* panel0,
+                            const std::uint8_t* panel1, const std::uint8_t* tokens,
+                            std::size_t token_bytes, const Beside& beside,
+                            Sums (&sums)[4]) noexcept {
     TileZero<0>();
     TileZero<1>();
     if constexpr (BlockCount == 2) {
       TileZero<2>();
       TileZero<3>();
     }
-    for (std::size_t s = 0; s < steps; ++s) {
+    for (std::size_t s = begin; s < end; ++s) {
       TileLoad<4>(panel0 + s * kTileBytes, kTileLine);
       TileLoad<6>(tokens + s * kTileBytes, kTileLine);
       TileLoad<5>(panel1 + s * kTileBytes, kTileLine);

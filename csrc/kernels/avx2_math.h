@@ -120,6 +120,7 @@ struct Avx2Vec {
   using V = __m256;
   static constexpr std::size_t kLanes = 8;
   static V Zero() noexcept { return _mm256_setzero_ps(); }
+  static V Set(float value) noexcept { return _mm256_set1_ps(value); }
   static V Load(const float* p) noexcept { return _mm256_loadu_ps(p); }
   static void Store(float* p, V v) noexcept { _mm256_storeu_ps(p, v); }
   static V Fma(V a, V b, V c) noexcept { return _mm256_fmadd_ps(a, b, c); }

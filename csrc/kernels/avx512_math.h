@@ -113,6 +113,7 @@ struct Avx512Vec {
   using V = __m512;
   static constexpr std::size_t kLanes = 16;
   static V Zero() noexcept { return _mm512_setzero_ps(); }
+  static V Set(float value) noexcept { return _mm512_set1_ps(value); }
   static V Load(const float* p) noexcept { return _mm512_loadu_ps(p); }
   static void Store(float* p, V v) noexcept { _mm512_storeu_ps(p, v); }
   static V Fma(V a, V b, V c) noexcept { return _mm512_fmadd_ps(a, b, c); }

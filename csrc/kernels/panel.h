@@ -9,6 +9,8 @@
 //                                  included, zeros up to the next multiple of kPanelStep
 //   Pack(m, x, packed)             the inputs in the same order, zeros behind them
 //   kPanelStep                     a multiple of kLanes
+//   Finish(m, row, token, sum)     optional: the row's sum with its scales, where Fill leaves them
+//   Block<N>(...)                  optional: a PanelBlock of its own, for scales along the inputs
 // and Activate, kUnit, PackedBytes as gemv.h wants them (PanelBytes gives the last). `first` is a
 // multiple of kPanelInputs.
 #pragma once
@@ -96,12 +98,17 @@ inline void PanelSums(const Matrix& m, std::size_t begin, std::size_t end,
       }
       std::size_t token = 0;
       const auto block = [&]<int N>() noexcept {
-        const float* x[N];
-        for (int t = 0; t < N; ++t) {
-          x[t] =
-              reinterpret_cast<const float*>(tokens[token + static_cast<std::size_t>(t)]) + first;
+        float* to = unfinished + token * kTile;
+        if constexpr (requires { &F::template Block<N>; }) {
+          F::template Block<N>(m, row, first, panel, tokens + token, padded, to);
+        } else {
+          const float* x[N];
+          for (int t = 0; t < N; ++t) {
+            x[t] =
+                reinterpret_cast<const float*>(tokens[token + static_cast<std::size_t>(t)]) + first;
+          }
+          PanelBlock<F, N>(panel, x, padded, first > 0, to);
         }
-        PanelBlock<F, N>(panel, x, padded, first > 0, unfinished + token * kTile);
         token += N;
       };
       while (count - token >= F::kPanelTokens) block.template operator()<F::kPanelTokens>();
@@ -109,8 +116,9 @@ inline void PanelSums(const Matrix& m, std::size_t begin, std::size_t end,
     }
     for (std::size_t t = 0; t < count; ++t) {
       for (std::size_t r = 0; r < rows; ++r) {
-        sums[t * stride + (row - begin) + r] =
-            Vec::Sum(Vec::Load(unfinished + t * kTile + r * Vec::kLanes));
+        float sum = Vec::Sum(Vec::Load(unfinished + t * kTile + r * Vec::kLanes));
+        if constexpr (requires { &F::Finish; }) sum = F::Finish(m, row + r, tokens[t], sum);
+        sums[t * stride + (row - begin) + r] = sum;
       }
     }
   }

@@ -27,6 +27,7 @@ class TestFormat {
   virtual std::size_t group() const { return 0; }
   virtual std::size_t unit() const { return 1; }  // rows and columns are its multiples
   virtual bool column_major() const { return false; }
+  virtual bool can_interleave() const { return !column_major(); }  // gate and up rows
   // Random weights of about the given size.
   virtual Encoded Encode(std::size_t rows, std::size_t columns, float scale,
                          std::mt19937& random) const = 0;

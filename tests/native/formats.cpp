@@ -2,6 +2,7 @@
 #include "check.h"
 #include "format_case.h"
 #include "formats_4bit.h"
+#include "formats_8bit.h"
 
 namespace ktd::testing {
 namespace {
@@ -24,6 +25,7 @@ class Bf16Format final : public TestFormat {
 const TestFormat& FormatOf(WeightFormat format, int variant) {
   static const Bf16Format bf16;
   if (const TestFormat* found = FourBitFormat(format, variant)) return *found;
+  if (const TestFormat* found = EightBitFormat(format)) return *found;
   switch (format) {
     case WeightFormat::kBf16:
       return bf16;

@@ -223,7 +223,7 @@ void CheckVariants(const KernelCase& c) {
   for (const Activation& activation : {Activation{}, oai, gelu, tanh}) {
     for (const bool biased : {false, true}) {
       for (const bool interleaved : {false, true}) {
-        if (interleaved && format.column_major()) continue;
+        if (interleaved && !format.can_interleave()) continue;
         CaseOptions options;
         options.hidden = Fit(101, format.unit());
         options.intermediate = Fit(75, format.unit());

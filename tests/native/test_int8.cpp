@@ -1,0 +1,19 @@
+// int8 on every ISA.
+#include "kernels/expert_kernels.h"
+#include "test_kernels.h"
+
+namespace ktd::testing {
+namespace {
+
+constexpr WeightFormat kFormat = WeightFormat::kInt8;
+
+}  // namespace
+
+KERNEL_TESTS(ScalarInt8, CaseOrSkip("scalar", kFormat, Which::kFew))
+KERNEL_TESTS(Avx2Int8, CaseOrSkip("avx2", kFormat, Which::kFew))
+KERNEL_TESTS(Avx512Int8, CaseOrSkip("avx512", kFormat, Which::kFew))
+KERNEL_TESTS(Avx512DotInt8, CaseOrSkip("avx512_bf16", kFormat, Which::kFew))
+KERNEL_TESTS(AmxInt8, CaseOrSkip("amx", kFormat, Which::kMany))
+KERNEL_TESTS(EmulatedAmxInt8, EmulatedOrSkip(kInt8AmxEmulated, kFormat))
+
+}  // namespace ktd::testing
