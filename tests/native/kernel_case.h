@@ -13,7 +13,6 @@ enum class Which { kFew, kMany };
 struct KernelCase {
   std::string name;
   const ExpertKernel* kernel;
-  const ExpertKernel* twin;  // scalar
   WeightFormat format;
   int variant = 0;          // see FormatOf
   double weight_error = 0;  // relative; of kernels that round each weight
