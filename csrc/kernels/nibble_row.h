@@ -92,6 +92,9 @@ struct NibbleRows {
                                               static_cast<std::uintptr_t>(ahead)),
                 0, 3);
           }
+          // Inputs are operands in memory for every row: kept from one row to the next they would
+          // be spilled.
+          asm volatile("" ::: "memory");
           Float acc[N];
           Isa::template Multiply<N>(Isa::Load(rows[r] + at, n), table, x, acc);
           const Float spread = Isa::Spread(scales[r], index[b]);

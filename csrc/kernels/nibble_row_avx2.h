@@ -32,7 +32,7 @@ struct Avx2NibbleRows {
   using Float = __m256;
   static constexpr std::size_t kLanes = 8;
   static constexpr std::size_t kBlock = 64;
-  static constexpr int kRowsOne = 2;
+  static constexpr int kRowsOne = 4;
   static constexpr int kRowsMany = 2;
   static constexpr int kTokens = 4;
   static constexpr std::size_t kPackedBlock = kBlock * sizeof(float);
