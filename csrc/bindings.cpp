@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bindings_ceilings.h"
+#include "bindings_quantise.h"
 #include "check.h"
 #include "cpu_features.h"
 #include "cpu_quota.h"
@@ -253,4 +254,5 @@ PYBIND11_MODULE(_native, module) {
   module.def("cpu_quota", [] { return ktd::CpuQuota(); });
   module.def("isas", &ktd::Isas);
   ktd::BindCeilings(module);
+  ktd::BindQuantise(module);
 }

@@ -272,3 +272,43 @@ class Ceilings:
 
     def core_hz(self, seconds: float) -> float:
         """Cycles a second of one core while it computes."""
+
+def quantise(
+    source: int,
+    source_format: str,
+    source_scale: int,
+    rows: int,
+    columns: int,
+    format: str,  # noqa: A002 - as the extension calls it
+    weights: int,
+    scale: int,
+    threads: int = 1,
+) -> None:
+    """Quantise one matrix of a checkpoint, row by row; ``csrc/quantise/quantise.h`` has the error.
+
+    Args:
+        source: ``[rows, columns]``.
+        source_format: bf16, fp8_block or fp8_channel.
+        source_scale: Of FP8, as these formats have it; else 0.
+        rows: Outputs.
+        columns: Inputs.
+        format: int8_weight, or int4 in groups of 32.
+        weights: Where int8 ``[rows, columns]`` or int32 ``[rows, columns / 8]`` goes.
+        scale: Where float32 ``[rows]`` or bf16 ``[rows, columns / 32]`` goes; NaN where a weight
+            under it is not finite.
+        threads: That quantise, the calling one included.
+    """
+
+def dequantise(
+    weights: int,
+    scale: int,
+    format: str,  # noqa: A002
+    rows: int,
+    columns: int,
+    out: int,
+    threads: int = 1,
+) -> None:
+    """Write the weights that the kernels compute with, rounded once to bf16 ``[rows, columns]``.
+
+    Takes what ``quantise`` made.
+    """

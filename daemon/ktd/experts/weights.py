@@ -164,6 +164,24 @@ class ExpertWeights:
         return "" if self.w13_scale is None else _SCALE_TYPES[self.w13_scale.dtype]
 
 
+def refuse_act_order(g_idx: torch.Tensor, group: int) -> None:
+    """Refuse a GPTQ checkpoint whose inputs were put in another order before they were grouped.
+
+    Args:
+        g_idx: The group of each input, int32 ``[..., inputs]``, as the checkpoint has it.
+        group: Inputs under one scale.
+
+    Raises:
+        ValueError: Some input is not in the group of its place.
+    """
+    places = torch.arange(g_idx.shape[-1], device=g_idx.device) // group
+    if bool((g_idx != places).any()):
+        raise ValueError(
+            "the experts were quantised by GPTQ with act-order (desc_act): their inputs are out of "
+            "order, which the CPU kernels do not compute; use a checkpoint made with desc_act=false"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Shapes:
     weights: _Shape
