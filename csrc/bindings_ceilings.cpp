@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "ceilings/ceilings.h"
@@ -17,7 +18,7 @@ namespace py = pybind11;
 namespace ktd {
 namespace {
 
-constexpr double kLongest = 60.0;  // the GIL is released, but the call is not interrupted
+constexpr double kLongest = 2.0;  // the GIL is released, but the call is not interrupted
 
 std::size_t AtLeastOne(std::int64_t value, const char* name) {
   KTD_CHECK(value >= 1, name, " must be at least 1, but is ", value);
@@ -25,7 +26,7 @@ std::size_t AtLeastOne(std::int64_t value, const char* name) {
 }
 
 void CheckSeconds(double seconds) {
-  KTD_CHECK(seconds > 0 && seconds <= kLongest, "seconds must be above 0 and at most 60, not ",
+  KTD_CHECK(seconds > 0 && seconds <= kLongest, "seconds must be above 0 and at most 2, not ",
             seconds);
 }
 
@@ -36,11 +37,18 @@ std::unique_ptr<Ceilings> MakeCeilings(std::int64_t bytes, std::vector<int> cpus
   return std::make_unique<Ceilings>(cpus, size);
 }
 
-double ReadRate(Ceilings& ceilings, std::int64_t threads, double seconds, std::size_t ahead) {
+using RateTuple = std::tuple<double, double, double>;  // typical, mean, on core
+
+void CheckSlice(double slice) { KTD_CHECK(slice > 0, "slice must be above 0, not ", slice); }
+
+RateTuple ReadRate(Ceilings& ceilings, std::int64_t threads, double seconds, std::size_t ahead,
+                   double slice) {
   const std::size_t count = AtLeastOne(threads, "threads");
   CheckSeconds(seconds);
+  CheckSlice(slice);
   const py::gil_scoped_release release;
-  return ceilings.ReadRate(count, seconds, ahead);
+  const Rates rates = ceilings.ReadRate(count, seconds, ahead, slice);
+  return {rates.typical, rates.mean, rates.on_core};
 }
 
 std::vector<double> ReadPasses(Ceilings& ceilings, std::int64_t threads, std::int64_t bytes,
@@ -52,11 +60,14 @@ std::vector<double> ReadPasses(Ceilings& ceilings, std::int64_t threads, std::in
   return ceilings.ReadPasses(count, size, seconds, ahead);
 }
 
-double PeakRate(Ceilings& ceilings, const std::string& name, std::int64_t threads, double seconds) {
+RateTuple PeakRate(Ceilings& ceilings, const std::string& name, std::int64_t threads,
+                   double seconds, double slice) {
   const std::size_t count = AtLeastOne(threads, "threads");
   CheckSeconds(seconds);
+  CheckSlice(slice);
   const py::gil_scoped_release release;
-  return ceilings.PeakRate(name, count, seconds);
+  const Rates rates = ceilings.PeakRate(name, count, seconds, slice);
+  return {rates.typical, rates.mean, rates.on_core};
 }
 
 double CoreHz(Ceilings& ceilings, double seconds) {
@@ -85,10 +96,12 @@ void BindCeilings(py::module_& module) {
   py::class_<Ceilings>(module, "Ceilings")
       .def(py::init(&MakeCeilings), py::arg("bytes"), py::arg("cpus") = std::vector<int>{})
       .def_property_readonly("threads", &Ceilings::threads)
-      .def("read_rate", &ReadRate, py::arg("threads"), py::arg("seconds"), py::arg("ahead"))
+      .def("read_rate", &ReadRate, py::arg("threads"), py::arg("seconds"), py::arg("ahead"),
+           py::arg("slice"))
       .def("read_passes", &ReadPasses, py::arg("threads"), py::arg("bytes"), py::arg("seconds"),
            py::arg("ahead"))
-      .def("peak_rate", &PeakRate, py::arg("name"), py::arg("threads"), py::arg("seconds"))
+      .def("peak_rate", &PeakRate, py::arg("name"), py::arg("threads"), py::arg("seconds"),
+           py::arg("slice"))
       .def("core_hz", &CoreHz, py::arg("seconds"));
   module.def("peaks", &Peaks);
 }

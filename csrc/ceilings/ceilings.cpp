@@ -1,7 +1,5 @@
 #include "ceilings.h"
 
-#include <chrono>
-
 #include "../check.h"
 #include "../cpu_features.h"
 
@@ -22,10 +20,6 @@ void RunClock(std::uint64_t rounds) noexcept {
 
 const PeakLoop kClock{"clock", 0, 8 * 3.0, 4000, &RunClock};
 
-double Now() noexcept {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 const PeakLoop& LoopCalled(std::string_view name) {
   for (const PeakLoop* loop : PeakLoops()) {
     if (name == loop->name) return *loop;
@@ -44,16 +38,16 @@ const std::vector<const PeakLoop*>& PeakLoops() {
 }
 
 Ceilings::Ceilings(const std::vector<int>& cpus, std::size_t bytes)
-    : crew_(cpus), read_(crew_, bytes) {}
+    : crew_(cpus), read_(crew_, bytes), tallies_(crew_.size()) {}
 
 void Ceilings::CheckThreads(std::size_t threads) const {
   KTD_CHECK(threads >= 1 && threads <= crew_.size(), "a ceiling of ", threads,
             " threads cannot be measured: there are ", crew_.size());
 }
 
-double Ceilings::ReadRate(std::size_t threads, double seconds, std::size_t ahead) {
+Rates Ceilings::ReadRate(std::size_t threads, double seconds, std::size_t ahead, double slice) {
   CheckThreads(threads);
-  return read_.Rate(threads, seconds, ahead);
+  return read_.Rate(threads, seconds, ahead, slice);
 }
 
 std::vector<double> Ceilings::ReadPasses(std::size_t threads, std::size_t bytes, double seconds,
@@ -62,36 +56,30 @@ std::vector<double> Ceilings::ReadPasses(std::size_t threads, std::size_t bytes,
   return read_.Passes(threads, bytes, seconds, ahead);
 }
 
-double Ceilings::PeakRate(std::string_view name, std::size_t threads, double seconds) {
+Rates Ceilings::PeakRate(std::string_view name, std::size_t threads, double seconds, double slice) {
   CheckThreads(threads);
   const PeakLoop& loop = LoopCalled(name);
   const CpuFeatures missing = loop.required & ~DetectCpuFeatures();
   KTD_CHECK(missing == 0, "the peak ", name, " cannot be measured: this CPU lacks ",
             FeatureNames(missing).front());
-  return LoopRate(loop, threads, seconds);
+  return LoopRate(loop, threads, seconds, slice);
 }
 
-double Ceilings::CoreHz(double seconds) { return LoopRate(kClock, 1, seconds); }
+double Ceilings::CoreHz(double seconds) {
+  return LoopRate(kClock, 1, seconds, seconds / 16).typical;
+}
 
-double Ceilings::LoopRate(const PeakLoop& loop, std::size_t threads, double seconds) {
-  struct alignas(64) Rate {
-    double value = 0;
-  };
-  std::vector<Rate> rates(threads);
+Rates Ceilings::LoopRate(const PeakLoop& loop, std::size_t threads, double seconds, double slice) {
   crew_.Run(threads, [&](std::size_t member) {
-    const double start = Now();
-    double now = start;
-    double operations = 0;
+    Tally& tally = tallies_[member];
+    tally.Start(Now(), OnCore());
     do {
       loop.run(loop.rounds);
-      operations += loop.operations * static_cast<double>(loop.rounds);
-      now = Now();
-    } while (now - start < seconds);
-    rates[member].value = operations / (now - start);
+    } while (tally.Next(Now(), seconds));
+    tally.End(OnCore());
   });
-  double sum = 0;
-  for (const Rate& rate : rates) sum += rate.value;
-  return sum;
+  const double amount = loop.operations * static_cast<double>(loop.rounds);
+  return RatesOf({tallies_.data(), threads}, amount, slice);
 }
 
 }  // namespace ktd

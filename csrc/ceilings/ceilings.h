@@ -8,6 +8,7 @@
 #include "crew.h"
 #include "peak_loop.h"
 #include "read_loop.h"
+#include "tally.h"
 
 namespace ktd {
 
@@ -24,23 +25,24 @@ class Ceilings {
   std::size_t threads() const noexcept { return crew_.size(); }
 
   // As ReadLoop's, after a check of `threads`.
-  double ReadRate(std::size_t threads, double seconds, std::size_t ahead);
+  Rates ReadRate(std::size_t threads, double seconds, std::size_t ahead, double slice);
   std::vector<double> ReadPasses(std::size_t threads, std::size_t bytes, double seconds,
                                  std::size_t ahead);
 
   // Operations a second of `threads` that run the loop called `name` for `seconds`. Throws
   // CheckError for an unknown name, and for a loop that this CPU cannot run.
-  double PeakRate(std::string_view name, std::size_t threads, double seconds);
+  Rates PeakRate(std::string_view name, std::size_t threads, double seconds, double slice);
 
   // Cycles a second of one core.
   double CoreHz(double seconds);
 
  private:
   void CheckThreads(std::size_t threads) const;
-  double LoopRate(const PeakLoop& loop, std::size_t threads, double seconds);
+  Rates LoopRate(const PeakLoop& loop, std::size_t threads, double seconds, double slice);
 
   Crew crew_;
   ReadLoop read_;
+  std::vector<Tally> tallies_;
 };
 
 }  // namespace ktd

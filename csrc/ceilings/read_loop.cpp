@@ -4,7 +4,6 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <new>
 
@@ -18,10 +17,6 @@ constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr std::size_t kStep = 256;  // bytes of one round of the loop
 constexpr std::size_t kMostPasses = 1 << 16;
 constexpr std::size_t kBetweenClocks = 256 << 10;  // about 20 us of one core's bandwidth
-
-double Now() noexcept {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 constexpr std::size_t RoundDown(std::size_t value, std::size_t to) { return value / to * to; }
 
@@ -44,7 +39,8 @@ std::uint64_t Read(const std::uint8_t* from, std::size_t bytes, std::size_t ahea
 
 }  // namespace
 
-ReadLoop::ReadLoop(Crew& crew, std::size_t bytes) : crew_(crew), cursors_(crew.size()) {
+ReadLoop::ReadLoop(Crew& crew, std::size_t bytes)
+    : crew_(crew), cursors_(crew.size()), tallies_(crew.size()) {
   KTD_CHECK(bytes >= crew.size() * kBetweenClocks, "a read loop needs ",
             crew.size() * kBetweenClocks, " bytes for ", crew.size(), " threads, not ", bytes);
   size_ = (bytes + kHugePage - 1) / kHugePage * kHugePage;
@@ -76,26 +72,21 @@ std::size_t ReadLoop::ReadRing(Cursor& cursor, std::size_t begin, std::size_t en
   return at;
 }
 
-double ReadLoop::Rate(std::size_t members, double seconds, std::size_t ahead) {
+Rates ReadLoop::Rate(std::size_t members, double seconds, std::size_t ahead, double slice) {
   const std::size_t share = RoundDown(size_ / members, kStep);
   crew_.Run(members, [&](std::size_t member) {
     Cursor& cursor = cursors_[member];
+    Tally& tally = tallies_[member];
     const std::size_t begin = member * share;
     const std::size_t end = begin + share;
     if (cursor.at < begin || cursor.at >= end) cursor.at = begin;
-    const double start = Now();
-    double now = start;
-    std::size_t read = 0;
+    tally.Start(Now(), OnCore());
     do {
       cursor.at = ReadRing(cursor, begin, end, cursor.at, kBetweenClocks, ahead);
-      read += kBetweenClocks;
-      now = Now();
-    } while (now - start < seconds);
-    cursor.rate = static_cast<double>(read) / (now - start);
+    } while (tally.Next(Now(), seconds));
+    tally.End(OnCore());
   });
-  double rate = 0;
-  for (std::size_t member = 0; member < members; ++member) rate += cursors_[member].rate;
-  return rate;
+  return RatesOf({tallies_.data(), members}, static_cast<double>(kBetweenClocks), slice);
 }
 
 std::vector<double> ReadLoop::Passes(std::size_t members, std::size_t bytes, double seconds,

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "crew.h"
+#include "tally.h"
 
 namespace ktd {
 
@@ -19,8 +20,8 @@ class ReadLoop {
   ReadLoop& operator=(const ReadLoop&) = delete;
 
   // Bytes a second of `members` that read for `seconds`, prefetching `ahead` bytes; none waits for
-  // another.
-  double Rate(std::size_t members, double seconds, std::size_t ahead);
+  // another. See Rates for `slice`.
+  Rates Rate(std::size_t members, double seconds, std::size_t ahead, double slice);
 
   // Reads `bytes` again and again for `seconds`, 1 to 65536 times; in each pass the members share
   // the bytes evenly and wait for the last. Returns the seconds of each pass.
@@ -30,7 +31,6 @@ class ReadLoop {
  private:
   struct alignas(64) Cursor {
     std::size_t at = 0;
-    double rate = 0;
     std::uint64_t sum = 0;  // keeps the loads from being optimised away
   };
 
@@ -44,6 +44,7 @@ class ReadLoop {
   std::uint8_t* data_ = nullptr;
   std::size_t size_ = 0;
   std::vector<Cursor> cursors_;
+  std::vector<Tally> tallies_;
   std::size_t pass_at_ = 0;
 };
 

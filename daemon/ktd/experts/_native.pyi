@@ -251,20 +251,40 @@ class Ceilings:
     def __init__(self, bytes: int, cpus: Sequence[int] = ...) -> None: ...  # noqa: A002
     @property
     def threads(self) -> int: ...
-    def read_rate(self, threads: int, seconds: float, ahead: int) -> float:
+    def read_rate(
+        self,
+        threads: int,
+        seconds: float,
+        ahead: int,
+        slice: float,  # noqa: A002
+    ) -> tuple[float, float, float]:
         """Bytes a second of ``threads`` that read for ``seconds`` and do not wait for each other.
 
         Args:
             threads: From 1 to ``self.threads``.
-            seconds: At most 60.
+            seconds: At most 2.
             ahead: Bytes between a load and its prefetch.
+            slice: Seconds of a slice of time.
+
+        Returns:
+            The median over slices, which what other work takes away now and then does not lower;
+            the mean over the whole time; the share of that time in which the threads had a core.
         """
 
     def read_passes(self, threads: int, bytes: int, seconds: float, ahead: int) -> list[float]:  # noqa: A002
         """Seconds of each pass over ``bytes``, shared evenly, the last thread ending the pass."""
 
-    def peak_rate(self, name: str, threads: int, seconds: float) -> float:
+    def peak_rate(
+        self,
+        name: str,
+        threads: int,
+        seconds: float,
+        slice: float,  # noqa: A002
+    ) -> tuple[float, float, float]:
         """Operations a second (a multiply-add is two) of one row of ``peaks()``.
+
+        Returns:
+            As of ``read_rate``.
 
         Raises:
             ValueError: An unknown name, or one that this CPU lacks the instructions for.

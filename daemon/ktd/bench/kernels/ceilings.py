@@ -17,7 +17,23 @@ _FINALISTS = 6
 _FINAL_ROUNDS = 7
 _PEAK_SECONDS = 0.03
 _PEAK_ROUNDS = 3
+_SLICE = 1e-3
 _GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """One sample.
+
+    Attributes:
+        typical: Median over slices of time: what other work takes now and then does not lower it.
+        mean: Over the whole time.
+        on_core: Share of the time in which the threads had a core.
+    """
+
+    typical: float
+    mean: float
+    on_core: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +105,18 @@ class HostCeilings:
             ) from error
         self.threads = self._native.threads
         self.table = CeilingTable(1, {}, {}, {}, 0.0)
+        self._on_core: list[float] = []
+
+    @property
+    def on_core(self) -> float:
+        """Share of the time in which the threads of the samples had a core, median of all."""
+        return statistics.median(self._on_core)
 
     def sweep(self, progress: Callable[[str], None]) -> None:
         """Fills ``table``: every number of threads, every unit."""
         progress(f"reading memory with 1 to {self.threads} threads")
         rates: dict[tuple[int, int], list[float]] = {
-            (threads, ahead): [self._native.read_rate(threads, _SWEEP_SECONDS, ahead)]
+            (threads, ahead): [self._read(threads, _SWEEP_SECONDS, ahead, _SLICE).typical]
             for threads in range(1, self.threads + 1)
             for ahead in _AHEAD
         }
@@ -103,8 +125,8 @@ class HostCeilings:
             rates[key].clear()
         for _ in range(_FINAL_ROUNDS):
             for threads, ahead in finalists:
-                rate = self._native.read_rate(threads, _FINAL_SECONDS, ahead)
-                rates[threads, ahead].append(rate)
+                rate = self._read(threads, _FINAL_SECONDS, ahead, _SLICE)
+                rates[threads, ahead].append(rate.typical)
         medians = {key: statistics.median(values) for key, values in rates.items()}
         best = max(finalists, key=medians.__getitem__)
         distances = dict(sorted(medians, key=medians.__getitem__))  # the best of a count is last
@@ -117,26 +139,33 @@ class HostCeilings:
         hz = max(self._native.core_hz(_PEAK_SECONDS) for _ in range(_PEAK_ROUNDS))
         self.table = CeilingTable(best[0], dram, distances, peaks, hz)
 
-    def dram(self, seconds: float, threads: int = 0) -> float:
-        """Bytes a second now, of so many threads; 0: of the best number."""
+    def dram(self, seconds: float, slices: float, threads: int = 0) -> Rate:
+        """Bytes a second now, of so many threads (0: of the best number), in slices of seconds."""
         count = threads or self.table.threads
-        return self._native.read_rate(count, seconds, self.table.ahead[count])
+        return self._read(count, seconds, self.table.ahead[count], slices)
 
     def passes(self, threads: int, size: int, seconds: float) -> list[float]:
         """Seconds of each of some plain reads of ``size`` bytes that all threads end together."""
         return self._native.read_passes(threads, size, seconds, self.table.ahead[threads])
 
-    def peak(self, unit: str, seconds: float) -> float:
+    def peak(self, unit: str, seconds: float, slices: float) -> Rate:
         """Operations a second now, of all threads."""
-        return self._native.peak_rate(unit, self.threads, seconds)
+        return self._note(Rate(*self._native.peak_rate(unit, self.threads, seconds, slices)))
+
+    def _read(self, threads: int, seconds: float, ahead: int, slices: float) -> Rate:
+        return self._note(Rate(*self._native.read_rate(threads, seconds, ahead, slices)))
+
+    def _note(self, rate: Rate) -> Rate:
+        self._on_core.append(rate.on_core)
+        return rate
 
     def _peak(self, unit: str) -> Peak:
         # The largest of a few: other work on the host only ever takes away.
         ones, alls, cycles = [], [], []
         for _ in range(_PEAK_ROUNDS):
             hz = self._native.core_hz(_PEAK_SECONDS / 2)
-            ones.append(self._native.peak_rate(unit, 1, _PEAK_SECONDS))
+            ones.append(Rate(*self._native.peak_rate(unit, 1, _PEAK_SECONDS, _SLICE)).typical)
             hz = max(hz, self._native.core_hz(_PEAK_SECONDS / 2))
             cycles.append(ones[-1] / hz)
-            alls.append(self._native.peak_rate(unit, self.threads, _PEAK_SECONDS))
+            alls.append(self.peak(unit, _PEAK_SECONDS, _SLICE).typical)
         return Peak(unit, max(ones), max(alls), statistics.median(cycles))

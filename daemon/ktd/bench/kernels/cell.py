@@ -7,17 +7,24 @@ import time
 from dataclasses import dataclass, field
 
 from ktd.bench.kernels.calls import Call, Calls
-from ktd.bench.kernels.ceilings import HostCeilings
+from ktd.bench.kernels.ceilings import HostCeilings, Rate
 from ktd.bench.kernels.spread import Spread, quantile
 from ktd.bench.kernels.units import best_unit
 
 _WINDOW = 0.03  # seconds of calls between two samples of the ceilings
-_DRAM = 0.02
+_DRAM = 0.02  # seconds of a sample; longer beside long calls, see _SAMPLE_SHARE
 _PEAK = 0.01
+_SAMPLE_SHARE = 0.2  # of a call: what other work takes away within a tick must not decide
+_LONGEST_SAMPLE = 0.2
+_SHORTEST_SLICE = 1e-3  # seconds of a ceiling of which the median is taken
+_SLICE_SHARE = 0.2  # of a sample, at most
 _FEWEST_WINDOWS = 3
 _OVERTIME = 4.0  # a cell of slow calls ends after this many times its seconds
 _MATTERS = 0.5  # a ceiling below this share of the floor is not sampled again and again
 _MOST_PASS = 1 << 30
+_PASSES = 4  # of the read loop in a turn, at least
+_LONGEST_PASSES = 1.0  # seconds
+_FEWEST_PASSES = 10  # fewer have no tail
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,18 @@ class Ceiling:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """A ceiling as it typically is, and with everything that came in between."""
+
+    typical: Ceiling
+    mean: Ceiling
+
+    def between(self, other: Sample) -> Sample:
+        """As of Ceiling."""
+        return Sample(self.typical.between(other.typical), self.mean.between(other.mean))
+
+
+@dataclass(frozen=True, slots=True)
 class CellFigures:
     """What a cell measured.
 
@@ -49,12 +68,14 @@ class CellFigures:
         operations: Operations a second, median of the calls.
         call_bytes: Bytes of the distinct experts of a call, median.
         floor: Seconds, median of the windows.
-        floor_fraction: Floor over time.
+        floor_fraction: Floor over time: a typical ceiling over a typical call.
+        mean_fraction: The same of means: all floors of a turn over all its time.
         memory_bound: Which of the two floors is the higher.
         unit: The arithmetic unit of the floor.
         many_from: Tokens of an expert from which the pool takes its kernel for many.
         ceiling: Medians of what was sampled.
-        read_tail: p99 over median of the plain read loop, over passes of the call's size.
+        read_tail: p99 over median of the plain read loop, over passes of the call's size; None if
+            there was time for a few only.
         curve_fraction: Bandwidth over that of the read loop with as many threads.
         curve_dram: Bytes a second of the read loop with as many threads.
     """
@@ -68,11 +89,12 @@ class CellFigures:
     call_bytes: float
     floor: float
     floor_fraction: Spread
+    mean_fraction: Spread
     memory_bound: bool
     unit: str
     many_from: int
     ceiling: Ceiling
-    read_tail: float
+    read_tail: float | None
     curve_fraction: Spread
     curve_dram: float
 
@@ -84,10 +106,11 @@ class _Samples:
     calls: list[Call] = field(default_factory=list)
     passes: list[float] = field(default_factory=list)
     fractions: list[float] = field(default_factory=list)
+    means: list[float] = field(default_factory=list)
     floors: list[float] = field(default_factory=list)
     curve: list[float] = field(default_factory=list)
     curve_dram: list[float] = field(default_factory=list)
-    ceilings: list[Ceiling] = field(default_factory=list)
+    ceilings: list[Sample] = field(default_factory=list)
 
 
 class CellMeasurement:
@@ -108,11 +131,12 @@ class CellMeasurement:
         # Beyond the cores, more threads of the pool read no faster than one for each.
         self._threads = min(calls.pool.threads, ceilings.threads)
         self._sample_dram = self._sample_peak = True
+        self._dram_seconds, self._peak_seconds = _DRAM, _PEAK
+        self._slice = _SHORTEST_SLICE
 
     def run(self, seconds: float) -> CellFigures:
         """Takes turns for about ``seconds``."""
-        call = self._calls.window(_WINDOW)[0]
-        self._choose_samples(call)
+        self._choose_samples(self._calls.window(_WINDOW)[0])
         found = _Samples()
         began = time.perf_counter()
         while self._goes_on(len(found.fractions), time.perf_counter() - began, seconds):
@@ -123,15 +147,18 @@ class CellMeasurement:
         before = self._sample()
         calls = self._calls.window(_WINDOW)
         after = self._sample()
-        ceiling = before.between(after)
-        floors = [ceiling.floor(call.bytes, self._calls.operations) for call in calls]
+        sample = before.between(after)
+        operations = self._calls.operations
+        floors = [sample.typical.floor(call.bytes, operations) for call in calls]
+        means = [sample.mean.floor(call.bytes, operations) for call in calls]
+        found.means.append(sum(means) / sum(call.seconds for call in calls))
         found.floors.append(statistics.median(floors))
         found.fractions.append(
             statistics.median(
                 floor / call.seconds for floor, call in zip(floors, calls, strict=True)
             )
         )
-        own = self._own_dram(ceiling)
+        own = self._own_dram(sample.typical)
         rate = statistics.median(call.bytes / call.seconds for call in calls)
         found.curve.append(rate / own)
         found.curve_dram.append(own)
@@ -139,7 +166,8 @@ class CellMeasurement:
         found.calls += calls
         # The first pass finds the threads of the loop just woken.
         size = min(_MOST_PASS, calls[0].bytes)
-        found.passes += self._ceilings.passes(self._threads, size, _WINDOW)[1:]
+        seconds = min(max(_WINDOW, _PASSES * size / own), _LONGEST_PASSES)
+        found.passes += self._ceilings.passes(self._threads, size, seconds)[1:]
 
     def _goes_on(self, windows: int, elapsed: float, seconds: float) -> bool:
         if windows == 0:
@@ -153,26 +181,34 @@ class CellMeasurement:
         compute = self._calls.operations / self._first.peak
         self._sample_dram = memory >= _MATTERS * compute
         self._sample_peak = compute >= _MATTERS * memory
+        share = min(_LONGEST_SAMPLE, _SAMPLE_SHARE * call.seconds)
+        self._dram_seconds, self._peak_seconds = max(_DRAM, share), max(_PEAK, share)
+        # As long as a call, so that what it cannot avoid is in a slice as well.
+        self._slice = min(max(_SHORTEST_SLICE, call.seconds), _SLICE_SHARE * self._peak_seconds)
 
-    def _sample(self) -> Ceiling:
-        return Ceiling(
-            self._ceilings.dram(_DRAM) if self._sample_dram else self._first.dram,
-            self._ceilings.peak(self._unit, _PEAK) if self._sample_peak else self._first.peak,
-        )
+    def _sample(self) -> Sample:
+        dram = Rate(self._first.dram, self._first.dram, 1.0)
+        peak = Rate(self._first.peak, self._first.peak, 1.0)
+        if self._sample_dram:
+            dram = self._ceilings.dram(self._dram_seconds, self._slice)
+        if self._sample_peak:
+            peak = self._ceilings.peak(self._unit, self._peak_seconds, self._slice)
+        return Sample(Ceiling(dram.typical, peak.typical), Ceiling(dram.mean, peak.mean))
 
     def _own_dram(self, ceiling: Ceiling) -> float:
         if self._threads == self._ceilings.table.threads:
             return ceiling.dram
-        return self._ceilings.dram(_DRAM, self._threads)
+        return self._ceilings.dram(self._dram_seconds, self._slice, self._threads).typical
 
     def _figures(self, found: _Samples) -> CellFigures:
         times = [call.seconds for call in found.calls]
         size = statistics.median(call.bytes for call in found.calls)
         ceiling = Ceiling(
-            statistics.median(sample.dram for sample in found.ceilings),
-            statistics.median(sample.peak for sample in found.ceilings),
+            statistics.median(sample.typical.dram for sample in found.ceilings),
+            statistics.median(sample.typical.peak for sample in found.ceilings),
         )
-        passes = found.passes or [1.0]
+        enough = len(found.passes) >= _FEWEST_PASSES
+        tail = quantile(found.passes, 0.99) / statistics.median(found.passes) if enough else None
         return CellFigures(
             calls=len(times),
             windows=len(found.fractions),
@@ -183,11 +219,12 @@ class CellMeasurement:
             call_bytes=size,
             floor=statistics.median(found.floors),
             floor_fraction=Spread.of(found.fractions),
+            mean_fraction=Spread.of(found.means),
             memory_bound=size / ceiling.dram >= self._calls.operations / ceiling.peak,
             unit=self._unit,
             many_from=self._calls.pool.native.many_from(self._calls.layers.format.value),
             ceiling=ceiling,
-            read_tail=quantile(passes, 0.99) / statistics.median(passes),
+            read_tail=tail,
             curve_fraction=Spread.of(found.curve),
             curve_dram=statistics.median(found.curve_dram),
         )

@@ -105,6 +105,7 @@ class KernelBench:
         return Report(
             host=self._host,
             ceilings=table,
+            on_core=self._ceilings.on_core,
             overheads=self._overheads,
             results=tuple(self._results),
             notes=tuple(dict.fromkeys(self._notes)),

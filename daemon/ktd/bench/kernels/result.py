@@ -73,6 +73,7 @@ class Result:
             "floor_fraction": figures.floor_fraction.median,
             "floor_fraction_p10": figures.floor_fraction.p10,
             "floor_fraction_p90": figures.floor_fraction.p90,
+            "floor_fraction_of_means": figures.mean_fraction.median,
             "bound": "memory" if figures.memory_bound else "compute",
             "unit": figures.unit,
             "many_from": figures.many_from,
@@ -122,6 +123,7 @@ class Report:
 
     Attributes:
         host: Where.
+        on_core: Share of the time in which the threads of the ceilings had a core.
         ceilings: As the sweep at the beginning found them.
         overheads: Of an empty call, by kernel set.
         results: In the order in which they were measured.
@@ -130,16 +132,18 @@ class Report:
 
     host: Host
     ceilings: CeilingTable
+    on_core: float
     overheads: dict[str, Overhead]
     results: tuple[Result, ...]
     notes: tuple[str, ...] = ()
 
     @property
     def scalings(self) -> tuple[Scaling, ...]:
-        """Every cell with more threads than the same with the fewest."""
+        """Every memory-bound cell with more threads than the same with the fewest."""
         first: dict[tuple[str, str, str, int], Result] = {}
         found = []
-        for row in sorted(self.results, key=lambda row: row.threads):
+        memory_bound = (row for row in self.results if row.figures.memory_bound)
+        for row in sorted(memory_bound, key=lambda row: row.threads):
             key = (row.shape.name, row.format, row.isa, row.tokens)
             few = first.setdefault(key, row)
             if row.threads > few.threads:
@@ -150,7 +154,7 @@ class Report:
         """For ``--json``."""
         return {
             "host": {"cpu": self.host.cpu, "last_level_cache_bytes": self.host.last_level_cache},
-            "ceilings": self.ceilings.as_json(),
+            "ceilings": self.ceilings.as_json() | {"on_core": self.on_core},
             "overhead": {isa: overhead.as_json() for isa, overhead in self.overheads.items()},
             "results": [result.as_json() for result in self.results],
             "scaling": [scaling.as_json() for scaling in self.scalings],

@@ -17,14 +17,16 @@ HEADER = (
     "TFLOP/s",
     "of floor",
     "p10–p90",
+    "of means",
     "bound by",
     "p99/median",
     "read loop's",
     "× torch",
 )
-ALIGN = "lllrrrrrrrrlrrr"
+ALIGN = "lllrrrrrrrrrlrrr"
 CEILING_HEADER = ("unit", "1 thread", "all threads", "a cycle and core")
 CEILING_ALIGN = "lrrr"
+_QUIET = 0.97
 
 
 def cells(result: Result) -> tuple[str, ...]:
@@ -44,9 +46,10 @@ def cells(result: Result) -> tuple[str, ...]:
         f"{figures.operations / 1e12:.3f}",
         f"{fraction.median:.2f}",
         f"{fraction.p10:.2f}–{fraction.p90:.2f}",
+        f"{figures.mean_fraction.median:.2f}",
         "memory" if figures.memory_bound else figures.unit,
         f"{result.tail:.2f}",
-        f"{figures.read_tail:.2f}",
+        "–" if figures.read_tail is None else f"{figures.read_tail:.2f}",
         "–" if ratio is None else f"{ratio:.1f}",
     )
 
@@ -77,6 +80,11 @@ def ceiling_cells(report: Report) -> list[tuple[str, ...]]:
 def remarks(report: Report) -> list[str]:
     """Sentences under the tables."""
     lines = []
+    if report.on_core < _QUIET:
+        lines.append(
+            f"This host is busy: the threads that measured its ceilings had a core for "
+            f"{report.on_core:.0%} of the time. Take none of these figures for the kernels'."
+        )
     for isa, cost in report.overheads.items():
         lines.append(
             f"An empty call of {isa} takes {cost.native_us:.1f} µs (p99 {cost.native_p99_us:.1f}), "
