@@ -9,7 +9,7 @@
 # but test leaves PART.json, PART.md, PART.svg and PART.log in FOLDER.
 #
 # Needs python3 with torch, numpy, pytest and pybind11 >= 3 (or PYBIND11_DIR, the folder of its
-# pybind11Config.cmake), cmake, and a C++20 compiler. Stops at the first failure. About four minutes
+# pybind11Config.cmake), cmake, and a C++20 compiler. Stops at the first failure. About five minutes
 # on 16 cores; KTD_CELL_SECONDS (default 1.2) is what a cell of the tables takes.
 set -eu
 
@@ -59,6 +59,12 @@ mkdir -p "$stage"
 cp -R "$root/daemon/ktd" "$stage/ktd"
 quietly cmake --install "$build/extension" --prefix "$stage"
 export PYTHONPATH="$stage"
+
+found=$("$python" -c 'import ktd; print(ktd.__file__)')
+if [ "$found" != "$stage/ktd/__init__.py" ]; then
+  echo "$python imports ktd from $found: name one by PYTHON that has no ktd installed" >&2
+  exit 2
+fi
 
 bench() { "$python" -m ktd bench kernels "$@"; }
 bench --list | tee "$build/list"
