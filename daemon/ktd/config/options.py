@@ -11,7 +11,7 @@ LIVE_SLOTS = ("placed", "even")
 POLICIES = ("off", "dynamic", "adaptive")
 LOG_FORMATS = ("json", "console")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-ISAS = ("scalar", "avx2", "avx512", "avx512_bf16")
+ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
 DEVICES = ("auto", "cpu", "cuda")
 RECORDER_MODES = ("stat", "stat_approx", "per_pass", "per_token")
 

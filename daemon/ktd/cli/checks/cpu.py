@@ -17,6 +17,7 @@ _FEATURES = (
     "avx512f",
     "avx512bw",
     "avx512vl",
+    "avx512vbmi",
     "avx512_vnni",
     "avx512_bf16",
     "avx512_fp16",
