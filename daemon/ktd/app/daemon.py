@@ -59,8 +59,24 @@ def serve(settings: Settings, *, command: Sequence[str] = HOST_COMMAND) -> int:
     Raises:
         KtdError: what kept it from starting; the daemon is gone and has left nothing.
     """
-    with to_standard_error(settings.log_format, settings.log_level) as log:
-        return asyncio.run(_serve(settings, log, command))
+    with (
+        to_standard_error(settings.log_format, settings.log_level) as log,
+        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+    ):
+        return runner.run(_serve(settings, log, command))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The loop of uvloop where that is installed, as it is with the engine; else Python's.
+
+    It is one more step of making the front quick (docs/results/bench.md); nothing depends on it.
+    """
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
 
 
 async def _serve(settings: Settings, log: Log, command: Sequence[str]) -> int:

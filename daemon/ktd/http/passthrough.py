@@ -8,48 +8,42 @@ engine is closed at once, which makes SGLang abort it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 import aiohttp
 from aiohttp import hdrs, web
-from multidict import CIMultiDict, CIMultiDictProxy
-from yarl import URL
 
 from ktd.http import errors
 from ktd.http.auth import KeyCheck
 from ktd.http.gate import Gate
+from ktd.http.upstream import EngineConnection, Headers, Upstream
 
 # RFC 9110, section 7.6.1, and what speaks of this hop alone. aiohttp answers Expect itself.
 _HOP_BY_HOP = frozenset(
     {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "expect",
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"expect",
     }
 )
-# aiohttp would add these to what the client sent.
-_NOT_ADDED = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
 # The engine may resolve these, and then "/v1/../x" would be another route.
 _DOTS = re.compile(r"(?:^|[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?:$|[/\\?#]|%2f|%5c)", re.IGNORECASE)
 _RETRY_SECONDS = 5
-# Well below the time after which the engine closes an idle connection (uvicorn: 5 s unless told
-# otherwise): one that it closes in the moment of its use would fail a request that may not be
-# sent twice.
-_IDLE_SECONDS = 3.0
 _SMALL_BODY = 1 << 20
 # How long an answer's headers wait for the first piece of its body.
 _TOGETHER_SECONDS = 0.001
+_TEXT = ("utf-8", "surrogateescape")  # how aiohttp reads and writes headers
 # What nginx logs when the client goes first.
 _CLIENT_WENT = 499
 
@@ -63,20 +57,17 @@ class RequestLog(Protocol):
 
 
 class Passthrough:
-    """The handler of ``/v1``; one upstream session per engine, without limits or timeouts."""
+    """The handler of ``/v1``; any number of requests at once, without timeouts."""
 
     def __init__(self, gate: Gate, key: KeyCheck, log: RequestLog) -> None:
         self._gate = gate
         self._key = key
         self._log = log
-        self._session: aiohttp.ClientSession | None = None
-        self._socket: Path | None = None
+        self._upstream = Upstream()
 
     async def close(self) -> None:
-        """Closes the upstream session."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        """Closes the connections to the engine that are free."""
+        self._upstream.close()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answers one request to ``/v1``."""
@@ -86,37 +77,24 @@ class Passthrough:
             return errors.unauthorized()
         if _DOTS.search(request.raw_path):
             return errors.not_found(request.path)
-        upstream = self._gate.upstream
-        if upstream is None:
+        socket = self._gate.upstream
+        if socket is None:
             return errors.unavailable(self._gate.closed_reason, _RETRY_SECONDS)
         with self._gate.passing():
-            return await self._forward(request, await self._session_to(upstream), start)
-
-    async def _session_to(self, socket: Path) -> aiohttp.ClientSession:
-        if self._session is None or self._socket != socket:
-            await self.close()
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(
-                    path=str(socket), limit=0, keepalive_timeout=_IDLE_SECONDS
-                ),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-                auto_decompress=False,
-                skip_auto_headers=_NOT_ADDED,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                read_bufsize=1 << 18,
-                max_line_size=1 << 16,
-                max_field_size=1 << 16,
-            )
-            self._socket = socket
-        return self._session
+            return await self._forward(request, socket, start)
 
     async def _forward(
-        self, request: web.Request, session: aiohttp.ClientSession, start: float
+        self, request: web.Request, socket: Path, start: float
     ) -> web.StreamResponse:
         exchange = _Exchange(request, start)
         try:
-            await exchange.run(session, await _body(request))
-        except (aiohttp.ClientError, OSError) as error:
+            body = await _body(request)
+            connection = await self._upstream.connection(socket)
+            try:
+                await exchange.run(connection, body)
+            finally:
+                self._upstream.give_back(connection, socket)
+        except OSError as error:  # of either connection
             return exchange.failed(error)
         finally:
             elapsed = time.perf_counter() - start
@@ -152,34 +130,52 @@ class _Exchange:
         return self._response
 
     async def run(
-        self, session: aiohttp.ClientSession, body: bytes | aiohttp.StreamReader | None
+        self, connection: EngineConnection, body: bytes | aiohttp.StreamReader | None
     ) -> None:
         """Sends the request and passes the answer on as it comes."""
-        request = self._request
-        async with session.request(
-            request.method,
-            URL(f"http://ktd{request.raw_path}", encoded=True),
-            headers=_end_to_end(request.headers),
-            data=body,
-            allow_redirects=False,
-        ) as answer:
-            self.status = answer.status
-            response = _Answer(status=answer.status, reason=answer.reason)
-            response.headers.extend(_end_to_end(answer.headers))
+        upload = self._send(connection, body)
+        try:
+            await connection.answered()
+            self.status = connection.status
+            response = _Answer(status=connection.status, reason=connection.reason)
+            response.headers.extend(
+                (name.decode(*_TEXT), value.decode(*_TEXT))
+                for name, value in _end_to_end(connection.headers)
+            )
             self._response = response
-            writer = await response.prepare(request)
-            try:
-                async with asyncio.timeout(_TOGETHER_SECONDS):
-                    piece = await answer.content.readany()
-            except TimeoutError:
-                if writer is not None:
+            writer = await response.prepare(self._request)
+            if not connection.has_piece():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_TOGETHER_SECONDS):
+                        await connection.news()
+                if writer is not None and not connection.has_piece():
                     writer.send_headers()
-                piece = await answer.content.readany()
+            piece = await connection.piece()
             self.first_byte = time.perf_counter() - self._start
             while piece:
                 await response.write(piece)
-                piece = await answer.content.readany()
+                piece = await connection.piece()
             await response.write_eof()
+        finally:
+            if upload is not None and not upload.done():
+                # The answer came before the request was over: what is left of it has no reader.
+                connection.close()
+                upload.cancel()
+
+    def _send(
+        self, connection: EngineConnection, body: bytes | aiohttp.StreamReader | None
+    ) -> asyncio.Task[None] | None:
+        """Sends the request; the task that sends the rest of a large body, if there is one."""
+        request = self._request
+        headers = _end_to_end(request.raw_headers)
+        if body is None or isinstance(body, bytes):
+            connection.send(request.method, request.raw_path, headers, body or b"")
+            return None
+        chunked = request.content_length is None
+        if chunked:
+            headers.append((b"transfer-encoding", b"chunked"))
+        connection.send(request.method, request.raw_path, headers, b"")
+        return asyncio.create_task(_upload(connection, body, chunked=chunked))
 
     def failed(self, error: Exception) -> web.StreamResponse:
         """What the client gets when one of the two connections broke."""
@@ -207,12 +203,27 @@ async def _body(request: web.Request) -> bytes | aiohttp.StreamReader | None:
     return request.content
 
 
-def _end_to_end(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+async def _upload(
+    connection: EngineConnection, body: aiohttp.StreamReader, *, chunked: bool
+) -> None:
+    """Sends a large body as it comes; a client or an engine that goes ends it."""
+    try:
+        async for piece in body.iter_any():
+            await connection.send_more(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+        if chunked:
+            await connection.send_more(b"0\r\n\r\n")
+    except (aiohttp.ClientError, OSError):
+        # Half a request must not be taken for a whole one; who waits for the answer is told.
+        connection.close()
+
+
+def _end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Headers without those of one hop, nor those that ``Connection`` names."""
-    named: Iterable[str] = (
+    lowered = [(name.lower(), name, value) for name, value in headers]
+    dropped = _HOP_BY_HOP.union(
         token.strip().lower()
-        for value in headers.getall(hdrs.CONNECTION, ())
-        for token in value.split(",")
+        for low, _, value in lowered
+        if low == b"connection"
+        for token in value.split(b",")
     )
-    dropped = _HOP_BY_HOP.union(named)
-    return CIMultiDict((k, v) for k, v in headers.items() if k.lower() not in dropped)
+    return [(name, value) for low, name, value in lowered if low not in dropped]

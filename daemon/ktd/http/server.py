@@ -90,6 +90,8 @@ class HttpFront:
             # A client that goes ends its handler, and that the request to the engine.
             handler_cancellation=True,
             shutdown_timeout=_CLOSE_SECONDS,
+            # A compressed request goes on as it came.
+            auto_decompress=False,
             max_line_size=1 << 16,
             max_field_size=1 << 16,
         )
