@@ -50,6 +50,7 @@ class LiveHost:
         moe_layers: Sequence[int] = tuple(range(6)),
         num_experts: int = 32,
         slots: int | Sequence[int] = 8,
+        in_slots: int | None = None,
         environment: dict[str, str] | None = None,
         **spec_fields: Any,
     ) -> None:
@@ -65,7 +66,9 @@ class LiveHost:
             moe_layers=tuple(moe_layers),
             num_experts=num_experts,
             slots=tuple(counts),
-            initial=tuple(tuple(range(count)) for count in counts),
+            initial=tuple(
+                tuple(range(count if in_slots is None else in_slots)) for count in counts
+            ),
             **spec_fields,
         )
         self.log = self.runtime_dir / "log"

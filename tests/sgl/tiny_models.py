@@ -73,6 +73,21 @@ MODELS = {
         },
         moe_layers=(0, 2),
     ),
+    # Wide enough for a block of 128 and a part of one, and for groups of 32.
+    "qwen3_moe_quantised": TinyModel(
+        "qwen3_moe",
+        {
+            "hidden_size": 192,
+            "num_hidden_layers": 2,
+            "head_dim": 16,
+            "intermediate_size": 96,
+            "moe_intermediate_size": 128,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+        },
+        moe_layers=(0, 1),
+    ),
     "mixtral": TinyModel(
         "mixtral",
         {"intermediate_size": 72, "num_local_experts": 8, "num_experts_per_tok": 2},
@@ -123,7 +138,7 @@ MODELS = {
             "first_k_dense_replace": 1,
             "n_group": 1,
             "topk_group": 1,
-            "routed_scaling_factor": 1.0,
+            "routed_scaling_factor": 2.5,
         },
         moe_layers=(1, 2),
     ),

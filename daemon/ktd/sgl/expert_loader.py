@@ -19,9 +19,6 @@ from torch import nn
 from ktd.experts.store import HostStore
 from ktd.sgl.weight_reader import WeightReader
 
-# Shards that one parameter of an expert is put together from.
-_SHARDS = {"w13_weight": ("w1", "w3"), "w2_weight": ("w2",)}
-
 WeightLoader = Callable[..., None]
 
 
@@ -55,6 +52,10 @@ class ExpertLoader:
             when they come from elsewhere.
         place: Makes the memory of a tensor appear where it will be read; told how many matrices an
             expert has in it. None leaves that to whoever writes first.
+
+    Every parameter is complete when each shard of each expert has come: gate ("w1") and up ("w3")
+    of those called ``w13_…``, down ("w2") of ``w2_…``. A checkpoint that keeps all experts of a
+    layer in one tensor sends it without an expert and a shard.
     """
 
     def __init__(
@@ -72,13 +73,13 @@ class ExpertLoader:
         self._reader = reader
         self._reads: list[Future[None]] = []
         self._lock = threading.Lock()
-        self._arrived: set[tuple[str, int, str]] = set()
+        self._arrived: set[tuple[str, int | None, str | None]] = set()
         self._names: dict[int, str] = {}
         self._parameters: dict[str, nn.Parameter] = {}
         for name, meta in template.items():
             tensor = store.allocate(tuple(meta.shape), meta.dtype)
             if place is not None:
-                place(tensor, len(_SHARDS[name]) if name in _SHARDS else 1)
+                place(tensor, len(_shards_of(name)))
             parameter = nn.Parameter(tensor, requires_grad=False)
             # SGLang keeps what its loader needs as attributes of the parameter.
             for attribute, value in vars(meta).items():
@@ -104,8 +105,8 @@ class ExpertLoader:
         param: nn.Parameter,
         loaded_weight: torch.Tensor,
         weight_name: str,
-        shard_id: str,
-        expert_id: int,
+        shard_id: str | None,
+        expert_id: int | None,
     ) -> None:
         """SGLang's ``weight_loader`` signature; may be called from several threads."""
         name = self._names[id(param)]
@@ -136,20 +137,29 @@ class ExpertLoader:
         for read in reads:
             read.result()
 
-    def _arrive(self, name: str, expert_id: int, shard_id: str) -> None:
+    def _arrive(self, name: str, expert_id: int | None, shard_id: str | None) -> None:
         tensor = self._parameters[name]
-        per_expert = tensor[0].numel() * tensor.element_size()
+        whole = tensor.numel() * tensor.element_size()
         with self._lock:
             if (name, expert_id, shard_id) in self._arrived:
                 return
             self._arrived.add((name, expert_id, shard_id))
-        self._loaded(per_expert // len(_SHARDS[name]))
+        parts = tensor.shape[0] * len(_shards_of(name)) if expert_id is not None else 1
+        self._loaded(whole // parts)
 
     def missing(self) -> str | None:
         """Names the first shard that the checkpoint did not have, or None."""
         for name, parameter in self._parameters.items():
+            if (name, None, None) in self._arrived:
+                continue
+            kind = name.partition("_")[2]
+            what = "" if kind == "weight" else f" of {kind}"
             for expert in range(parameter.shape[0]):
-                for shard in _SHARDS[name]:
+                for shard in _shards_of(name):
                     if (name, expert, shard) not in self._arrived:
-                        return f"shard {shard} of expert {expert}"
+                        return f"shard {shard}{what} of expert {expert}"
         return None
+
+
+def _shards_of(name: str) -> tuple[str, ...]:
+    return ("w1", "w3") if name.startswith("w13_") else ("w2",)

@@ -1,14 +1,13 @@
 """The MoE method in the place of SGLang's own: slots on the device, the rest on the CPU.
 
-It wraps SGLang's method for the format, which keeps computing the slots, and adds what the native
-pool computes. The routing is split once per step (invariant 3): a slot id or -1 for the device, an
+It wraps SGLang's method for the format. Slots compute the experts they hold, the native pool
+the others. The routing is split once per step (invariant 3): a slot id or -1 for the device, an
 expert id or -1 for the pool.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,10 +16,14 @@ from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from torch import nn
 
 from ktd.experts.weights import ExpertWeights, WeightFormat
+from ktd.sgl.expert_format import ExpertFormat, FormatRefused, expert_format
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.expert_loader import ExpertLoader, LayerTemplate
-from ktd.sgl.limits import why_not_supported
+from ktd.sgl.limits import ExpertMath, LayerRefused, math_of
+from ktd.sgl.pool_slots import PoolSlots
 from ktd.sgl.rank import Rank
+from ktd.sgl.sglang_slots import SglangSlots
+from ktd.sgl.slots import Slots
 from ktd.sgl.weight_file import WeightsUnreadable
 
 
@@ -42,7 +45,10 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self._num_slots = 0
         self._rank: Rank
         self._position: int
+        self._format: ExpertFormat
+        self._math: ExpertMath
         self._loader: ExpertLoader
+        self._slots: Slots
         self._layer: ExpertLayer
         self._handle: int
 
@@ -63,21 +69,26 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self._rank = self._rank_of(layer)
         self._position = self._rank.position_of(self._layer_id)
         self._num_slots = self._rank.spec.slots[self._position]
-        problem = why_not_supported(layer, self.gpu_method, params_dtype, num_experts)
-        if problem is not None:
-            raise self._rank.refuse("model", f"layer {self._layer_id}: {problem}")
-        shape = {
+        attributes |= {
             "hidden_size": hidden_size,
             "intermediate_size_per_partition": intermediate_size_per_partition,
             "params_dtype": params_dtype,
         }
-        template = LayerTemplate(layer)
-        with torch.device("meta"):
-            self.gpu_method.create_weights(
-                layer=template, num_experts=num_experts, **shape, **attributes
-            )
+        try:
+            self._math = math_of(layer, params_dtype, num_experts)
+            self._format = expert_format(self.gpu_method, layer, self._math)
+            template = LayerTemplate(layer)
+            with torch.device("meta"):
+                self.gpu_method.create_weights(
+                    layer=template, num_experts=num_experts, **attributes
+                )
+            declared = dict(template.named_parameters())
+            parameters = self._format.host_parameters(declared)
+        except (FormatRefused, LayerRefused) as refused:
+            sentence = f"layer {self._layer_id}: {refused}"
+            raise self._rank.refuse("model", sentence) from refused
         self._loader = ExpertLoader(
-            dict(template.named_parameters()),
+            parameters,
             store=self._rank.store,
             load=weight_loader,
             loaded=self._rank.loaded_bytes,
@@ -85,17 +96,28 @@ class HybridMoEMethod(FusedMoEMethodBase):
             place=self._rank.pool.place,
         )
         self._rank.expect_bytes(self._loader.num_bytes)
-        self.gpu_method.create_weights(
-            layer=layer,
-            num_experts=self._num_slots,
-            **shape,
-            weight_loader=self._loader,
-            **attributes,
-        )
-        for name in self._loader.tensors:
-            self._loader.attach(name, getattr(layer, name))
+        self._slots = self._make_slots(layer, attributes, declared)
         # SGLang's loader follows the layout of this method, not of the wrapper (0.5.23).
         layer.weight_load_method = self.gpu_method
+
+    def _make_slots(
+        self, layer: nn.Module, attributes: dict[str, Any], declared: Iterable[str]
+    ) -> Slots:
+        # SGLang's torch-native method is for these alone.
+        if self._format.weights is WeightFormat.BF16 and self._math.plain:
+            return SglangSlots(self.gpu_method, layer, self._loader, self._num_slots, attributes)
+        return PoolSlots(
+            layer,
+            self._loader,
+            self._num_slots,
+            store=self._rank.store,
+            pool=self._rank.pool,
+            experts=self._experts,
+            unstored=self._format.unstored(declared),
+        )
+
+    def _experts(self, tensors: Mapping[str, torch.Tensor]) -> ExpertWeights:
+        return self._format.experts(tensors, self._math)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Checks that the store is complete, fills the first placement's slots, joins the pool."""
@@ -110,43 +132,33 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 f"the checkpoint has no {missing} of layer {self._layer_id}; download it again",
             )
         tensors = self._loader.tensors
-        slots = {name: getattr(layer, name).data for name in tensors}
         self._layer = ExpertLayer(
             layer=self._layer_id,
             num_experts=self._rank.spec.num_experts,
             num_slots=self._num_slots,
             store=tensors,
-            slots=slots,
+            slots=self._slots.tensors(layer),
             table=torch.full((self._rank.spec.num_experts,), -1, dtype=torch.int32),
         )
         for expert in self._rank.spec.initial[self._position]:
             for destination, source in self._layer.reserve(expert).tensors:
                 destination.copy_(source)
             self._layer.publish(expert)
-        self.gpu_method.process_weights_after_loading(layer)
-        self._handle = self._rank.pool.add_layer(
-            ExpertWeights(WeightFormat.BF16, tensors["w13_weight"], tensors["w2_weight"])
-        )
+        self._slots.filled(layer)
+        self._handle = self._rank.pool.add_layer(self._experts(tensors))
         self._rank.add_layer(self._layer)
 
     def create_moe_runner(self, layer: nn.Module, moe_runner_config: Any) -> None:
-        """Builds SGLang's runner over S experts.
-
-        ``num_local_experts`` differs from ``num_experts`` so that 0.5.17 skips the id -1 too;
-        the input is never overwritten, because the pool reads it as well.
-        """
-        config = dataclasses.replace(
-            moe_runner_config, num_local_experts=max(self._num_slots, 1), inplace=False
-        )
-        self.gpu_method.create_moe_runner(layer, config)
+        """A runner for the slots."""
+        self._slots.create_runner(layer, moe_runner_config)
 
     def get_moe_runner_backend(self, layer: nn.Module) -> Any:
-        """SGLang's own choice for the slots."""
-        return self.gpu_method.get_moe_runner_backend(layer)
+        """The slots' choice."""
+        return self._slots.runner_backend(layer)
 
     def get_moe_routing_method_type(self, layer: nn.Module, requested_method: Any) -> Any:
-        """SGLang's own choice for the slots."""
-        return self.gpu_method.get_moe_routing_method_type(layer, requested_method)
+        """The slots' choice."""
+        return self._slots.routing_method_type(layer, requested_method)
 
     # --- one step ------------------------------------------------------------------------
 
@@ -163,32 +175,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
         else:
             out = torch.zeros(hidden.shape, dtype=torch.float32)
         if routed.in_slots:
-            self._add_slots(layer, dispatch_output, routed.slots, weights, out)
+            self._slots.add(layer, dispatch_output, routed.slots, weights, out)
         return StandardCombineInput(hidden_states=out.to(hidden.dtype))
-
-    def _add_slots(
-        self,
-        layer: nn.Module,
-        dispatch_output: Any,
-        slots: torch.Tensor,
-        weights: torch.Tensor,
-        out: torch.Tensor,
-    ) -> None:
-        """Adds the slots' share through SGLang's torch-native path.
-
-        That path takes neither -1 nor one id twice in a row, so each mapped pair becomes a row
-        with one expert; the rows are added up in float32.
-        """
-        tokens, columns = (slots >= 0).nonzero(as_tuple=True)
-        topk = dispatch_output.topk_output._replace(
-            topk_ids=slots[tokens, columns].unsqueeze(1),
-            topk_weights=weights[tokens, columns].unsqueeze(1),
-        )
-        rows = dispatch_output._replace(
-            hidden_states=dispatch_output.hidden_states[tokens], topk_output=topk
-        )
-        computed = self.gpu_method.apply(layer, rows).hidden_states
-        out.index_add_(0, tokens, computed.float())
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else SGLang asks of its method, the wrapped one answers."""

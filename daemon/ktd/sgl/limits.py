@@ -1,54 +1,108 @@
-"""What the hybrid layer does not implement: refused by name, never computed wrongly."""
+"""What lies between an expert's products, from SGLang's layer; what no kernel has is refused."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ktd.experts.weights import Activation, ActivationKind
 
-def why_not_supported(
-    layer: Any, gpu_method: Any, params_dtype: torch.dtype, num_experts: int
-) -> str | None:
-    """One clause that names why this MoE layer cannot be hybrid, or None.
+
+class LayerRefused(Exception):  # says what happened
+    """The layer cannot be hybrid; the clause names why."""
+
+
+_SILU = Activation()
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertMath:
+    """What an expert computes beside its two products.
+
+    Attributes:
+        activation: Between the products.
+        weights_before_input: The router weight multiplies gate and up instead of the output.
+        interleaved: Gate and up rows alternate.
+        biases: Both products have one.
+    """
+
+    activation: Activation = _SILU
+    weights_before_input: bool = False
+    interleaved: bool = False
+    biases: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether every implementation of experts computes it: SiLU and nothing else."""
+        return self == ExpertMath()
+
+
+_KINDS = {
+    "silu": ActivationKind.SWISH,
+    "gelu": ActivationKind.GELU,
+    "gelu_tanh": ActivationKind.GELU_TANH,
+}
+
+
+def math_of(layer: Any, params_dtype: torch.dtype, num_experts: int) -> ExpertMath:
+    """What SGLang's layer computes.
+
+    Its ``routed_scaling_factor`` is no part of it: without a GPU SGLang's models multiply by it
+    themselves.
 
     Args:
         layer: SGLang's ``FusedMoE``.
-        gpu_method: Its own quantisation method.
-        params_dtype: dtype of the expert weights.
+        params_dtype: dtype of the model.
         num_experts: Local experts that SGLang is about to allocate.
+
+    Raises:
+        LayerRefused: The kernels do not compute it.
     """
     config = layer.moe_runner_config
-    kind = type(gpu_method).__name__
+    swish, alpha = config.activation == "silu", config.gemm1_alpha
+    limit = getattr(config, "swiglu_limit", None)
     checks = (
-        (kind != "UnquantizedFusedMoEMethod", f"expert weights of {kind} are not implemented"),
         (
             params_dtype != torch.bfloat16,
             f"experts run in bfloat16, not {params_dtype}; start with --dtype bfloat16",
         ),
-        (config.activation != "silu", f"activation {config.activation!r} is not implemented"),
+        (
+            config.activation not in _KINDS,
+            f"activation {config.activation!r} is not implemented",
+        ),
         (not config.is_gated, "experts without a gate projection are not implemented"),
-        (bool(getattr(layer, "with_bias", False)), "expert biases are not implemented"),
         (
-            config.gemm1_alpha is not None or config.gemm1_clamp_limit is not None,
-            "a SwiGLU with alpha or clamp is not implemented",
+            not swish and (alpha is not None or limit is not None),
+            f"activation {config.activation!r} with alpha or a limit is not implemented",
         ),
         (
-            getattr(config, "swiglu_limit", None) is not None,
-            "a SwiGLU with a limit is not implemented",
-        ),
-        (
-            config.apply_router_weight_on_input,
-            "router weights applied to the input are not implemented",
+            alpha is None and config.gemm1_clamp_limit is not None,
+            "a clamp behind the activation is not implemented",
         ),
         (bool(config.num_fused_shared_experts), "fused shared experts are not implemented"),
-        (
-            config.routed_scaling_factor not in (None, 1.0),
-            f"a routed scaling factor of {config.routed_scaling_factor} is not implemented",
-        ),
         (
             layer.moe_ep_size != 1 or num_experts != layer.num_experts,
             "expert parallelism is not supported",
         ),
     )
-    return next((sentence for wrong, sentence in checks if wrong), None)
+    problem = next((sentence for wrong, sentence in checks if wrong), None)
+    if problem is not None:
+        raise LayerRefused(problem)
+    # SGLang's swiglu with alpha adds one to up; without it a limit clamps what SiLU is given.
+    activation = (
+        Activation(alpha=alpha, limit=_limit(config.gemm1_clamp_limit), beta=1.0)
+        if alpha is not None
+        else Activation(_KINDS[config.activation], limit=_limit(limit))
+    )
+    return ExpertMath(
+        activation=activation,
+        weights_before_input=bool(config.apply_router_weight_on_input),
+        interleaved=alpha is not None and getattr(config, "gate_up_interleaved", True),
+        biases=bool(getattr(layer, "with_bias", False)),
+    )
+
+
+def _limit(value: float | None) -> float:
+    return float("inf") if value is None else float(value)

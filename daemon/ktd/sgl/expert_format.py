@@ -1,0 +1,171 @@
+"""What SGLang's quantisation methods call the tensors of a format, one row for each method.
+
+A row is chosen before anything is allocated, so a format that the pool does not compute is refused
+before a weight is read. The rows were read from SGLang 0.5.23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ktd.experts.weights import FP8_BLOCK, ExpertWeights, WeightFormat, refuse_act_order
+from ktd.sgl.limits import ExpertMath
+
+
+class FormatRefused(Exception):  # says what happened
+    """The pool does not compute these experts; the sentence names what and what to use instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertFormat:
+    """One row.
+
+    Attributes:
+        weights: Layout of the host tensors.
+        fields: Fields of ExpertWeights by the name of SGLang's parameter. SGLang's other parameters
+            hold nothing that the pool needs, and what the checkpoint has for them is not kept.
+        transposed: SGLang's parameters are the checkpoint's tensors turned round; the pool reads
+            them as the checkpoint has them.
+        dtypes: Types of parameters that SGLang declares otherwise than checkpoints have them.
+        order: Parameters that say in which order GPTQ took the inputs.
+        group: Inputs under one scale, where ``order`` is not empty.
+    """
+
+    weights: WeightFormat
+    fields: Mapping[str, str]
+    transposed: bool = False
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=lambda: MappingProxyType({}))
+    order: tuple[str, ...] = ()
+    group: int = 0
+
+    def host_parameters(self, declared: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+        """SGLang's parameters (of the meta device) as the pool wants them; attributes are kept.
+
+        Raises:
+            FormatRefused: SGLang's method declares other parameters than this row says.
+        """
+        absent = sorted(set(self.fields) - set(declared))
+        if absent:
+            raise FormatRefused(
+                f"SGLang declares no parameter {absent[0]} for {self.weights} experts; this release"
+                " of SGLang is not supported for this format"
+            )
+        found = {}
+        for name in self.fields:
+            meta = declared[name]
+            shape, attributes = list(meta.shape), dict(vars(meta))
+            if self.transposed:
+                shape[1], shape[2] = shape[2], shape[1]
+                attributes.pop("is_transposed", None)
+            dtype = self.dtypes.get(name, meta.dtype)
+            parameter = nn.Parameter(
+                torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False
+            )
+            for attribute, value in attributes.items():
+                setattr(parameter, attribute, value)
+            found[name] = parameter
+        return found
+
+    def unstored(self, declared: Iterable[str]) -> dict[str, Callable[..., None]]:
+        """Loaders for SGLang's parameters that the pool does without.
+
+        Those in ``order`` raise ValueError for a checkpoint that needs them.
+        """
+        return {
+            name: self._check_order if name in self.order else _ignore
+            for name in declared
+            if name not in self.fields
+        }
+
+    def _check_order(self, _param: nn.Parameter, g_idx: torch.Tensor, *_: Any, **__: Any) -> None:
+        refuse_act_order(g_idx, self.group)
+
+    def experts(self, tensors: Mapping[str, torch.Tensor], math: ExpertMath) -> ExpertWeights:
+        """``tensors``, by SGLang's names, as the pool takes them."""
+        named: dict[str, Any] = {self.fields[name]: tensor for name, tensor in tensors.items()}
+        return ExpertWeights(
+            self.weights,
+            **named,
+            interleaved=math.interleaved,
+            activation=math.activation,
+            weights_before_input=math.weights_before_input,
+        )
+
+
+def _ignore(*_: Any, **__: Any) -> None:
+    """Takes what a checkpoint has beside the weights (their shapes, for example)."""
+
+
+def expert_format(method: Any, layer: Any, math: ExpertMath) -> ExpertFormat:
+    """The row for SGLang's quantisation method of a layer.
+
+    Raises:
+        FormatRefused: There is none.
+    """
+    scheme = getattr(layer, "scheme", None)
+    chosen = method if scheme is None else scheme
+    kind = type(chosen).__name__
+    row = _ROWS.get(kind)
+    if row is None:
+        raise FormatRefused(f"expert weights of {kind} are not implemented; {_INSTEAD}")
+    found = row(chosen, math)
+    if math.biases and not any(role.endswith("_bias") for role in found.fields.values()):
+        raise FormatRefused(
+            f"{found.weights} experts with biases are not implemented; use the MXFP4 checkpoint"
+        )
+    return found
+
+
+_INSTEAD = (
+    "use a checkpoint in bf16, FP8 (128 x 128 blocks or per channel), INT8 per channel, INT4"
+    " (compressed-tensors, GPTQ, AWQ) or MXFP4"
+)
+
+
+def _fields(
+    weight: str = "weight", scale: str = "", zeros: str = "", *, bias: str = ""
+) -> dict[str, str]:
+    """Fields by parameter for both products, whose names differ in their beginning only."""
+    found = {}
+    for suffix, role in ((weight, ""), (scale, "_scale"), (zeros, "_zeros"), (bias, "_bias")):
+        for product in ("w13", "w2") if suffix else ():
+            found[f"{product}_{suffix}"] = f"{product}{role}"
+    return found
+
+
+def _unquantised(_method: Any, _math: ExpertMath) -> ExpertFormat:
+    return ExpertFormat(WeightFormat.BF16, _fields())
+
+
+def _fp8(method: Any, _math: ExpertMath) -> ExpertFormat:
+    if method.is_fp4_expert:
+        raise FormatRefused(f"DeepSeek's FP4 experts are not implemented; {_INSTEAD}")
+    if not method.quant_config.is_checkpoint_fp8_serialized:
+        raise FormatRefused(
+            "--quantization fp8 quantises an unquantised checkpoint, which is not implemented; "
+            "leave it out, or use an FP8 checkpoint"
+        )
+    if method.use_mxfp8:
+        raise FormatRefused(f"MXFP8 experts are not implemented; {_INSTEAD}")
+    _check_block(method.weight_block_size)
+    return ExpertFormat(WeightFormat.FP8_BLOCK, _fields(scale="weight_scale_inv"))
+
+
+def _check_block(block: Any) -> None:
+    if block is None:
+        raise FormatRefused(f"FP8 experts with one scale a tensor are not implemented; {_INSTEAD}")
+    if list(block) != [FP8_BLOCK, FP8_BLOCK]:
+        size = " x ".join(map(str, block))
+        raise FormatRefused(f"FP8 experts in blocks of {size} are not implemented; {_INSTEAD}")
+
+
+_ROWS: dict[str, Callable[[Any, ExpertMath], ExpertFormat]] = {
+    "UnquantizedFusedMoEMethod": _unquantised,
+    "Fp8MoEMethod": _fp8,
+}

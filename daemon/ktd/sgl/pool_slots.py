@@ -1,0 +1,97 @@
+"""Slots in host memory that the native pool computes, as a layer of S experts beside the E.
+
+On a host without a GPU SGLang has no method for quantised experts. Here a slot holds an expert as
+the host store does, and the same kernels compute both, so that an expert's answer is the same
+wherever it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ktd.experts.pool import ExpertPool
+from ktd.experts.store import HostStore
+from ktd.experts.weights import ExpertWeights
+from ktd.sgl.expert_loader import ExpertLoader, WeightLoader
+
+
+class PoolSlots:
+    """S experts in the store's layout; see :class:`ktd.sgl.slots.Slots`.
+
+    Args:
+        layer: Gets parameters under SGLang's names, by which the model's loader finds the experts.
+        loader: The layer's; the parameters carry it.
+        num_slots: S.
+        store: Where host memory comes from.
+        pool: Computes.
+        experts: Makes the pool's weights of tensors by parameter name.
+        unstored: Loaders of SGLang's other parameters, which have no memory here.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        loader: ExpertLoader,
+        num_slots: int,
+        *,
+        store: HostStore,
+        pool: ExpertPool,
+        experts: Callable[[Mapping[str, torch.Tensor]], ExpertWeights],
+        unstored: Mapping[str, WeightLoader],
+    ) -> None:
+        self._pool = pool
+        self._experts = experts
+        self._num_slots = num_slots
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._handle = -1
+        for name, tensor in loader.tensors.items():
+            shape = (num_slots, *tensor.shape[1:])
+            memory = (
+                store.allocate(shape, tensor.dtype)
+                if num_slots
+                else torch.empty(shape, dtype=tensor.dtype)
+            )
+            parameter = nn.Parameter(memory, requires_grad=False)
+            parameter.weight_loader = loader  # type: ignore[attr-defined]
+            layer.register_parameter(name, parameter)
+            loader.attach(name, parameter)
+            self._tensors[name] = memory
+        for name, weight_loader in unstored.items():
+            parameter = nn.Parameter(torch.empty(0), requires_grad=False)
+            parameter.weight_loader = weight_loader  # type: ignore[attr-defined]
+            layer.register_parameter(name, parameter)
+
+    def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
+        """In the store's layout."""
+        return dict(self._tensors)
+
+    def filled(self, layer: nn.Module) -> None:
+        """The slots join the pool."""
+        if self._num_slots:
+            self._handle = self._pool.add_layer(self._experts(self._tensors))
+
+    def create_runner(self, layer: nn.Module, config: Any) -> None:
+        """SGLang runs nothing here."""
+
+    def runner_backend(self, layer: nn.Module) -> None:
+        """Plain ids and weights."""
+
+    def routing_method_type(self, layer: nn.Module, requested: Any) -> Any:
+        """Only runners that route for themselves ask."""
+        return requested
+
+    def add(
+        self,
+        layer: nn.Module,
+        dispatch_output: Any,
+        slots: torch.Tensor,
+        weights: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        """One more call of the pool."""
+        hidden = dispatch_output.hidden_states.contiguous()
+        out.add_(self._pool.forward(self._handle, hidden, slots, weights))

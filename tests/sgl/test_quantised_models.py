@@ -1,0 +1,56 @@
+"""Engines over quantised experts without a GPU, against the same values in float32."""
+
+import pytest
+
+pytest.importorskip("sglang", reason="SGLang is not installed")
+
+from tests.sgl import quantised_models, tiny_models
+from tests.sgl.live_host import LiveHost
+from tests.sgl.test_architectures import TIMES_TRANSFORMERS_IN_BF16, distance
+
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+
+# A start takes long: one runs always, the others in the soak run.
+ALWAYS = ("fp8_block",)
+# These quantise what they multiply by the weights too, which the float32 reference does not: they
+# must be far nearer to it than a model without experts.
+QUANTISED_ACTIVATIONS = ("fp8_block", "fp8_channel", "int8")
+NEAR = 1 / 8
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ALWAYS else pytest.mark.soak)
+        for name in sorted(quantised_models.RECIPES)
+    ],
+)
+def test_answers_are_the_same_at_every_placement_and_near_the_reference(name, tmp_path):
+    """With two experts a token the order of the sum is no matter, so equal means equal bits."""
+    made = quantised_models.build(name, tmp_path)
+    texts = tiny_models.some_texts()
+    exact = tiny_models.reference(tmp_path / "reference", texts)
+    rounded = tiny_models.reference(tmp_path / "reference", texts, dtype="bfloat16")
+    blind = tiny_models.reference(tmp_path / "reference", texts, tiny_models.without_experts)
+    bound = TIMES_TRANSFORMERS_IN_BF16 * distance(rounded, exact)
+    if name in QUANTISED_ACTIVATIONS:
+        bound = NEAR * distance(blind, exact)
+    assert bound < distance(blind, exact) / 4, "the test would not see missing experts"
+
+    layers, count = made.moe_layers, made.num_experts
+    with LiveHost(
+        model=tmp_path / "quantised",
+        moe_layers=layers,
+        num_experts=count,
+        slots=count,
+        in_slots=0,
+    ) as host:
+        host.ready()
+        hello = host.ranks()[0].hello()
+        assert hello["slot_bytes"] == hello["host_store_bytes"]
+        on_cpu = [host.logprobs(ids) for ids in texts]
+        assert distance(on_cpu, exact) <= bound
+        host.swap(1, [(layer, -1, expert) for layer in layers for expert in (1, 4, 6)])
+        assert [host.logprobs(ids) for ids in texts] == on_cpu
+        host.swap(2, [(layer, -1, expert) for layer in layers for expert in (0, 2, 3, 5, 7)])
+        assert [host.logprobs(ids) for ids in texts] == on_cpu
