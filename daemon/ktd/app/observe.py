@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from ktd.engine.supervisor import Supervisor
@@ -13,11 +12,7 @@ from ktd.placement.manager import PlacementManager
 from ktd.placement.swap import SwapState
 from ktd.stats.hub import StatsHub
 
-_RESULTS = {
-    SwapState.SUCCEEDED: "succeeded",
-    SwapState.FAILED: "failed",
-    SwapState.CANCELLED: "cancelled",
-}
+_RESULTS = (SwapState.SUCCEEDED, SwapState.FAILED, SwapState.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +38,7 @@ class Observer:
         """Everything that ``/metrics`` exports."""
         status = self.supervisor.status()
         counted = self.hub.sample()
-        swaps = Counter(
-            _RESULTS[swap.state] for swap in self.manager.swaps.all() if swap.state in _RESULTS
-        )
+        outcomes = self.manager.swaps.outcomes
         return EngineSample(
             info={
                 "version": status.versions.ktd,
@@ -57,7 +50,7 @@ class Observer:
             restarts=status.restarts,
             total_experts=status.memory.total_experts if status.memory else 0,
             layers=self._layers(),
-            swaps={result: swaps[result] for result in _RESULTS.values()},
+            swaps={state.name.lower(): outcomes[state.name] for state in _RESULTS},
             swap_bytes=counted.swap_bytes if counted else 0,
             cpu_weight_bytes=counted.cpu_weight_bytes if counted else 0,
             tokens={
