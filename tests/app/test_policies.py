@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ktd.app.policies import chunk_size, copy_pairs, never_fires, options_of
+from ktd.app.policies import copy_pairs, never_fires, options_of
 from ktd.config.sources import Sources, load
 from ktd.errors import ConfigError
 from ktd.placement.cost import default_costs
@@ -90,8 +90,10 @@ def test_copies_that_are_slow_are_expensive_once_that_was_measured():
 
 
 def test_the_last_chunk_size_counts():
-    argv = ("--chunked-prefill-size", "512", "--chunked-prefill-size", "1024")
-    assert chunk_size(argv)[0] == 1024
+    threshold = ("--kt-gpu-prefill-token-threshold", "2048")
+    argv = ("--chunked-prefill-size", "512", "--chunked-prefill-size=1024")
+    told = settings("--kt-enable-dynamic-expert-update", *threshold, *argv)
+    assert "(--chunked-prefill-size 1024)" in never_fires(told, options_of(told))
 
 
 @pytest.mark.parametrize(

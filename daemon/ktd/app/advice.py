@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ktd.app.sglang_words import DEFAULT_KV_TOKENS, number_given
+from ktd.app.sglang_words import CHUNK_FLAG, DEFAULT_CHUNK, DEFAULT_KV_TOKENS, count_given
 from ktd.model.device_memory import device_bytes
 from ktd.model.facts import ModelFacts
 from ktd.model.memory import ENGINE_BYTES, RANK_BYTES, HostMemory, fitting_ratio
 
-# SGLang's own defaults, where its command line does not say (0.5.23: a CPU host, a small GPU).
-_DEFAULT_CHUNK = 4096
 _SMALLEST_CHUNK = 256
 _SMALLEST_TOKENS = 2048
 # Of device memory, for activations, graphs and what the driver takes.
@@ -36,15 +34,15 @@ def memory_advice(present: Present) -> str:
     fits = min(fitting_ratio(facts, _room(present)), _lower(ratio))
     chunk = max(
         _SMALLEST_CHUNK,
-        number_given(present.sglang_args, "--chunked-prefill-size", _DEFAULT_CHUNK) // 2,
+        count_given(present.sglang_args, CHUNK_FLAG, DEFAULT_CHUNK) // 2,
     )
     tokens = max(
         _SMALLEST_TOKENS,
-        number_given(present.sglang_args, "--max-total-tokens", DEFAULT_KV_TOKENS) // 2,
+        count_given(present.sglang_args, "--max-total-tokens", DEFAULT_KV_TOKENS) // 2,
     )
     return (
         f"Use less memory: --kt-gpu-experts-ratio {fits:g} (now {ratio:.2g}) for fewer experts in "
-        f"slots, --chunked-prefill-size {chunk} for smaller prefill buffers, or "
+        f"slots, {CHUNK_FLAG} {chunk} for smaller prefill buffers, or "
         f"--max-total-tokens {tokens} for a smaller KV cache."
     )
 

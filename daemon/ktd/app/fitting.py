@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ktd.app.device import detect_device
-from ktd.app.sglang_words import DEFAULT_KV_TOKENS, number_given
+from ktd.app.sglang_words import DEFAULT_KV_TOKENS, count_given
 from ktd.config.settings import Settings
 from ktd.errors import EngineNotReady, ModelUnsupported
 from ktd.model.device_memory import device_bytes
@@ -23,7 +23,7 @@ def free_bytes(device: str, ranks: int) -> int:
 
 def fit_for_start(facts: ModelFacts, settings: Settings, device: str) -> Fit:
     """What ``--gpu-experts-ratio auto`` takes under these settings, on this host, now."""
-    tokens = number_given(settings.sglang_args, "--max-total-tokens", DEFAULT_KV_TOKENS)
+    tokens = count_given(settings.sglang_args, "--max-total-tokens", DEFAULT_KV_TOKENS)
     demand = Demand(kv_tokens=tokens, ranks=settings.tp, device=device)
     return fit_before_start(facts, demand, free_bytes(device, settings.tp))
 

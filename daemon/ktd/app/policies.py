@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ktd.app.sglang_words import CHUNK_FLAG, DEFAULT_CHUNK, number_given
 from ktd.config.settings import Settings
 from ktd.placement.cost_meter import CostMeter
 from ktd.policy.counted import Counted
@@ -13,10 +14,7 @@ from ktd.policy.options import DYNAMIC, PolicyOptions
 from ktd.policy.pace import DEFAULT_COPY_RATE
 from ktd.stats.hub import StatsHub
 
-# SGLang's own, where its command line does not say (0.5.23: a CPU host, a small GPU).
-_DEFAULT_CHUNK = 4096
 _LEAST_EXPERT_BYTES = 1 << 20
-_CHUNK_FLAG = "--chunked-prefill-size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,25 +80,13 @@ def never_fires(settings: Settings, options: PolicyOptions) -> str:
             "The policy dynamic never moves anything: no prefill is long enough without "
             "--kt-gpu-prefill-token-threshold TOKENS."
         )
-    chunk, source = chunk_size(settings.sglang_args)
+    given = number_given(settings.sglang_args, CHUNK_FLAG)
+    chunk = DEFAULT_CHUNK if given is None else given
     if 0 < chunk < options.threshold:
+        source = "SGLang's default" if given is None else f"{CHUNK_FLAG} {chunk}"
         return (
             f"The policy dynamic can never fire: a prefill has at most {chunk} tokens at once "
             f"({source}), and --kt-gpu-prefill-token-threshold is {options.threshold}; lower it, "
-            f"or raise {_CHUNK_FLAG}."
+            f"or raise {CHUNK_FLAG}."
         )
     return ""
-
-
-def chunk_size(sglang_args: tuple[str, ...]) -> tuple[int, str]:
-    """Tokens of a prefill at once, and who says so; below 1: not chunked."""
-    found, source = _DEFAULT_CHUNK, "SGLang's default"
-    for position, word in enumerate(sglang_args):
-        name, equals, attached = word.partition("=")
-        if name != _CHUNK_FLAG:
-            continue
-        following = sglang_args[position + 1] if position + 1 < len(sglang_args) else ""
-        text = attached if equals else following
-        if text.lstrip("-").isdigit():
-            found, source = int(text), f"{_CHUNK_FLAG} {text}"
-    return found, source
