@@ -102,6 +102,23 @@ def test_a_window_knows_the_last_sample_before_a_pause():
     assert begin.decode.sum() == 7
 
 
+def test_a_window_within_a_pause_is_as_long_as_asked_for():
+    """The last sample before the pause stands until something is counted again."""
+    history = SampleHistory(spacing=10.0, longest=60.0)
+    history.add(counted(105.0, decode=7), last=True)
+    begin = history.before(counted(150.0, decode=7), 30.0)
+    assert begin is not None
+    assert begin.time == 120.0
+    history.add(counted(150.0, decode=8))
+    within, later = history.before(counted(155.0, decode=9), 10.0), counted(172.0, decode=30)
+    assert within is not None
+    assert (within.time, within.decode.sum()) == (145.0, 7)
+    history.add(counted(160.0, decode=20))
+    active = history.before(later, 15.0)
+    assert active is not None
+    assert (active.time, active.decode.sum()) == (150.0, 8)
+
+
 def test_a_window_does_not_reach_into_another_engine():
     """Counts of two engines cannot be subtracted."""
     history = SampleHistory()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ktd.stats.model import Sample
 
+# Counters are looked at this often, in seconds.
+TICK = 1.0
 SPACING = 10.0
 LONGEST_WINDOW = 300.0
 
@@ -47,10 +50,16 @@ class SampleHistory:
         """The sample that begins a window which ends with ``sample``.
 
         The latest one that is ``seconds`` old or older, so that a window is never shorter than
-        asked for; None: the window reaches back to the engine's start.
+        asked for; where nothing was counted after it, with the time until which it stood. None: the
+        window reaches back to the engine's start.
         """
         begin = sample.time - seconds
+        following = sample
         for kept in reversed(self._samples):
             if kept.engine_id == sample.engine_id and kept.time <= begin:
-                return kept
+                # One that is later than its turn came as soon as something was counted again.
+                idle = following.time - kept.time > self._spacing + 2 * TICK
+                stood = min(begin, following.time - TICK) if idle else kept.time
+                return replace(kept, time=stood)
+            following = kept
         return None

@@ -11,7 +11,7 @@ import numpy as np
 from ktd.errors import EngineNotReady, InvalidArgument
 from ktd.stats.deltas import snapshot_of, snapshot_of_window
 from ktd.stats.fanout import Fanout
-from ktd.stats.history import LONGEST_WINDOW, SampleHistory
+from ktd.stats.history import LONGEST_WINDOW, TICK, SampleHistory
 from ktd.stats.rates import DecayedRates
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ktd.stats.sampler import RankSampler
 
 SHORTEST_INTERVAL = 0.1
-_TICK = 1.0
 _MOST_PRIOR_PAIRS = 200_000
 
 
@@ -182,7 +181,7 @@ class StatsHub:
             elif not kept:
                 kept = True
                 self._history.add(sampler.sample(), last=True)
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(TICK)
 
     def _take(self, sample: Sample) -> None:
         self._rates.update(sample)
