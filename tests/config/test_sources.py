@@ -82,7 +82,15 @@ class TestRefused:
             (["m", "--gpu-experts-ratio", "-0.1"], "must be from 0 to 1"),
             (["m", "--gpu-experts-ratio", "nan"], "must be from 0 to 1"),
             (["m", "--gpu-experts-ratio", "half"], "not a number from 0 to 1, or auto"),
-            (["m", "--num-gpu-experts", "-1"], "must be from 0"),
+            (["m", "--num-gpu-experts", "-1"], "is -1; it must be from 0 to 1048576"),
+            (
+                ["m", "--kt-gpu-prefill-token-threshold", "0"],
+                "is 0; it must be from 1 to 2147483648",
+            ),
+            (
+                ["m", "--expert-distribution-recorder-buffer-size", "0"],
+                "is 0; it must be from 1 to 1048576, or -1 for all",
+            ),
             (["m", "--expert-placement-strategy", "best"], "one of uniform, frequency"),
             (
                 ["m", "--shutdown-timeout", "60"],

@@ -43,10 +43,10 @@ def test_missing_file_is_one_sentence():
 
 
 def test_other_suffix_is_refused(tmp_path):
-    """Only the two known kinds of file are read."""
-    path = tmp_path / "counts.npz"
+    """A bare name is one, too: whoever misspelt a profile's reads that it is none."""
+    path = tmp_path / "weekday"
     path.write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"neither a \.pt nor a \.json"):
+    with pytest.raises(ConfigError, match=r"neither a file of activation statistics .* a profile"):
         read_counts(path, SHAPE)
 
 

@@ -109,8 +109,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "gpu_experts_ratio", ("--kt-gpu-experts-ratio", "--gpu-experts-ratio"),
         values.ratio, PLACEMENT,
-        "Share of all experts in GPU slots, 0 to 1, or auto: what `ktd placement fit` finds; wins "
-        "over --kt-num-gpu-experts.",
+        "Share of all experts in GPU slots, 0 to 1, or auto: what `ktd placement fit` finds, "
+        "without a GPU a quarter at most; wins over --kt-num-gpu-experts.",
         shown_default="auto, unless --kt-num-gpu-experts is given", metavar="RATIO",
     ),
     Option(
@@ -154,7 +154,7 @@ OPTIONS: tuple[Option, ...] = (
         "gpu_prefill_token_threshold",
         ("--kt-gpu-prefill-token-threshold", "--gpu-prefill-token-threshold"),
         values.integer, PLACEMENT,
-        "Tokens of a prefill after which dynamic places each layer's experts by that prefill.",
+        "Least tokens of a prefill by which dynamic places each layer's experts.",
         shown_default="none: dynamic never fires", metavar="TOKENS",
     ),
     Option(

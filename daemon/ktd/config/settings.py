@@ -91,7 +91,9 @@ class Settings:
             self._between("num_gpu_experts", self.num_gpu_experts, 0, 1 << 20)
         size = self.expert_distribution_recorder_buffer_size
         if size != -1:
-            self._between("expert_distribution_recorder_buffer_size", size, 1, 1 << 20)
+            self._between(
+                "expert_distribution_recorder_buffer_size", size, 1, 1 << 20, ", or -1 for all"
+            )
         if isinstance(self.gpu_experts_ratio, float):
             self._between("gpu_experts_ratio", self.gpu_experts_ratio, 0, 1)
         if self.swap_rate is not None and self.swap_rate <= 0:
@@ -137,8 +139,14 @@ class Settings:
                 f"{self.named(name)} is {value!r}; it must be one of {', '.join(choices)}."
             )
 
-    def _between(self, name: str, value: float, low: float, high: float) -> None:
+    def _between(self, name: str, value: float, low: float, high: float, other: str = "") -> None:
         if not low <= value <= high:
             raise ConfigError(
-                f"{self.named(name)} is {value:g}; it must be from {low:g} to {high:g}."
+                f"{self.named(name)} is {_plain(value)}; it must be from {_plain(low)} to "
+                f"{_plain(high)}{other}."
             )
+
+
+def _plain(value: float) -> str:
+    """A whole number with all its digits."""
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:g}"

@@ -117,6 +117,7 @@ def _fit(
     slots = largest
     if device == "cpu":
         slots = min(largest, int(facts.total_experts * _SHARE_WITHOUT_GPU))
+    if slots < largest:
         told = (
             "Without a GPU slots are host memory and win no speed, so a quarter of the "
             f"{facts.total_experts} experts is enough; up to {largest} would fit."

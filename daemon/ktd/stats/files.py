@@ -47,7 +47,10 @@ def read_counts(path: Path, shape: ProfileShape) -> list[list[float]]:
             f"The statistics file {path} cannot be read ({error.strerror}); check "
             "--init-expert-location."
         ) from None
-    raise ConfigError(f"{path} is neither a .pt nor a .json file of activation statistics.")
+    raise ConfigError(
+        f"{path} is neither a file of activation statistics (.pt, .json, .npz) nor the name of a "
+        "profile that `ktd profile save` kept."
+    )
 
 
 def _from_torch(path: Path, shape: ProfileShape) -> list[list[float]]:
