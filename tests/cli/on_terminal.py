@@ -48,6 +48,13 @@ class TerminalSession:
                 await self._news.wait()
         return self._shown.decode()
 
+    async def shows_after(self, earlier: str, text: str) -> None:
+        """Waits until ``text`` has been shown behind the last ``earlier``."""
+        async with asyncio.timeout(30):
+            while text.encode() not in self._shown.rpartition(earlier.encode())[2]:
+                self._news.clear()
+                await self._news.wait()
+
     async def end(self) -> int:
         async with asyncio.timeout(30):
             return await self._process.wait()

@@ -163,13 +163,14 @@ async def test_a_conversation_on_a_terminal(front: FakeFront, tmp_path: Path) ->
         await terminal.shows("tokens/s")
         front.waits = asyncio.Event()
         terminal.type("two\n")
-        await front.asked(2)
-        await asyncio.sleep(0.3)
+        await terminal.shows("Hello wörld", times=2)
         terminal.type("\x03")
         await terminal.shows("(stopped)")
         front.waits.set()
         terminal.type("three\n")
-        await terminal.shows("> ", times=4)  # Typed before the prompt, Ctrl-D would get lost.
+        await terminal.shows("tokens/s", times=2)
+        # Typed before the prompt that follows the answer, Ctrl-D would get lost.
+        await terminal.shows_after("tokens/s", "> ")
         terminal.type("\x04")
         assert await terminal.end() == 0
     assert [t["content"] for t in front.requests[2]["messages"]][::2] == ["one", "two", "three"]
