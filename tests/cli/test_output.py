@@ -9,7 +9,7 @@ import pytest
 from ktd.cli.heat import PALETTE, HeatRow, heat_strip
 from ktd.cli.id_ranges import id_ranges
 from ktd.cli.message_json import enum_name, message_json
-from ktd.cli.quantities import bytes_text, count_text, plural, seconds_text, share_text
+from ktd.cli.quantities import bytes_text, count_text, number_text, plural, seconds_text, share_text
 from ktd.cli.tables import display_width, facts, table
 from ktd.cli.terminal import Terminal
 from ktd.client import EnginePhase, EngineStatus, Move
@@ -49,6 +49,15 @@ def test_bytes_have_binary_units(count: int, text: str) -> None:
 def test_counts_are_short(count: int, text: str) -> None:
     """Exact while they are small."""
     assert count_text(count) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.786, "0.8"), (59.87, "59.9"), (99.94, "99.9"), (999.7, "1000"), (8477.1, "8477")],
+)
+def test_numbers_never_have_an_exponent(value: float, text: str) -> None:
+    """A speed of 8477 tokens/s is not 8.48e+03."""
+    assert number_text(value) == text
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ktd.cli.arguments import UsageError
 from ktd.cli.placement_json import parse_target
 from ktd.config.strategies import OWN
 from ktd.errors import InvalidArgument
@@ -52,12 +53,24 @@ def add_goal(parser: argparse.ArgumentParser, *, plans: bool) -> None:
     )
 
 
+def check_partial(args: argparse.Namespace) -> None:
+    """Returns unless `--partial` would be read by nothing.
+
+    Raises:
+        UsageError: it came without a file.
+    """
+    if args.partial and args.file is None:
+        raise UsageError("--partial needs --file: strategies and plans name every layer")
+
+
 def goal_of(args: argparse.Namespace) -> Goal:
     """The goal that the arguments name.
 
     Raises:
         InvalidArgument: the file cannot be read or is not of the right form.
+        UsageError: see :func:`check_partial`.
     """
+    check_partial(args)
     if args.strategy:
         return Goal(args.strategy, strategy=args.strategy)
     source = "standard input" if args.file == "-" else args.file

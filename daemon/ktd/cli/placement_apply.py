@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ktd.cli.arguments import UsageError, add_command, nonnegative_float
 from ktd.cli.connection import client_of
 from ktd.cli.exit_codes import ExitCode
-from ktd.cli.goal import Goal, add_goal, goal_of
+from ktd.cli.goal import Goal, add_goal, check_partial, goal_of
 from ktd.cli.placement_restart import restart
 from ktd.cli.plan_output import print_notes, print_plan
 from ktd.cli.question import agreed, someone_is_there
@@ -69,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
     """Applies and reports.
 
     Raises:
-        UsageError: --drain without --restart.
+        UsageError: --drain without --restart, or --partial without --file.
     """
+    check_partial(args)
     goal = None if args.plan else goal_of(args)
     if args.restart:
         return asyncio.run(restart(args, goal))
@@ -109,7 +110,7 @@ async def _apply(args: argparse.Namespace, goal: Goal | None) -> Swap | None:
 async def _start(client: KtdClient, args: argparse.Namespace, goal: Goal | None) -> Swap | None:
     """Starts the swap; None if the person at the terminal does not want it."""
     if goal is None:
-        return await client.apply(plan=args.plan, validate_only=args.dry_run)
+        return await client.apply(plan=args.plan, etag=args.etag, validate_only=args.dry_run)
     if args.etag is None and not args.yes and not args.dry_run and someone_is_there():
         plan = await client.plan(strategy=goal.strategy, layers=goal.layers, partial=goal.partial)
         print_plan(out(), goal.title, plan)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ktd.cli.moves import moves_json, print_moves
 from ktd.cli.placement_json import layer_json
-from ktd.cli.quantities import bytes_text, plural, seconds_text, share_text
+from ktd.cli.quantities import bytes_text, number_text, plural, seconds_text, share_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +33,8 @@ def print_plan(terminal: Terminal, title: str, plan: Plan, *, diff: bool = False
         )
     if before.tokens_per_second:
         terminal.line(
-            f"Predicted decode: {_speed(before)} tokens/s now, {_speed(after)} then; the CPU reads "
+            f"Predicted decode: {number_text(before.tokens_per_second)} tokens/s now, "
+            f"{number_text(after.tokens_per_second)} then; the CPU reads "
             f"{bytes_text(before.cpu_bytes_per_step)} a step now, "
             f"{bytes_text(after.cpu_bytes_per_step)} then"
         )
@@ -85,7 +86,7 @@ def _print_restart(terminal: Terminal, plan: Plan) -> None:
     if offer.forecast.hit_rate:
         worth = f": {share_text(offer.forecast.hit_rate)} GPU hit rate"
         if offer.forecast.tokens_per_second:
-            worth += f", {_speed(offer.forecast)} tokens/s"
+            worth += f", {number_text(offer.forecast.tokens_per_second)} tokens/s"
     terminal.line(
         f"A restart with the slots it would like ({min(slots)} to {max(slots)} a layer) would "
         f"give more to choose from{worth}; ktd placement apply --restart does that"
@@ -123,8 +124,4 @@ def _forecast_json(forecast: Forecast) -> dict[str, Any]:
 
 
 def _took(seconds: float) -> str:
-    return seconds_text(seconds) if seconds >= 1 else f"{1000 * seconds:.3g} ms"
-
-
-def _speed(forecast: Forecast) -> str:
-    return f"{forecast.tokens_per_second:.3g}"
+    return seconds_text(seconds) if seconds >= 1 else f"{number_text(1000 * seconds)} ms"

@@ -7,7 +7,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING
 
-from ktd.cli.arguments import add_command, nonnegative_int, positive_int
+from ktd.cli.arguments import UsageError, add_command, nonnegative_int, positive_int
 from ktd.cli.connection import client_of
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.policy_output import explanation_json, policy_json, print_explanation, print_policy
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from ktd.client import Policy, PolicyExplanation
 
 _NAMES = ("off", "dynamic", "adaptive")
+_READ_BY = {
+    "--copy-cost": ("adaptive",),
+    "--copy-rate": ("dynamic", "adaptive"),
+    "--threshold": ("dynamic",),
+}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -113,6 +118,13 @@ async def _get(args: argparse.Namespace) -> Policy:
 
 
 async def _set(args: argparse.Namespace) -> Policy:
+    for option, policies in _READ_BY.items():
+        given = getattr(args, option[2:].replace("-", "_")) is not None
+        if given and args.policy not in policies:
+            raise UsageError(
+                f"{option} is read by {' and '.join(policies)} only, not by {args.policy}; see "
+                "'ktd policy set --help'"
+            )
     default = args.copy_cost == "default"
     cost = None if args.copy_cost is None or default else _number(args.copy_cost)
     rate = None if args.copy_rate is None else _size(args.copy_rate)

@@ -48,6 +48,11 @@ def seconds_text(seconds: float) -> str:
     return f"{whole // _HOUR}h{whole % _HOUR // _MINUTE:02d}m"
 
 
+def number_text(value: float) -> str:
+    """``59.87`` → ``59.9``, ``8477.1`` → ``8477``: never with an exponent."""
+    return f"{value:.1f}" if value < _TEN * _TEN else f"{value:.0f}"
+
+
 def plural(count: int, noun: str) -> str:
     """``1, "move"`` → ``1 move``; ``2, "move"`` → ``2 moves``."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
