@@ -389,4 +389,7 @@ async def test_apply_says_that_the_policy_is_paused(daemon: FakeDaemon) -> None:
     apply = ("placement", "apply", "--strategy", "random", "--yes")
     assert "! The policy adaptive is paused" in (await ktd(*apply, socket=daemon.socket)).out
     undo = await ktd("placement", "undo", "--yes", "--json", socket=daemon.socket)
-    assert undo.json["notes"][0].startswith("The policy adaptive is paused")
+    walked, paused = undo.json["notes"]
+    assert "the placement of revision 1" in walked
+    assert "operators' changes only" in walked
+    assert paused.startswith("The policy adaptive is paused")

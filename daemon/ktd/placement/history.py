@@ -46,6 +46,14 @@ class UndoPoint:
     revision: int
     experts: Experts
 
+    @property
+    def note(self) -> str:
+        """What undo says each time, in one sentence."""
+        return (
+            f"Undo leads to the placement of revision {self.revision}, whatever a policy has moved "
+            "since: it walks operators' changes only."
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class History:

@@ -26,12 +26,16 @@ _POLICY_SAVE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a placement is to become, and who wants that: ``actor`` like ``"uid=1000 pid=42"``."""
+    """What a placement is to become, and who wants that: ``actor`` like ``"uid=1000 pid=42"``.
+
+    ``note`` is a sentence that the operator should read, or empty.
+    """
 
     experts: Experts
     origin: str
     actor: str
     kind: ChangeKind = ChangeKind.OPERATOR
+    note: str = ""
 
 
 class Ledger:

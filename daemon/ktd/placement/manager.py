@@ -269,7 +269,8 @@ class PlacementManager:
         if (repeated := self._repeated(request_id)) is not None:
             return repeated
         self.check_etag(etag)
-        change = Change(self.history.undo_point().experts, "undo", actor, ChangeKind.UNDO)
+        point = self.history.undo_point()
+        change = Change(point.experts, "undo", actor, ChangeKind.UNDO, point.note)
         return self._change(change, validate_only=False, request_id=request_id)
 
     async def operators_turn(self) -> None:
@@ -361,7 +362,7 @@ class PlacementManager:
         if change.kind is not ChangeKind.POLICY:
             what = "undid a change" if change.kind is ChangeKind.UNDO else "changed the placement"
             told = self.policy_hold.pause(f"An operator {what} since the policy was set.")
-            swap = replace(swap, notes=(told,) if told else ())
+            swap = replace(swap, notes=tuple(note for note in (change.note, told) if note))
         self.swaps.start(swap, context)
         self._requests.record(request_id, swap.id)
         _log.info(
