@@ -76,6 +76,7 @@ ExpertPool::ExpertPool(const Kernel& kernel, const PoolOptions& options)
   KTD_CHECK(threads <= 4096, "a pool of ", threads, " threads is refused; 4096 are the most");
   workers_ = std::make_unique<Worker[]>(threads);
   gate_up_ = std::make_unique<WorkList>(threads);
+  prepare_ = std::make_unique<WorkList>(threads);
   down_ = std::make_unique<WorkList>(threads);
   threads_ = std::make_unique<ThreadPool>(threads, cpus_,
                                           options.spin.value_or(SpinFor(threads, allowed.size())));
@@ -172,7 +173,12 @@ std::uint64_t ExpertPool::Wait(std::uint64_t ticket) {
 }
 
 std::uint64_t ExpertPool::Compute(const LayerWeights& layer, const ForwardCall& call) {
-  const std::size_t token_bytes = call.top_k * layer.intermediate * sizeof(Bf16);
+  const ExpertKernel& many = *kernel_.For(layer.format).many;
+  std::size_t pair_bytes = layer.intermediate * sizeof(Bf16);
+  if (many.prepare != nullptr) {
+    pair_bytes += many.prepared_bytes(layer.intermediate, many.prepare_unit) / many.prepare_unit;
+  }
+  const std::size_t token_bytes = call.top_k * pair_bytes;
   const std::size_t step = std::max<std::size_t>(1, activation_bytes_ / token_bytes);
   std::uint64_t experts = 0;
   seen_.assign(layer.num_experts, false);
@@ -199,6 +205,8 @@ std::size_t ExpertPool::MakePlans(const LayerWeights& layer) {
   const std::size_t expert_bytes = ExpertBytes(layer);
   plans_.clear();
   work_.clear();
+  to_prepare_.clear();
+  prepares_ = false;
   down_unit_ = kDownUnit;
   std::size_t act = 0;
   std::size_t bytes = 0;
@@ -207,10 +215,18 @@ std::size_t ExpertPool::MakePlans(const LayerWeights& layer) {
     const ExpertKernel* kernel = count < many_from(layer.format) ? kernels.few : kernels.many;
     const std::size_t units = Units(layer.intermediate, kernel->unit);
     const std::size_t cost = Units(count, kFreeTokens) * expert_bytes;
-    plans_.push_back({kernel, act, MatricesOf(layer, group.expert)});
+    const std::size_t prepared = act + kernel->act_bytes(layer.intermediate, count);
+    plans_.push_back({kernel, act, prepared, MatricesOf(layer, group.expert)});
     work_.push_back({units, std::max<std::size_t>(cost / units, 1)});
     down_unit_ = std::max(down_unit_, kernel->unit);
-    act += kernel->act_bytes(layer.intermediate, count);
+    act = prepared;
+    if (kernel->prepare != nullptr) {
+      prepares_ = true;
+      to_prepare_.push_back({Units(count, kernel->prepare_unit), kernel->prepare_unit});
+      act += kernel->prepared_bytes(layer.intermediate, count);
+    } else {
+      to_prepare_.push_back({0, 1});
+    }
     bytes += cost;
   }
   activations_.Reserve(act);
@@ -235,14 +251,16 @@ std::uint64_t ExpertPool::ComputePass(Pass& pass) {
   const WorkGroup down{Units(layer.hidden, down_unit_), 1};
   if (homes_.nodes.size() == 1) {
     gate_up_->Reset(work_, workers);
+    if (prepares_) prepare_->Reset(to_prepare_, workers);
     down_->Reset({&down, 1}, workers);
   } else {
     node_of_.clear();
     for (const std::uint32_t worker : team) node_of_.push_back(homes_.home_of[worker]);
     gate_up_->Reset(work_, {node_of_, homes_.shares});
+    if (prepares_) prepare_->Reset(to_prepare_, {node_of_, homes_.shares});
     down_->Reset({&down, 1}, {node_of_, homes_.shares});
   }
-  threads_->Run({2, RunPhase, &pass});
+  threads_->Run({prepares_ ? std::size_t{3} : std::size_t{2}, RunPhase, &pass});
   return fresh;
 }
 
@@ -253,6 +271,8 @@ void ExpertPool::RunPhase(void* context, std::size_t phase, std::size_t worker, 
   pool.workers_[worker].prepared = SIZE_MAX;
   if (phase == 0) {
     while (pool.gate_up_->Claim(worker, range)) pool.GateUp(pass, worker, range);
+  } else if (phase == 1 && pool.prepares_) {
+    while (pool.prepare_->Claim(worker, range)) pool.Prepare(pass, worker, range);
   } else {
     while (pool.down_->Claim(worker, range)) pool.Down(pass, worker, range);
   }
@@ -281,9 +301,9 @@ void ExpertPool::GateUp(const Pass& pass, std::size_t worker, const WorkRange& r
   job.same_tokens = workers_[worker].prepared == range.group;
   workers_[worker].prepared = range.group;
   if (job.row_end < layer.intermediate) {
-    job.after = AddressOf(job.gate, job.row_end);
+    job.after = AheadOf(job.gate, job.row_end);
   } else if (range.group + 1 < plans_.size()) {
-    job.after = AddressOf(plans_[range.group + 1].matrices.gate, 0);
+    job.after = AheadOf(plans_[range.group + 1].matrices.gate, 0);
   }
   try {
     plan.kernel->gate_up(job);
@@ -294,8 +314,28 @@ void ExpertPool::GateUp(const Pass& pass, std::size_t worker, const WorkRange& r
   Beat(worker);
 }
 
-// Phase 1: some columns of out, all experts' rows for them, added in the order of the experts, so
-// that no sum depends on timing.
+// Between the phases, where the format wants it: some pairs' activations, once for all workers.
+void ExpertPool::Prepare(const Pass& pass, std::size_t worker, const WorkRange& range) {
+  const ExpertGroup& group = routing_.groups()[range.group];
+  const Plan& plan = plans_[range.group];
+  PrepareJob job{};
+  job.down = plan.matrices.down;
+  job.act = activations_.data() + plan.act;
+  job.count = group.count();
+  job.pair_begin = range.begin * plan.kernel->prepare_unit;
+  job.pair_end = std::min(range.end * plan.kernel->prepare_unit, job.count);
+  job.prepared = activations_.data() + plan.prepared;
+  try {
+    plan.kernel->prepare(job);
+  } catch (const std::exception& error) {
+    throw std::runtime_error(Concat("layer ", pass.call.layer, ", expert ", group.expert,
+                                    ": preparing activations failed: ", error.what()));
+  }
+  Beat(worker);
+}
+
+// The last phase: some columns of out, all experts' rows for them, added in the order of the
+// experts, so that no sum depends on timing.
 void ExpertPool::Down(const Pass& pass, std::size_t worker, const WorkRange& range) {
   const std::size_t end = std::min(range.end * down_unit_, pass.layer->hidden);
   const std::size_t fitting = kPartialFloats / pass.call.tokens / down_unit_ * down_unit_;
@@ -342,13 +382,18 @@ void ExpertPool::AddDown(const Pass& pass, std::size_t worker, DownJob& job) {
     const Plan& plan = plans_[i];
     job.down = plan.matrices.down;
     job.bias = plan.matrices.down_bias;
-    job.act = activations_.data() + plan.act;
+    job.act = activations_.data() + (plan.kernel->prepare == nullptr ? plan.act : plan.prepared);
     job.tokens = routing_.tokens() + group.begin;
     job.weights = layer.weights_before_input ? routing_.ones() : routing_.weights() + group.begin;
     job.count = group.count();
     job.scratch = workers_[worker].scratch.data();
-    job.after =
-        i + 1 < plans_.size() ? AddressOf(plans_[i + 1].matrices.down, job.row_begin) : nullptr;
+    if (i + 1 < plans_.size()) {
+      job.after = AheadOf(plans_[i + 1].matrices.down, job.row_begin);
+    } else {
+      // More rows, unless somebody else takes them.
+      job.after =
+          job.row_end < layer.hidden ? AheadOf(plans_[0].matrices.down, job.row_end) : Ahead{};
+    }
     try {
       plan.kernel->down(job);
     } catch (const std::exception& error) {

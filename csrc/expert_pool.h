@@ -103,7 +103,8 @@ class ExpertPool {
   // How one expert of a pass is computed.
   struct Plan {
     const ExpertKernel* kernel;
-    std::size_t act;  // offset of its activations
+    std::size_t act;       // offset of its activations
+    std::size_t prepared;  // offset of what they are prepared to, if they are
     ExpertMatrices matrices;
   };
 
@@ -120,6 +121,7 @@ class ExpertPool {
   std::size_t MakePlans(const LayerWeights& layer);
   static void RunPhase(void* pass, std::size_t phase, std::size_t worker, std::size_t workers);
   void GateUp(const Pass& pass, std::size_t worker, const WorkRange& range);
+  void Prepare(const Pass& pass, std::size_t worker, const WorkRange& range);
   void Down(const Pass& pass, std::size_t worker, const WorkRange& range);
   void DownRows(const Pass& pass, std::size_t worker, std::size_t begin, std::size_t end);
   void AddDown(const Pass& pass, std::size_t worker, DownJob& job);
@@ -137,9 +139,12 @@ class ExpertPool {
   Routing routing_;
   std::vector<Plan> plans_;             // by group of the pass
   std::vector<WorkGroup> work_;         // gate and up rows of each
+  std::vector<WorkGroup> to_prepare_;   // pairs of each, no units where there is nothing to do
+  bool prepares_ = false;               // whether the pass has that phase
   std::vector<std::uint32_t> node_of_;  // homes of the pass's workers
   std::size_t down_unit_ = 0;           // rows of out that are computed together
   std::unique_ptr<WorkList> gate_up_;
+  std::unique_ptr<WorkList> prepare_;
   std::unique_ptr<WorkList> down_;
   AlignedArray<std::uint8_t> activations_;  // of the pass, group by group
   std::unique_ptr<Worker[]> workers_;

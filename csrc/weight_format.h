@@ -77,4 +77,16 @@ inline const std::uint8_t* AddressOf(const Matrix& m, std::size_t row) noexcept 
   return m.weights + (m.format == WeightFormat::kGptq ? row * 4 : row / 2);
 }
 
+// What a worker reads next, to be prefetched; null: not known, or not worth it.
+struct Ahead {
+  const std::uint8_t* weights = nullptr;
+  const std::uint8_t* scales = nullptr;  // of rows, where each has its own
+};
+
+inline Ahead AheadOf(const Matrix& m, std::size_t row) noexcept {
+  const bool by_row = !ColumnMajor(m.format) && m.format != WeightFormat::kFp8Block;
+  return {AddressOf(m, row),
+          by_row && m.scales != nullptr ? m.scales + row * m.scale_pitch : nullptr};
+}
+
 }  // namespace ktd

@@ -10,7 +10,7 @@
 //   Stream(m, row)                      the bytes that Fill of that row reads, for prefetching
 //   TokensBytes(columns)                of 16 prepared tokens: B tiles, then what Finish needs
 //   Pack(m, x, count, tokens)           x[0..count) are rows of bf16; the rest of the 16 is zero
-//   Repack(m, act, count, tokens)       the same from 16 tokens of activations as GateUp leaves
+//   Repack(m, act, count, tokens)       the same from 16 tokens of activations as gate_up leaves
 //                                       them; kRepacks false: they are B tiles already
 //   Multiply<Blocks>(...)               see Bf16Tiles in bf16_amx.cpp
 #pragma once
@@ -181,8 +181,8 @@ inline void GateUpAmx(const GateUpJob& job) noexcept {
       Prefetch ahead_gate;
       Prefetch ahead_up;
       if (row + kPanelRows >= job.row_end) {
-        if (job.after != nullptr) {
-          ahead_gate = Prefetch(job.after, F::Stream(job.gate, job.row_begin).bytes);
+        if (job.after.weights != nullptr) {
+          ahead_gate = Prefetch(job.after.weights, F::Stream(job.gate, job.row_begin).bytes);
         }
       } else {
         const Range next_gate = F::Stream(job.gate, row + kPanelRows);
@@ -255,18 +255,22 @@ inline void PrefetchOut(const DownJob& job, std::size_t row, std::size_t token,
   }
 }
 
+// Of 16 tokens, as the second product reads them.
+template <class F>
+constexpr std::size_t PreparedBlockBytes(std::size_t intermediate) noexcept {
+  return F::kRepacks ? F::TokensBytes(intermediate) : ActBlockBytes(intermediate);
+}
+
 template <class F>
 inline void DownAmx(const DownJob& job) noexcept {
   if (job.count == 0) return;
   [[maybe_unused]] const TileUse use;
   const std::size_t steps = Blocks(job.down.columns, F::kStep);
   const std::size_t panel_bytes = steps * kTileBytes;
-  const std::size_t act_bytes = ActBlockBytes(job.down.columns);
-  const std::size_t token_bytes = F::kRepacks ? F::TokensBytes(job.down.columns) : act_bytes;
+  const std::size_t token_bytes = PreparedBlockBytes<F>(job.down.columns);
   const std::size_t blocks = Blocks(job.count, kTokenBlock);
   const std::size_t rows_at_once = Larger(2, kPanelsInL2 / panel_bytes / 2 * 2) * kPanelRows;
-  std::uint8_t* repacked = job.scratch;
-  std::uint8_t* panels = repacked + (F::kRepacks ? 2 * token_bytes : 0);
+  std::uint8_t* panels = job.scratch;
   for (std::size_t begin = job.row_begin; begin < job.row_end; begin += rows_at_once) {
     const std::size_t end = Smaller(begin + rows_at_once, job.row_end);
     const std::size_t count = Blocks(end - begin, 2 * kPanelRows) * 2;
@@ -280,30 +284,22 @@ inline void DownAmx(const DownJob& job) noexcept {
     if (end < job.row_end) {
       const Range next = F::Stream(job.down, end);
       next_weights = Prefetch(next.begin, next.bytes);
-    } else if (job.after != nullptr) {
+    } else if (job.after.weights != nullptr) {
       const Range here = F::Stream(job.down, begin);
-      next_weights = Prefetch(job.after, here.bytes * count);
+      next_weights = Prefetch(job.after.weights, here.bytes * count);
     }
     const std::size_t weight_lines =
         Blocks(next_weights.lines(), Blocks(blocks, 2) * (count / 2) * steps);
     for (std::size_t b = 0; b < blocks; b += 2) {
       const bool two = b + 1 < blocks;
-      const std::uint8_t* x = job.act + b * act_bytes;
-      Prefetch ahead(x + 2 * act_bytes,
-                     b + 2 < blocks ? Smaller(2, blocks - b - 2) * act_bytes : 0);
+      const std::uint8_t* x = job.act + b * token_bytes;
+      Prefetch ahead(x + 2 * token_bytes,
+                     b + 2 < blocks ? Smaller(2, blocks - b - 2) * token_bytes : 0);
       const std::size_t lines = Blocks(ahead.lines(), count / 2 * steps);
       const auto beside = [&]() noexcept {
         ahead.Advance(lines);
         next_weights.Advance(weight_lines);
       };
-      if constexpr (F::kRepacks) {
-        for (std::size_t i = 0; i < (two ? 2 : 1); ++i) {
-          const std::size_t left = job.count - (b + i) * kTokenBlock;
-          F::Repack(job.down, x + i * act_bytes, Smaller(kTokenBlock, left),
-                    repacked + i * token_bytes);
-        }
-        x = repacked;
-      }
       for (std::size_t p = 0; p < count; p += 2) {
         const std::size_t row = begin + p * kPanelRows;
         const std::uint8_t* panel = panels + p * panel_bytes;
@@ -330,14 +326,34 @@ inline std::size_t AmxScratchBytes(std::size_t hidden, std::size_t intermediate)
   const std::size_t gate_up =
       2 * Blocks(hidden, F::kStep) * kTileBytes + SlabBlocks<F>(hidden) * F::TokensBytes(hidden);
   const std::size_t panel = Blocks(intermediate, F::kStep) * kTileBytes;
-  const std::size_t down = (F::kRepacks ? 2 * F::TokensBytes(intermediate) : 0) +
-                           Larger(2, kPanelsInL2 / panel / 2 * 2) * panel;
+  const std::size_t down = Larger(2, kPanelsInL2 / panel / 2 * 2) * panel;
   return Larger(gate_up, down);
 }
 
 template <class F>
+inline void PrepareAmx(const PrepareJob& job) noexcept {
+  const std::size_t act_bytes = ActBlockBytes(job.down.columns);
+  const std::size_t token_bytes = F::TokensBytes(job.down.columns);
+  for (std::size_t p = job.pair_begin; p < job.pair_end; p += kTokenBlock) {
+    const std::size_t b = p / kTokenBlock;
+    F::Repack(job.down, job.act + b * act_bytes, Smaller(kTokenBlock, job.count - p),
+              job.prepared + b * token_bytes);
+  }
+}
+
+template <class F>
+inline std::size_t AmxPreparedBytes(std::size_t intermediate, std::size_t count) noexcept {
+  return Blocks(count, kTokenBlock) * F::TokensBytes(intermediate);
+}
+
+template <class F>
 constexpr ExpertKernel AmxKernel() noexcept {
-  return {GateUpAmx<F>, DownAmx<F>, AmxActBytes, AmxScratchBytes<F>, 2 * kPanelRows};
+  if constexpr (F::kRepacks) {
+    return {GateUpAmx<F>,   DownAmx<F>,    AmxActBytes,         AmxScratchBytes<F>,
+            2 * kPanelRows, PrepareAmx<F>, AmxPreparedBytes<F>, kTokenBlock};
+  } else {
+    return {GateUpAmx<F>, DownAmx<F>, AmxActBytes, AmxScratchBytes<F>, 2 * kPanelRows};
+  }
 }
 
 }  // namespace

@@ -34,7 +34,9 @@ struct Avx2Panels {
   static constexpr std::size_t kPanelStep = 16;
   static constexpr int kPanelTokens = 3;
 
-  static std::size_t PackedBytes(std::size_t columns) noexcept { return PanelBytes(columns); }
+  static constexpr std::size_t PackedBytes(std::size_t columns) noexcept {
+    return PanelBytes(columns);
+  }
   static void Pack(const Matrix& m, const Bf16* x, std::uint8_t* packed) noexcept {
     WidenAll(x, m.columns, reinterpret_cast<float*>(packed));
   }

@@ -34,7 +34,9 @@ struct Avx512Panels {
   static constexpr std::size_t kPanelStep = 32;
   static constexpr int kPanelTokens = 6;
 
-  static std::size_t PackedBytes(std::size_t columns) noexcept { return PanelBytes(columns); }
+  static constexpr std::size_t PackedBytes(std::size_t columns) noexcept {
+    return PanelBytes(columns);
+  }
   static void Pack(const Matrix& m, const Bf16* x, std::uint8_t* packed) noexcept {
     WidenAll(x, m.columns, reinterpret_cast<float*>(packed));
   }

@@ -13,11 +13,12 @@ namespace {
 template <class Isa>
 struct Bf16Rows {
   static constexpr std::size_t kUnit = 8;
+  static constexpr bool kRowsFollow = true;
   static constexpr int kRowsOne = Isa::kRowsOne;
   static constexpr int kRowsMany = Isa::kRowsMany;
   static constexpr int kTokens = Isa::kTokens;
 
-  static std::size_t PackedBytes(std::size_t) noexcept { return 0; }
+  static constexpr std::size_t PackedBytes(std::size_t) noexcept { return 0; }
   static void Pack(const Matrix&, const Bf16*, std::uint8_t*) noexcept {}
   static const std::uint8_t* Address(const Matrix& m, std::size_t row) noexcept {
     return m.weights + row * m.pitch;

@@ -17,7 +17,7 @@ struct BytePanels {
   static constexpr int kPanelTokens = Tokens;
   static constexpr std::size_t kPanelStep = Codec::kStep;
 
-  static std::size_t PackedBytes(std::size_t columns) noexcept {
+  static constexpr std::size_t PackedBytes(std::size_t columns) noexcept {
     return Rows::PackedBytes(columns);
   }
   static void Pack(const Matrix& m, const Bf16* x, std::uint8_t* packed) noexcept {

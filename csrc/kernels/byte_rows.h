@@ -74,6 +74,7 @@ template <class C, int R, int N>
 template <class C, int RowsOne, int RowsMany, int Tokens>
 struct AnyRows {
   static constexpr std::size_t kUnit = 8;
+  static constexpr bool kRowsFollow = true;
   static constexpr int kRowsOne = RowsOne;
   static constexpr int kRowsMany = RowsMany;
   static constexpr int kTokens = Tokens;
@@ -91,7 +92,7 @@ template <class C, int RowsOne, int RowsMany, int Tokens>
 struct ByteRows : AnyRows<C, RowsOne, RowsMany, Tokens> {
   using Codec = C;
 
-  static std::size_t PackedBytes(std::size_t columns) noexcept {
+  static constexpr std::size_t PackedBytes(std::size_t columns) noexcept {
     return ValuesBytes(columns, C::kValueBytes) + 64;
   }
   static void Pack(const Matrix& m, const Bf16* x, std::uint8_t* packed) noexcept {
@@ -127,7 +128,7 @@ template <class C, int RowsOne, int RowsMany, int Tokens>
 struct BlockRows : AnyRows<C, RowsOne, RowsMany, Tokens> {
   using Codec = C;
 
-  static std::size_t PackedBytes(std::size_t columns) noexcept {
+  static constexpr std::size_t PackedBytes(std::size_t columns) noexcept {
     const std::size_t blocks = (columns + kFp8Block - 1) / kFp8Block;
     return ValuesBytes(columns, C::kValueBytes) + RoundUp(blocks * sizeof(float), 64);
   }

@@ -10,6 +10,8 @@
 //                                  they are
 //   Pack(m, x, packed)             prepares one row of m.columns bf16 values
 //   Address(m, row)                where a row's weights begin
+//   kRowsFollow                    present: rows lie m.pitch apart, so that any of them can be
+//                                  prefetched; else the tile's height behind
 //   Dot<R, N>(m, row, x, ahead, sums)   sums[t][r] = row (row + r) . x[t], scales included; it
 //                                  prefetches what lies `ahead` bytes behind each row's weights,
 //                                  nothing if that is 0 (a prefetch never faults)
@@ -33,6 +35,9 @@ namespace {
 
 constexpr std::size_t kSlabTokens = 64;  // prepared tokens that stay in L2 while weights stream by
 constexpr std::size_t kSlabSums = 4096;  // gate or up sums kept for one pass of the activation
+// How far ahead weights are prefetched, in whole rows: what memory delivers to a core while a line
+// is on its way.
+constexpr std::size_t kAheadBytes = 4096;
 
 constexpr std::size_t Smaller(std::size_t a, std::size_t b) noexcept { return a < b ? a : b; }
 constexpr std::size_t Larger(std::size_t a, std::size_t b) noexcept { return a < b ? b : a; }
@@ -61,10 +66,9 @@ struct GemvScratch {
 };
 
 template <class F>
-inline std::size_t GemvScratchBytes(std::size_t hidden, std::size_t intermediate) noexcept {
+inline std::size_t GemvScratchBytes(std::size_t hidden, std::size_t) noexcept {
   const std::size_t panel = Panels<F> ? PanelScratchBytes(kSlabTokens) : 0;
-  return kSlabTokens * F::PackedBytes(Larger(hidden, intermediate)) +
-         2 * kSlabSums * sizeof(float) + panel;
+  return kSlabTokens * F::PackedBytes(hidden) + 2 * kSlabSums * sizeof(float) + panel;
 }
 
 template <class F>
@@ -125,15 +129,40 @@ inline void TileRows(const Matrix& m, std::size_t row, const SlabTokens& slab, s
   if (slab.count - first == 1) tile.template operator()<1>();
 }
 
-// sums[t * stride + (row - begin)] for rows [begin, end); `after` is read next, or null.
+inline void PrefetchLines(const std::uint8_t* begin, std::size_t bytes) noexcept {
+  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(begin + i, 0, 2);
+}
+
+// Where the weights are that follow those of [row, row + R) at a distance; prefetches the scales
+// there.
+template <class F, int R>
+inline const std::uint8_t* Distant(const Matrix& m, std::size_t row, std::size_t end,
+                                   const Ahead& after) noexcept {
+  if constexpr (requires { F::kRowsFollow; }) {
+    const std::size_t target = row + RoundUp(Larger(kAheadBytes / m.pitch, 1), R);
+    const bool inside = target < end;
+    // Beyond the end it is as far into what follows. A prefetch of an address that is not there
+    // does nothing.
+    const Ahead next = inside ? AheadOf(m, target) : after;
+    const std::size_t beyond = inside ? 0 : target - end;
+    if (next.scales != nullptr) {
+      PrefetchLines(next.scales + beyond * m.scale_pitch, R * m.scale_pitch);
+    }
+    return next.weights == nullptr ? nullptr : next.weights + beyond * m.pitch;
+  } else {
+    return row + R < end ? F::Address(m, row + R) : after.weights;
+  }
+}
+
+// sums[t * stride + (row - begin)] for rows [begin, end); `after` is read next.
 template <class F>
 inline void StreamSums(const Matrix& m, std::size_t begin, std::size_t end, const SlabTokens& slab,
-                       const std::uint8_t* after, float* sums, std::size_t stride) noexcept {
+                       const Ahead& after, float* sums, std::size_t stride) noexcept {
   std::size_t row = begin;
   const auto rows = [&]<int R>() noexcept {
     for (; row + R <= end; row += R) {
       const std::uint8_t* here = F::Address(m, row);
-      const std::uint8_t* next = row + R < end ? F::Address(m, row + R) : after;
+      const std::uint8_t* next = Distant<F, R>(m, row, end, after);
       // Plain numbers: the two may belong to different objects.
       const std::ptrdiff_t ahead =
           next == nullptr ? 0
@@ -155,17 +184,8 @@ inline void StreamSums(const Matrix& m, std::size_t begin, std::size_t end, cons
 }
 
 template <class F>
-inline const std::uint8_t* Next(const Matrix& m, std::size_t row) noexcept {
-  if constexpr (Panels<F>) {
-    return nullptr;
-  } else {
-    return F::Address(m, row);
-  }
-}
-
-template <class F>
 inline void SlabSums(const Matrix& m, std::size_t begin, std::size_t end, const SlabTokens& slab,
-                     const std::uint8_t* after, float* panel, float* sums) noexcept {
+                     const Ahead& after, float* panel, float* sums) noexcept {
   if constexpr (Panels<F>) {
     PanelSums<F>(m, begin, end, slab.at, slab.count, panel, sums, end - begin);
   } else {
@@ -190,8 +210,8 @@ inline void GateUpSlab(const GateUpJob& job, std::size_t first, const SlabTokens
   for (std::size_t row = job.row_begin; row < job.row_end; row += most) {
     const std::size_t end = Smaller(row + most, job.row_end);
     const std::size_t n = end - row;
-    const std::uint8_t* after = end < job.row_end ? Next<F>(job.gate, end) : job.after;
-    SlabSums<F>(job.gate, row, end, slab, Next<F>(job.up, row), scratch.panel, scratch.first);
+    const Ahead after = end < job.row_end ? AheadOf(job.gate, end) : job.after;
+    SlabSums<F>(job.gate, row, end, slab, AheadOf(job.up, row), scratch.panel, scratch.first);
     SlabSums<F>(job.up, row, end, slab, after, scratch.panel, scratch.second);
     for (std::size_t p = 0; p < slab.count; ++p) {
       float* gate = scratch.first + p * n;
@@ -231,7 +251,7 @@ inline void DownSlab(const DownJob& job, std::size_t first, const SlabTokens& sl
   for (std::size_t row = job.row_begin; row < job.row_end; row += most) {
     const std::size_t end = Smaller(row + most, job.row_end);
     const std::size_t n = end - row;
-    const std::uint8_t* after = end < job.row_end ? Next<F>(job.down, end) : job.after;
+    const Ahead after = end < job.row_end ? AheadOf(job.down, end) : job.after;
     SlabSums<F>(job.down, row, end, slab, after, scratch.panel, scratch.first);
     for (std::size_t p = 0; p < slab.count; ++p) {
       float* sums = scratch.first + p * n;
@@ -247,20 +267,38 @@ inline void DownSlab(const DownJob& job, std::size_t first, const SlabTokens& sl
 template <class F>
 inline void DownGemv(const DownJob& job) noexcept {
   const GemvScratch scratch = GemvScratchAt<F>(job.scratch);
-  const Bf16* act = reinterpret_cast<const Bf16*>(job.act);
+  const std::size_t packed = F::PackedBytes(job.down.columns);
+  const std::size_t bytes = packed == 0 ? job.down.columns * sizeof(Bf16) : packed;
   SlabTokens slab;
   for (std::size_t first = 0; first < job.count; first += slab.count) {
     slab.count = Smaller(SlabOf<F>(), job.count - first);
-    for (std::size_t p = 0; p < slab.count; ++p) {
-      Prepare<F>(job.down, act + (first + p) * job.down.columns, scratch.packed, p, false, slab);
-    }
+    for (std::size_t p = 0; p < slab.count; ++p) slab.at[p] = job.act + (first + p) * bytes;
     DownSlab<F>(job, first, slab, scratch);
   }
 }
 
 template <class F>
+inline void PrepareGemv(const PrepareJob& job) noexcept {
+  const std::size_t bytes = F::PackedBytes(job.down.columns);
+  const Bf16* act = reinterpret_cast<const Bf16*>(job.act);
+  for (std::size_t p = job.pair_begin; p < job.pair_end; ++p) {
+    F::Pack(job.down, act + p * job.down.columns, job.prepared + p * bytes);
+  }
+}
+
+template <class F>
+inline std::size_t GemvPreparedBytes(std::size_t intermediate, std::size_t count) noexcept {
+  return count * F::PackedBytes(intermediate);
+}
+
+template <class F>
 constexpr ExpertKernel GemvKernel() noexcept {
-  return {GateUpGemv<F>, DownGemv<F>, GemvActBytes, GemvScratchBytes<F>, F::kUnit};
+  if constexpr (F::PackedBytes(1) == 0) {
+    return {GateUpGemv<F>, DownGemv<F>, GemvActBytes, GemvScratchBytes<F>, F::kUnit};
+  } else {
+    return {GateUpGemv<F>, DownGemv<F>,    GemvActBytes,        GemvScratchBytes<F>,
+            F::kUnit,      PrepareGemv<F>, GemvPreparedBytes<F>};
+  }
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ namespace ktd {
 // For i in [row_begin, row_end) and every pair p in [0, count):
 //   gate = x[tokens[p]] . gate[i], up = x[tokens[p]] . up[i], both plus bias, times scale[p] if
 //   given act[p, i] = bf16(activation(gate, up)), rounded to nearest even
-// Formats that quantise activations do it to x here, and to act in the second product.
+// Formats that quantise activations do it to x here, and to act before the second product.
 struct GateUpJob {
   Matrix gate;  // [intermediate, hidden]
   Matrix up;
@@ -29,10 +29,20 @@ struct GateUpJob {
   const std::int32_t* tokens;  // [count]
   const float* scale;          // [count], or null
   std::size_t count;
-  std::uint8_t* act;          // act_bytes(intermediate, count) of the same kernel
-  std::uint8_t* scratch;      // scratch_bytes(...) of the same kernel
-  bool same_tokens;           // scratch is as the last call left it, and that call had these tokens
-  const std::uint8_t* after;  // weights that this worker reads next, to be prefetched; or null
+  std::uint8_t* act;      // act_bytes(intermediate, count) of the same kernel
+  std::uint8_t* scratch;  // scratch_bytes(...) of the same kernel
+  bool same_tokens;       // scratch is as the last call left it, and that call had these tokens
+  Ahead after;            // what this worker reads next
+};
+
+// Pairs [pair_begin, pair_end) of act become what `down` multiplies.
+struct PrepareJob {
+  Matrix down;
+  const std::uint8_t* act;  // as GateUpJob left it
+  std::size_t count;        // pairs of the group
+  std::size_t pair_begin;   // a multiple of the kernel's prepare_unit
+  std::size_t pair_end;
+  std::uint8_t* prepared;  // prepared_bytes(intermediate, count) of the same kernel
 };
 
 // out[tokens[p], h - out_first] += weights[p] * (act[p] . down[h] + bias[h]) for h in [row_begin,
@@ -42,7 +52,7 @@ struct DownJob {
   const Bf16* bias;  // null, or [hidden]
   std::size_t row_begin;
   std::size_t row_end;
-  const std::uint8_t* act;     // as GateUpJob left it
+  const std::uint8_t* act;     // as GateUpJob left it, or prepared from that
   const std::int32_t* tokens;  // [count]
   const float* weights;        // [count]
   std::size_t count;
@@ -50,7 +60,7 @@ struct DownJob {
   std::size_t out_first;  // the row that out's first column stands for
   std::size_t out_stride;
   std::uint8_t* scratch;
-  const std::uint8_t* after;
+  Ahead after;
 };
 
 // One way to compute an expert of one format. A row's sum has one order of additions, whatever the
@@ -64,6 +74,11 @@ struct ExpertKernel {
   // Bytes of a worker's scratch for experts of up to `hidden` and `intermediate`.
   std::size_t (*scratch_bytes)(std::size_t hidden, std::size_t intermediate);
   std::size_t unit;  // rows: ranges begin at its multiples, in both products
+  // Once for all workers, between the products; null where `down` takes activations as gate_up
+  // leaves them.
+  void (*prepare)(const PrepareJob&) = nullptr;
+  std::size_t (*prepared_bytes)(std::size_t intermediate, std::size_t count) = nullptr;
+  std::size_t prepare_unit = 1;  // pairs
 };
 
 // How one ISA computes one format: `few` for a handful of tokens of an expert, `many` from

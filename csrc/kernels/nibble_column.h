@@ -64,7 +64,9 @@ struct GptqColumns {
   static constexpr int kRowsLast = Isa::kGptqMany;
   static constexpr int kTokens = Isa::kGptqTokens;
 
-  static std::size_t PackedBytes(std::size_t columns) noexcept { return Isa::GptqBytes(columns); }
+  static constexpr std::size_t PackedBytes(std::size_t columns) noexcept {
+    return Isa::GptqBytes(columns);
+  }
   static void Pack(const Matrix& m, const Bf16* x, std::uint8_t* packed) noexcept {
     Isa::GptqPack(x, m.columns, packed);
   }
@@ -156,7 +158,9 @@ struct AwqColumns {
   static constexpr int kTokens = Isa::kAwqTokens;
   static constexpr std::size_t kSlab = 32;  // leaves room for the sums of a whole tile
 
-  static std::size_t PackedBytes(std::size_t columns) noexcept { return Isa::AwqBytes(columns); }
+  static constexpr std::size_t PackedBytes(std::size_t columns) noexcept {
+    return Isa::AwqBytes(columns);
+  }
   static void Pack(const Matrix& m, const Bf16* x, std::uint8_t* packed) noexcept {
     Isa::AwqPack(x, m.columns, packed);
   }

@@ -40,11 +40,15 @@ struct Avx2Columns {
   static __m256 Madd(__m256 acc, __m256 values, const std::uint8_t* x, std::size_t i) noexcept {
     return _mm256_fmadd_ps(values, _mm256_broadcast_ss(reinterpret_cast<const float*>(x) + i), acc);
   }
-  static std::size_t GptqBytes(std::size_t columns) noexcept { return PanelBytes(columns); }
+  static constexpr std::size_t GptqBytes(std::size_t columns) noexcept {
+    return PanelBytes(columns);
+  }
   static void GptqPack(const Bf16* x, std::size_t n, std::uint8_t* packed) noexcept {
     WidenInOrder(x, n, reinterpret_cast<float*>(packed));
   }
-  static std::size_t AwqBytes(std::size_t columns) noexcept { return PanelBytes(columns); }
+  static constexpr std::size_t AwqBytes(std::size_t columns) noexcept {
+    return PanelBytes(columns);
+  }
   static void AwqPack(const Bf16* x, std::size_t n, std::uint8_t* packed) noexcept {
     WidenInOrder(x, n, reinterpret_cast<float*>(packed));
   }

@@ -65,11 +65,15 @@ struct Avx512FloatColumns : Avx512Columns {
   static __m512 Madd(__m512 acc, __m512 values, const std::uint8_t* x, std::size_t i) noexcept {
     return _mm512_fmadd_ps(values, _mm512_set1_ps(reinterpret_cast<const float*>(x)[i]), acc);
   }
-  static std::size_t GptqBytes(std::size_t columns) noexcept { return PanelBytes(columns); }
+  static constexpr std::size_t GptqBytes(std::size_t columns) noexcept {
+    return PanelBytes(columns);
+  }
   static void GptqPack(const Bf16* x, std::size_t n, std::uint8_t* packed) noexcept {
     WidenInOrder(x, n, reinterpret_cast<float*>(packed));
   }
-  static std::size_t AwqBytes(std::size_t columns) noexcept { return PanelBytes(columns); }
+  static constexpr std::size_t AwqBytes(std::size_t columns) noexcept {
+    return PanelBytes(columns);
+  }
   static void AwqPack(const Bf16* x, std::size_t n, std::uint8_t* packed) noexcept {
     WidenInOrder(x, n, reinterpret_cast<float*>(packed));
   }

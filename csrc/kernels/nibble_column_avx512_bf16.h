@@ -38,7 +38,7 @@ struct Avx512Bf16Columns : Avx512Columns {
     std::memcpy(&pair, x + 4 * i, sizeof pair);
     return DotPairs(acc, values, _mm512_set1_epi32(pair));
   }
-  static std::size_t GptqBytes(std::size_t columns) noexcept {
+  static constexpr std::size_t GptqBytes(std::size_t columns) noexcept {
     return RoundUp(columns * sizeof(Bf16), 64);
   }
   // Of every eight inputs the pairs (0, 4), (1, 5), (2, 6) and (3, 7).
@@ -50,7 +50,7 @@ struct Avx512Bf16Columns : Avx512Columns {
     }
   }
   // Two neighbours are a pair as they lie.
-  static std::size_t AwqBytes(std::size_t) noexcept { return 0; }
+  static constexpr std::size_t AwqBytes(std::size_t) noexcept { return 0; }
   static void AwqPack(const Bf16*, std::size_t, std::uint8_t*) noexcept {}
   // Lower words of both lines side by side, and upper words.
   static void AwqParts(const __m512i (&lines)[2], __m512i (&parts)[2]) noexcept {

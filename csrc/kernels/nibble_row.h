@@ -27,12 +27,13 @@ constexpr unsigned GroupShift(std::size_t group) noexcept {
 template <class Isa, class Values>
 struct NibbleRows {
   static constexpr std::size_t kUnit = 8;
+  static constexpr bool kRowsFollow = true;
   static constexpr int kRowsOne = Isa::kRowsOne;
   static constexpr int kRowsMany = Isa::kRowsMany;
   static constexpr int kTokens = Isa::kTokens;
   static constexpr std::size_t kBlocks = 4;  // a vector of scales is enough for so many
 
-  static std::size_t PackedBytes(std::size_t columns) noexcept {
+  static constexpr std::size_t PackedBytes(std::size_t columns) noexcept {
     return RoundUp(columns, Isa::kBlock) / Isa::kBlock * Isa::kPackedBlock;
   }
   static void Pack(const Matrix& m, const Bf16* x, std::uint8_t* packed) noexcept {
@@ -90,7 +91,7 @@ struct NibbleRows {
             __builtin_prefetch(
                 reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(rows[r] + at) +
                                               static_cast<std::uintptr_t>(ahead)),
-                0, 3);
+                0, 2);
           }
           // Inputs are operands in memory for every row: kept from one row to the next they would
           // be spilled.

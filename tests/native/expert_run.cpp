@@ -10,6 +10,26 @@ std::uint8_t* Aligned(std::vector<std::uint8_t>& bytes) {
 
 }  // namespace
 
+const std::uint8_t* ForDown(const ExpertKernel& kernel, const Matrix& down, const std::uint8_t* act,
+                            std::size_t count, std::vector<std::uint8_t>& storage) {
+  if (kernel.prepare == nullptr) return act;
+  storage.assign(kernel.prepared_bytes(down.columns, count) + 64, 0xff);
+  PrepareJob job{};
+  job.down = down;
+  job.act = act;
+  job.count = count;
+  job.prepared = Aligned(storage);
+  // In two jobs, as two workers would.
+  const std::size_t half = count / 2 / kernel.prepare_unit * kernel.prepare_unit;
+  job.pair_begin = half;
+  job.pair_end = count;
+  kernel.prepare(job);
+  job.pair_begin = 0;
+  job.pair_end = half;
+  kernel.prepare(job);
+  return Aligned(storage);
+}
+
 Result RunExpert(const ExpertKernel& kernel, const LayerWeights& layer, const std::vector<Bf16>& x,
                  std::size_t row_split, std::size_t column_split) {
   const std::size_t count = x.size() / layer.hidden;
@@ -42,10 +62,11 @@ Result RunExpert(const ExpertKernel& kernel, const LayerWeights& layer, const st
       result.act.push_back(ReadAct(LayoutOf(kernel), Aligned(act), layer.intermediate, p, i));
     }
   }
+  std::vector<std::uint8_t> prepared;
   DownJob down{};
   down.down = m.down;
   down.bias = m.down_bias;
-  down.act = Aligned(act);
+  down.act = ForDown(kernel, m.down, Aligned(act), count, prepared);
   down.tokens = tokens.data();
   down.weights = weights.data();
   down.count = count;

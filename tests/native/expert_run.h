@@ -17,4 +17,8 @@ struct Result {
 Result RunExpert(const ExpertKernel& kernel, const LayerWeights& layer, const std::vector<Bf16>& x,
                  std::size_t row_split, std::size_t column_split);
 
+// `act` as the kernel's `down` takes it; in `storage` if that is another form.
+const std::uint8_t* ForDown(const ExpertKernel& kernel, const Matrix& down, const std::uint8_t* act,
+                            std::size_t count, std::vector<std::uint8_t>& storage);
+
 }  // namespace ktd::testing

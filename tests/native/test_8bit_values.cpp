@@ -58,7 +58,8 @@ std::vector<float> Down(const ExpertKernel& kernel, const Layer& of, const std::
   DownJob job{};
   job.down = MatricesOf(of.layer, 0).down;
   job.row_end = kSize;
-  job.act = at;
+  std::vector<std::uint8_t> prepared;
+  job.act = ForDown(kernel, job.down, at, 1, prepared);
   job.tokens = &token;
   job.weights = &weight;
   job.count = 1;

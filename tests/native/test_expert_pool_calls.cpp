@@ -2,6 +2,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <thread>
 
 #include "checker.h"
@@ -24,6 +25,17 @@ void FailingGateUp(const GateUpJob& job) {
 void FailingDown(const DownJob& job) {
   if (failures_left.fetch_sub(1) > 0) throw std::runtime_error("planted");
   kBf16Scalar.down(job);
+}
+
+void FailingPrepare(const PrepareJob& job) {
+  if (failures_left.fetch_sub(1) > 0) throw std::runtime_error("planted");
+  std::memcpy(job.prepared + job.pair_begin * job.down.columns * sizeof(Bf16),
+              job.act + job.pair_begin * job.down.columns * sizeof(Bf16),
+              (job.pair_end - job.pair_begin) * job.down.columns * sizeof(Bf16));
+}
+
+std::size_t PreparedBytes(std::size_t intermediate, std::size_t count) {
+  return kBf16Scalar.act_bytes(intermediate, count);
 }
 
 ExpertKernel Failing(void (*gate_up)(const GateUpJob&), void (*down)(const DownJob&)) {
@@ -54,6 +66,10 @@ TEST(AFailedTaskNamesLayerAndExpertAndThePoolGoesOn) {
                "layer 1, expert 4: gate and up failed: planted");
   CheckFailure(Failing(kBf16Scalar.gate_up, FailingDown),
                "layer 1, expert 4: down failed: planted");
+  ExpertKernel preparing = Failing(kBf16Scalar.gate_up, kBf16Scalar.down);
+  preparing.prepare = FailingPrepare;
+  preparing.prepared_bytes = PreparedBytes;
+  CheckFailure(preparing, "layer 1, expert 4: preparing activations failed: planted");
 }
 
 TEST(AnExpertThatDoesNotExistIsRefusedAndNothingIsWritten) {

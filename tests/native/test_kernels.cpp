@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "checker.h"
+#include "expert_run.h"
 #include "format_case.h"
 
 namespace ktd::testing {
@@ -116,7 +117,8 @@ void CheckDown(const KernelCase& c, const ExpertKernel& kernel, const FormatCase
   call.bias = m.down_bias;
   call.row_begin = job.begin;
   call.row_end = job.end;
-  call.act = packed.data();
+  std::vector<std::uint8_t> prepared_bytes;
+  call.act = ForDown(kernel, m.down, packed.data(), job.count, prepared_bytes);
   call.tokens = tokens.data();
   call.weights = weights.data();
   call.count = job.count;
