@@ -22,9 +22,12 @@ from tests.sgl import tiny_models
 _EXPERT = re.compile(r"\.experts\.\d+\.\w+_proj\.weight$")
 _BLOCK = 128
 _E4M3_MAX = 448.0
+_GROUP = 32
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 # What a projection ``[N, K]`` becomes: tensors by their suffix, and its values in float32.
 Quantised = tuple[dict[str, torch.Tensor], torch.Tensor]
+Config = Callable[[list[str]], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Recipe:
     """
 
     quantise: Callable[[torch.Tensor], Quantised]
-    config: Callable[[list[str]], dict[str, Any]]
+    config: Config
 
 
 def build(name: str, folder: Path, *, model: str = "qwen3_moe_quantised") -> tiny_models.TinyModel:
@@ -91,6 +94,143 @@ def _fp8_config(alone: list[str]) -> dict[str, Any]:
     }
 
 
+def _rows(weight: torch.Tensor, largest: float, dtype: torch.dtype) -> Quantised:
+    """One float32 scale for each row."""
+    scale = weight.abs().amax(1, keepdim=True) / largest
+    scaled = weight / scale
+    weights = (scaled if dtype.is_floating_point else scaled.round()).to(dtype)
+    return {"weight": weights, "weight_scale": scale}, weights.float() * scale
+
+
+def _fp8_channel(weight: torch.Tensor) -> Quantised:
+    return _rows(weight, _E4M3_MAX, torch.float8_e4m3fn)
+
+
+def _int8(weight: torch.Tensor) -> Quantised:
+    return _rows(weight, 127.0, torch.int8)
+
+
+def _nibbles(values: torch.Tensor, order: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
+    """int32 ``[R, C / 8]`` of ``[R, C]``: the value ``order[i]`` of eight goes into nibble i."""
+    eights = values.to(torch.int64).unflatten(1, (-1, 8))[..., list(order)]
+    packed = (eights << (torch.arange(8) * 4)).sum(-1)
+    return (packed & 0xFFFFFFFF).to(torch.uint32).view(torch.int32)
+
+
+def _int4(weight: torch.Tensor) -> Quantised:
+    groups = weight.unflatten(1, (-1, _GROUP))
+    scale = (groups.abs().amax(2, keepdim=True) / 7).bfloat16().float()
+    values = (groups / scale).round().clamp(-8, 7)
+    return {
+        "weight_packed": _nibbles(values.flatten(1) + 8),
+        "weight_scale": scale.squeeze(2).bfloat16(),
+        "weight_shape": torch.tensor(weight.shape),
+    }, (values * scale).flatten(1)
+
+
+def _asymmetric(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Nibbles ``[K / g, g, N]`` of the transposed weight, scales and zeros ``[K / g, N]``."""
+    groups = weight.t().unflatten(0, (-1, _GROUP))
+    least, most = groups.amin(1), groups.amax(1)
+    scale = ((most - least) / 15).bfloat16().float()  # as SGLang keeps it, and half holds it too
+    zero = (-least / scale).round().clamp(1, 15)
+    return (groups / scale[:, None] + zero[:, None]).round().clamp(0, 15), scale, zero
+
+
+def _gptq(weight: torch.Tensor) -> Quantised:
+    values, scale, zero = _asymmetric(weight)
+    return {
+        "qweight": _nibbles(values.flatten(0, 1).t()).t(),
+        "scales": scale.half(),
+        "qzeros": _nibbles(zero - 1),
+        "g_idx": (torch.arange(weight.shape[1]) // _GROUP).to(torch.int32),
+    }, ((values - zero[:, None]) * scale[:, None]).flatten(0, 1).t()
+
+
+def _awq(weight: torch.Tensor) -> Quantised:
+    values, scale, zero = _asymmetric(weight)
+    return {
+        "qweight": _nibbles(values.flatten(0, 1), _AWQ_ORDER),
+        "scales": scale.half(),
+        "qzeros": _nibbles(zero, _AWQ_ORDER),
+    }, ((values - zero[:, None]) * scale[:, None]).flatten(0, 1).t()
+
+
+def _compressed_tensors(layout: str, weights: dict[str, Any], activations: Any) -> Config:
+    def config(alone: list[str]) -> dict[str, Any]:
+        group = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
+        return {
+            "quant_method": "compressed-tensors",
+            "format": layout,
+            "config_groups": {"group_0": group},
+            "ignore": alone,
+        }
+
+    return config
+
+
+def _eight_bits(kind: str, strategy: str, *, dynamic: bool) -> dict[str, Any]:
+    return {
+        "num_bits": 8,
+        "type": kind,
+        "strategy": strategy,
+        "symmetric": True,
+        "dynamic": dynamic,
+    }
+
+
+_INT4 = {
+    "num_bits": 4,
+    "type": "int",
+    "strategy": "group",
+    "group_size": _GROUP,
+    "symmetric": True,
+    "dynamic": False,
+}
+
+
+def _gptq_config(alone: list[str]) -> dict[str, Any]:
+    # SGLang asks for merged modules by their own names.
+    rules = {f"-:.*{part}.*": {} for part in ("self_attn", "lm_head", "mlp.gate$")}
+    return {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": _GROUP,
+        "sym": False,
+        "desc_act": False,
+        "dynamic": rules,
+    }
+
+
+def _awq_config(alone: list[str]) -> dict[str, Any]:
+    return {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": _GROUP,
+        "zero_point": True,
+        "modules_to_not_convert": ["self_attn", "lm_head", "mlp.gate"],
+    }
+
+
 RECIPES = {
+    "awq": Recipe(_awq, _awq_config),
     "fp8_block": Recipe(_fp8_block, _fp8_config),
+    "fp8_channel": Recipe(
+        _fp8_channel,
+        _compressed_tensors(
+            "float-quantized",
+            _eight_bits("float", "channel", dynamic=False),
+            _eight_bits("float", "token", dynamic=True),
+        ),
+    ),
+    "gptq": Recipe(_gptq, _gptq_config),
+    "int4": Recipe(_int4, _compressed_tensors("pack-quantized", _INT4, None)),
+    "int8": Recipe(
+        _int8,
+        _compressed_tensors(
+            "int-quantized",
+            _eight_bits("int", "channel", dynamic=False),
+            _eight_bits("int", "token", dynamic=True),
+        ),
+    ),
 }

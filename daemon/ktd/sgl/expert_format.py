@@ -17,6 +17,9 @@ from torch import nn
 from ktd.experts.weights import FP8_BLOCK, ExpertWeights, WeightFormat, refuse_act_order
 from ktd.sgl.limits import ExpertMath
 
+_BITS = 4
+_IN_INT32 = 8  # inputs of these bits
+
 
 class FormatRefused(Exception):  # says what happened
     """The pool does not compute these experts; the sentence names what and what to use instead."""
@@ -63,6 +66,9 @@ class ExpertFormat:
             if self.transposed:
                 shape[1], shape[2] = shape[2], shape[1]
                 attributes.pop("is_transposed", None)
+            if self.weights is WeightFormat.GPTQ and self.fields[name] in ("w2_scale", "w2_zeros"):
+                # SGLang declares the groups of all ranks of a tensor-parallel group.
+                shape[1] = declared["w2_qweight"].shape[1] * _IN_INT32 // self.group
             dtype = self.dtypes.get(name, meta.dtype)
             parameter = nn.Parameter(
                 torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False
@@ -157,6 +163,26 @@ def _fp8(method: Any, _math: ExpertMath) -> ExpertFormat:
     return ExpertFormat(WeightFormat.FP8_BLOCK, _fields(scale="weight_scale_inv"))
 
 
+def _fp8_of_compressed_tensors(scheme: Any, _math: ExpertMath) -> ExpertFormat:
+    if scheme.static_input_scales:
+        raise FormatRefused(
+            f"FP8 experts with static scales of activations are not implemented; {_INSTEAD}"
+        )
+    if scheme.weight_quant.strategy == "channel":
+        return ExpertFormat(WeightFormat.FP8_CHANNEL, _fields(scale="weight_scale"))
+    _check_block(scheme.weight_block_size)
+    return ExpertFormat(WeightFormat.FP8_BLOCK, _fields(scale="weight_scale"))
+
+
+def _fp8_of_w8a8(method: Any, _math: ExpertMath) -> ExpertFormat:
+    if not method.quant_config.is_checkpoint_fp8_serialized:
+        raise FormatRefused(
+            "--quantization w8a8_fp8 quantises an unquantised checkpoint, which is not implemented;"
+            " leave it out, or use an FP8 checkpoint"
+        )
+    return ExpertFormat(WeightFormat.FP8_CHANNEL, _fields(scale="weight_scale"))
+
+
 def _check_block(block: Any) -> None:
     if block is None:
         raise FormatRefused(f"FP8 experts with one scale a tensor are not implemented; {_INSTEAD}")
@@ -165,7 +191,84 @@ def _check_block(block: Any) -> None:
         raise FormatRefused(f"FP8 experts in blocks of {size} are not implemented; {_INSTEAD}")
 
 
+def _int8(_method: Any, _math: ExpertMath) -> ExpertFormat:
+    return ExpertFormat(WeightFormat.INT8, _fields(scale="weight_scale"))
+
+
+def _int4_of_compressed_tensors(scheme: Any, _math: ExpertMath) -> ExpertFormat:
+    _check_nibbles("compressed-tensors", scheme.num_bits, scheme.group_size)
+    if not scheme.sym:
+        raise FormatRefused(f"asymmetric INT4 of compressed-tensors is not implemented; {_INSTEAD}")
+    if scheme.actorder not in (None, "static", "weight"):
+        raise FormatRefused(
+            f"INT4 experts with actorder {scheme.actorder!s} are not implemented; use a checkpoint"
+            " made without it"
+        )
+    return ExpertFormat(
+        WeightFormat.INT4,
+        _fields("weight_packed", "weight_scale"),
+        transposed=True,
+        order=("w13_weight_g_idx", "w2_weight_g_idx"),
+        group=scheme.group_size,
+    )
+
+
+def _gptq(scheme: Any, _math: ExpertMath) -> ExpertFormat:
+    config = scheme.quant_config
+    _check_nibbles("GPTQ", config.weight_bits, config.group_size)
+    layout = getattr(config, "checkpoint_format", "")
+    if layout not in ("", "gptq"):
+        raise FormatRefused(
+            f"experts in the layout {layout!r} are not implemented; save the checkpoint in the"
+            " layout 'gptq'"
+        )
+    if config.desc_act:
+        raise FormatRefused(
+            "GPTQ with act-order (desc_act) is not implemented; use a checkpoint made with"
+            " desc_act=false"
+        )
+    return ExpertFormat(
+        WeightFormat.GPTQ,
+        _fields("qweight", "scales", "qzeros"),
+        # SGLang's Marlin kernels do without the zero points of symmetric checkpoints.
+        dtypes={"w13_qzeros": torch.int32, "w2_qzeros": torch.int32},
+        order=("w13_g_idx", "w2_g_idx"),
+        group=config.group_size,
+    )
+
+
+def _awq(scheme: Any, _math: ExpertMath) -> ExpertFormat:
+    config = scheme.quant_config
+    _check_nibbles("AWQ", config.weight_bits, config.group_size)
+    if not config.zero_point:
+        raise FormatRefused(f"AWQ without zero points is not implemented; {_INSTEAD}")
+    return ExpertFormat(WeightFormat.AWQ, _fields("qweight", "scales", "qzeros"))
+
+
+def _check_nibbles(what: str, bits: int, group: int) -> None:
+    if bits != _BITS:
+        raise FormatRefused(f"{what} experts of {bits} bits are not implemented; {_INSTEAD}")
+    if group <= 0:
+        raise FormatRefused(
+            f"{what} experts without groups of inputs are not implemented; use a checkpoint with"
+            " groups of 32, 64 or 128"
+        )
+
+
+def _mxfp4(_method: Any, math: ExpertMath) -> ExpertFormat:
+    bias = "weight_bias" if math.biases else ""
+    return ExpertFormat(WeightFormat.MXFP4, _fields(scale="weight_scale", bias=bias))
+
+
+# By SGLang's method, or by the scheme that its method leaves the work to.
 _ROWS: dict[str, Callable[[Any, ExpertMath], ExpertFormat]] = {
     "UnquantizedFusedMoEMethod": _unquantised,
     "Fp8MoEMethod": _fp8,
+    "W8A8FP8MoEMethod": _fp8_of_w8a8,
+    "CompressedTensorsW8A8Fp8MoE": _fp8_of_compressed_tensors,
+    "W8A8Int8MoEMethod": _int8,
+    "CompressedTensorsWNA16MoE": _int4_of_compressed_tensors,
+    "GPTQMarlinMoEScheme": _gptq,
+    "AWQMoEScheme": _awq,
+    "Mxfp4MoEMethod": _mxfp4,
 }

@@ -99,6 +99,9 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self._slots = self._make_slots(layer, attributes, declared)
         # SGLang's loader follows the layout of this method, not of the wrapper (0.5.23).
         layer.weight_load_method = self.gpu_method
+        if self._format.transposed:
+            # It would turn round what it loads for this scheme, which has no other use here.
+            layer.scheme = None  # type: ignore[assignment]
 
     def _make_slots(
         self, layer: nn.Module, attributes: dict[str, Any], declared: Iterable[str]

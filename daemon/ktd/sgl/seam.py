@@ -65,8 +65,9 @@ def install(spec: EngineSpec) -> None:
     register(LOAD_MODEL, hooks.after_load_model, HookType.AFTER)
     register(FORWARD, hooks.around_forward, HookType.AROUND)
     if spec.device == "cpu":
-        from ktd.sgl import cpu_kernels
+        from ktd.sgl import cpu_kernels, cpu_quantisation
 
+        cpu_quantisation.register()
         register(
             cpu_kernels.GATE_SIGMOID_MUL_ADD, cpu_kernels.gate_sigmoid_mul_add, HookType.REPLACE
         )
