@@ -34,6 +34,8 @@ class EngineSpec:
         cpu_threads: Threads of the native pool over all ranks, or None for every core allowed.
         isa: Kernel set to force, or None for the best one.
         swap_rate: Limit of copying into slots per rank, bytes per second, or None.
+        cpu_expert_format: ``"int8"`` or ``"int4"``: experts are quantised while they are loaded;
+            None: they lie in host memory as in the checkpoint.
     """
 
     engine_id: str
@@ -48,6 +50,7 @@ class EngineSpec:
     cpu_threads: int | None = None
     isa: str | None = None
     swap_rate: float | None = None
+    cpu_expert_format: str | None = None
 
     @property
     def control_socket(self) -> Path:

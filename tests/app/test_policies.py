@@ -77,7 +77,7 @@ def test_a_threshold_above_the_chunk_can_never_fire(chunk, threshold, can):
 
 def test_copies_that_are_slow_are_expensive_once_that_was_measured():
     meter = CostMeter(default_costs("cuda"))
-    assert copy_pairs(meter, 1 << 24) == 0
+    assert copy_pairs(meter.costs(), 1 << 24) == 0
     for tick in range(20):
         steps = 10 * tick
         # 1 GB/s: the more of a step's bytes the CPU reads, the longer it takes.
@@ -85,8 +85,10 @@ def test_copies_that_are_slow_are_expensive_once_that_was_measured():
         seconds = 0.01 * steps + read / 1e9
         meter.counted(StepCounters(seconds, "e", steps, steps, 0, read))
     meter.copied(10**8, 1.0)
-    assert copy_pairs(meter, 1 << 24) == pytest.approx(10, rel=0.05)
-    assert copy_pairs(meter, 98_304) == 0
+    assert copy_pairs(meter.costs(), 1 << 24) == pytest.approx(10, rel=0.05)
+    assert copy_pairs(meter.costs(), 98_304) == 0
+    # The CPU reads a quarter of the bytes that a copy writes.
+    assert copy_pairs(meter.costs(cpu_share=0.25), 1 << 24) == pytest.approx(40, rel=0.05)
 
 
 def test_the_last_chunk_size_counts():

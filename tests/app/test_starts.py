@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
-from ktd.app.evidence import Pairs, StartEvidence
+from ktd.app.evidence import LiveEvidence, Pairs, StartEvidence
 from ktd.app.fitting import fit_of_model
 from ktd.app.starts import EngineStarts
 from ktd.app.statistics import KnownCounts
 from ktd.config.settings import Settings
 from ktd.errors import ConfigError
 from ktd.model.facts import read_facts
+from ktd.placement.cost import default_costs
+from ktd.placement.cost_meter import CostMeter
 from ktd.placement.goals import StrategyGoal
 from ktd.placement.manager import PlacementManager
 from ktd.stats.hub import StatsHub
@@ -124,6 +127,37 @@ async def test_recording_of_another_model_is_refused_with_both_shapes(made, tmp_
     starts, _ = made(expert_placement_strategy="coactivation", init_expert_location=path)
     with pytest.raises(ConfigError, match=r"recorded 4 layers .* this model has 6 with 32"):
         await starts.next_start()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"), [("auto", None), ("checkpoint", None), ("int4", "int4")]
+)
+async def test_engine_is_told_to_quantise_when_that_was_asked_for(made, wanted, told):
+    """And people are told that it loses, in the log and in the status."""
+    starts, _ = made(cpu_expert_format=wanted)
+    with capture_logs() as logs:
+        assert (await starts.next_start()).spec.cpu_expert_format == told
+    lossy = [line["note"] for line in logs if "lossy against" in line.get("note", "")]
+    model, _ = starts.summaries()
+    assert len(lossy) == (told is not None)
+    assert (model.expert_format, model.cpu_expert_format) == ("bf16", told or "bf16")
+
+
+async def test_forecasts_know_that_quantised_experts_are_smaller(made):
+    """The CPU reads 9 bytes where a slot holds 32."""
+    starts, _ = made(cpu_expert_format="int4")
+    await starts.next_start()
+    settings = Settings(
+        model="m", state_dir=Path("s"), runtime_dir=Path("r"), socket=Path("k.sock")
+    )
+    store = ProfileStore(settings.state_dir)
+    known = KnownCounts(store, Profiles(store, StatsHub(), "m"))
+    evidence = StartEvidence(settings, "cpu", known, Pairs()).of(starts.facts)
+    assert evidence.costs.cpu_share == 9 / 32
+    live = LiveEvidence(StatsHub(), CostMeter(default_costs("cpu")), Pairs())
+    assert live.costs().cpu_share == 1
+    live.follow(lambda: starts.facts)
+    assert live.costs().cpu_share == 9 / 32
 
 
 async def test_planned_restart_is_taken_once(made):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ktd.engine.status import EnginePhase, LoadProgress
@@ -26,6 +27,18 @@ async def test_status_says_what_the_engine_does(daemon: FakeDaemon) -> None:
     assert "8 of 32 have GPU slots" in result.out
     assert "http://127.0.0.1:30000/v1" in result.out
     assert "\x1b" not in result.out
+
+
+async def test_status_says_that_experts_were_quantised_and_that_it_loses(
+    daemon: FakeDaemon,
+) -> None:
+    """Nothing is silent: the checkpoint's format, the one in host memory, and what it means."""
+    assert "2 per token, bf16; " in (await ktd("status", socket=daemon.socket)).out
+    model = daemon.engine.status().model
+    assert model is not None
+    daemon.engine.set(model=replace(model, cpu_expert_format="int4"))
+    result = await ktd("status", socket=daemon.socket)
+    assert "bf16 quantised to int4 at load (lossy against the checkpoint); " in result.out
 
 
 async def test_status_shows_conditions(daemon: FakeDaemon) -> None:

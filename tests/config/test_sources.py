@@ -100,6 +100,7 @@ class TestRefused:
             (["m", "--swap-rate", "0"], "must be > 0"),
             (["m", "--swap-rate", "fast"], "500M, 2G"),
             (["m", "--isa", "neon"], "one of scalar, avx2"),
+            (["m", "--cpu-expert-format", "int2"], "one of auto, checkpoint, int8, int4"),
             (["m", "--tp", "0"], "--tp is 0"),
             (["m", "--socket", "/" + "x" * 107], "108 bytes, and Linux allows 107"),
             (["m", "--config", "/no/such.toml"], "/no/such.toml does not exist"),

@@ -11,6 +11,7 @@ from ktd.placement.cost import CostModel, expected_use, predict_step
 from ktd.placement.model import ModelShape
 from ktd.placement.strategies.balanced import floor_total
 from ktd.placement.strategies.base import Evidence
+from ktd.placement.strategies.latency import savings_of
 from ktd.placement.strategies.registry import initial_placement, live_placement
 
 
@@ -251,6 +252,18 @@ def test_step_adds_up_layers_and_takes_the_longer_side_of_each():
     assert step.cpu_bytes == pytest.approx(80)
     serial = predict_step(CostModel(10, 1, 100, 0.5, overlap=False), uses[2:], ((0,),), 40)
     assert serial.seconds == pytest.approx(5 + 0.9)
+
+
+def test_experts_that_are_smaller_in_host_memory_cost_the_cpu_less():
+    """A quarter of the bytes there, all of them in a slot; strategies and forecasts agree."""
+    costs = CostModel(10.0, 1.0, 100.0, 0.5, cpu_share=0.25)
+    uses = np.array([[0.5, 0.5], [1.0, 1.0]])
+    step = predict_step(costs, uses, ((), (0,)), expert_bytes=40)
+    # 1 + 10/10, and max(1 + 10/10, 0.5 + 40/100).
+    assert step.seconds == pytest.approx(2 + 2)
+    assert step.cpu_bytes == pytest.approx(20)
+    saved = savings_of(uses[1:], costs, 40)
+    assert saved[0].tolist() == pytest.approx([3 - 2, 2 - 1.3])
 
 
 def test_costs_name_what_nobody_has_measured():

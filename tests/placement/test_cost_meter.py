@@ -75,6 +75,9 @@ def test_where_both_sides_take_turns_the_slope_is_their_difference():
         engine.second(20_000_000 * (1 + turn % 3))
     # 1 / rate = slope + 1 / slots' rate.
     assert meter.costs().cpu_bytes_per_second == pytest.approx(1e9, rel=0.01)
+    # A byte that leaves the CPU is four in a slot: 1 / rate = slope + 4 / slots' rate.
+    share = meter.costs(cpu_share=0.25)
+    assert share.cpu_bytes_per_second == pytest.approx(0.4e9, rel=0.01)
 
 
 def test_prefill_and_another_engine_are_not_decoding():

@@ -37,6 +37,7 @@ def ready_status(shape: ModelShape, engine_id: str) -> EngineStatus:
             served_name="ktd-tiny",
             architecture="Qwen3MoeForCausalLM",
             expert_format="bf16",
+            cpu_expert_format="bf16",
             num_layers=layers,
             num_moe_layers=layers,
             num_experts=shape.num_experts,

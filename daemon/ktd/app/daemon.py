@@ -157,7 +157,7 @@ async def _daemon(
         HubCounters(hub),
         options_of(settings),
         on_condition=board.report,
-        copy_pairs=lambda: copy_pairs(meter, manager.placement().shape.expert_bytes),
+        copy_pairs=lambda: copy_pairs(evidence.costs(), manager.placement().shape.expert_bytes),
         advice=lambda options: never_fires(settings, options),
     )
     observer = Observer(supervisor, manager, hub, gate)

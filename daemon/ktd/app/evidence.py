@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
@@ -13,7 +13,7 @@ from ktd.app.statistics import KnownCounts
 from ktd.config.settings import Settings
 from ktd.errors import ConfigError
 from ktd.model.facts import ModelFacts
-from ktd.placement.cost import default_costs
+from ktd.placement.cost import CostModel, default_costs
 from ktd.placement.cost_meter import CostMeter, StepCounters
 from ktd.placement.strategies.base import Counts, Evidence, PairCounts
 from ktd.stats.hub import StatsHub
@@ -59,7 +59,7 @@ class StartEvidence:
             pairs=self._pairs.counts,
             experts_per_token=facts.experts_per_token,
             expert_bytes=facts.expert_bytes,
-            costs=self._costs,
+            costs=replace(self._costs, cpu_share=facts.cpu_expert_bytes / facts.expert_bytes),
         )
 
     def _counts(self, facts: ModelFacts) -> Counts | None:
@@ -130,9 +130,15 @@ class LiveEvidence:
             pairs=self._pairs.counts,
             batch=self._meter.batch or 1.0,
             experts_per_token=facts.experts_per_token if facts is not None else 0,
-            costs=self._meter.costs(),
+            costs=self.costs(),
             step_seconds=self._meter.step_seconds,
         )
+
+    def costs(self) -> CostModel:
+        """The cost model with what has been measured."""
+        facts = self._facts()
+        share = facts.cpu_expert_bytes / facts.expert_bytes if facts is not None else 1.0
+        return self._meter.costs(share)
 
     async def run(self) -> None:
         """Reads the counters once a second while they move; ends when it is cancelled."""

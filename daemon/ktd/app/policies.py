@@ -8,7 +8,7 @@ import numpy as np
 
 from ktd.app.sglang_words import CHUNK_FLAG, DEFAULT_CHUNK, number_given
 from ktd.config.settings import Settings
-from ktd.placement.cost_meter import CostMeter
+from ktd.placement.cost import CostModel
 from ktd.policy.counted import Counted
 from ktd.policy.options import DYNAMIC, PolicyOptions
 from ktd.policy.pace import DEFAULT_COPY_RATE
@@ -42,17 +42,17 @@ class HubCounters:
         )
 
 
-def copy_pairs(meter: CostMeter, expert_bytes: int) -> float:
+def copy_pairs(costs: CostModel, expert_bytes: int) -> float:
     """(token, expert) pairs that the CPU computes while one expert is copied; 0: not measured.
 
-    A pair reads an expert's weights, so this is the CPU's rate over that of the copies. A swap of
-    small experts takes the time of its calls and says nothing of the rate.
+    A pair reads an expert's weights, so this is the CPU's rate over that of the copies, where both
+    are of the same bytes. A swap of small experts takes the time of its calls and says nothing of
+    the rate.
     """
-    costs = meter.costs()
     measured = {"cpu_bytes_per_second", "link_bytes_per_second"} <= set(costs.measured)
     if not measured or expert_bytes < _LEAST_EXPERT_BYTES:
         return 0.0
-    return costs.cpu_bytes_per_second / costs.link_bytes_per_second
+    return costs.cpu_bytes_per_second / costs.cpu_share / costs.link_bytes_per_second
 
 
 def options_of(settings: Settings) -> PolicyOptions:

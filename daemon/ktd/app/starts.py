@@ -20,6 +20,7 @@ from ktd.enginespec import EngineSpec
 from ktd.errors import EngineFailed, KtdError
 from ktd.model.facts import ModelFacts, read_facts
 from ktd.model.memory import HostMemory, check_fits, needs_of
+from ktd.model.quantised import FORMATS, quantised
 from ktd.placement.budget import EVEN, Budget, budget_of, even_slots
 from ktd.placement.ledger import DAEMON
 from ktd.placement.manager import PlacementManager
@@ -27,6 +28,8 @@ from ktd.placement.model import Experts, ModelShape
 from ktd.placement.strategies.registry import initial_placement, live_placement
 
 _log = structlog.get_logger(__name__)
+
+_FORMAT_SETTING = "cpu_expert_format"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class EngineStarts:
             served_name=self.served_name,
             architecture=facts.architecture,
             expert_format=facts.expert_format,
+            cpu_expert_format=facts.cpu_expert_format,
             num_layers=facts.num_layers,
             num_moe_layers=len(facts.moe_layers),
             num_experts=facts.num_experts,
@@ -123,7 +127,18 @@ class EngineStarts:
             )
         folder = await self._find_model(self._settings)
         # Headers of hundreds of files are read.
-        return await asyncio.to_thread(read_facts, folder, device=self._device)
+        facts = await asyncio.to_thread(read_facts, folder, device=self._device)
+        settings = self._settings
+        wanted = settings.cpu_expert_format
+        if wanted not in FORMATS:
+            return facts
+        facts = quantised(facts, wanted, ranks=settings.tp, named=settings.named(_FORMAT_SETTING))
+        _log.warning(
+            "experts are quantised while they are loaded",
+            note=f"{settings.named(_FORMAT_SETTING)} {wanted} is lossy against the checkpoint's "
+            f"{facts.expert_format}: answers differ from it, in slots as on the CPU.",
+        )
+        return facts
 
     def _placement(self, facts: ModelFacts) -> tuple[ModelShape, Experts, str]:
         """The last committed placement, the stored one, or a fresh one."""
@@ -207,6 +222,7 @@ class EngineStarts:
             cpu_threads=settings.cpu_threads,
             isa=settings.isa,
             swap_rate=settings.swap_rate,
+            cpu_expert_format=facts.quantised.format if facts.quantised else None,
         )
 
     def _sglang_args(self) -> tuple[str, ...]:

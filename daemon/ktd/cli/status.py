@@ -140,8 +140,18 @@ def _experts(status: EngineStatus) -> str:
     model, memory = status.model, status.memory
     return (
         f"{plural(model.num_moe_layers, 'layer')} of {model.num_experts}, "
-        f"{model.experts_per_token} per token, {model.expert_format}; "
+        f"{model.experts_per_token} per token, {_format(status)}; "
         f"{memory.total_slots} of {memory.total_experts} have GPU slots"
+    )
+
+
+def _format(status: EngineStatus) -> str:
+    model = status.model
+    if model.cpu_expert_format in ("", model.expert_format):
+        return str(model.expert_format)
+    return (
+        f"{model.expert_format} quantised to {model.cpu_expert_format} at load "
+        "(lossy against the checkpoint)"
     )
 
 

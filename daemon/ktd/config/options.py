@@ -11,6 +11,7 @@ LIVE_SLOTS = ("placed", "even")
 POLICIES = ("off", "dynamic", "adaptive")
 LOG_FORMATS = ("json", "console")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+CPU_EXPERT_FORMATS = ("auto", "checkpoint", "int8", "int4")
 ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
 DEVICES = ("auto", "cpu", "cuda")
 RECORDER_MODES = ("stat", "stat_approx", "per_pass", "per_token")
@@ -200,6 +201,12 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "isa", ("--isa",), values.text, CPU,
         "CPU kernels to use instead of the best that the CPU has.", choices=ISAS,
+    ),
+    Option(
+        "cpu_expert_format", ("--cpu-expert-format",), values.text, CPU,
+        "How experts lie in host memory: as in the checkpoint, or quantised while they are loaded, "
+        "which is lossy against it, slots included: int8 (a scale per row), int4 (per 32 inputs).",
+        default="auto", shown_default="auto, which is checkpoint", choices=CPU_EXPERT_FORMATS,
     ),
     Option(
         "config", ("--config",), values.path, DAEMON,

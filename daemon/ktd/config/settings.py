@@ -60,6 +60,7 @@ class Settings:
     record_gpu_expert_distribution: bool = False
     cpu_threads: int | None = None
     isa: str | None = None
+    cpu_expert_format: str = "auto"
     config: Path | None = None
     start_timeout: float = 600.0
     shutdown_timeout: float = 20.0

@@ -44,12 +44,13 @@ class Versions:
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """Facts of the model that an operator sees; ``expert_format`` is for example ``"bf16"``."""
+    """Facts of the model that an operator sees; formats are for example ``"bf16"``."""
 
     path: str = ""
     served_name: str = ""
     architecture: str = ""
     expert_format: str = ""
+    cpu_expert_format: str = ""
     num_layers: int = 0
     num_moe_layers: int = 0
     num_experts: int = 0

@@ -26,6 +26,19 @@ _PROJECTIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Quantised:
+    """Experts that ktd quantises while it loads them.
+
+    Attributes:
+        format: ``"int8"`` or ``"int4"``.
+        expert_bytes: One expert, whole, in host memory.
+    """
+
+    format: str
+    expert_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     """Shape and format.
 
@@ -33,10 +46,11 @@ class ModelFacts:
         path: Folder of the checkpoint.
         moe_layers: Indices of layers with experts, ascending.
         expert_format: Of the experts in the checkpoint; ``"bf16"``.
-        expert_bytes: One expert, whole: gate, up and down.
+        expert_bytes: One expert, whole, as a slot holds it: gate, up and down.
         other_bytes: All weights that are not experts.
         max_context: Longest context in tokens, or 0 if the configuration does not say.
         kv_cache: What a token takes in the KV cache.
+        quantised: How experts lie in host memory if ktd quantises them; None: as in a slot.
     """
 
     path: Path
@@ -53,6 +67,7 @@ class ModelFacts:
     other_bytes: int
     max_context: int = 0
     kv_cache: KvCache = field(default_factory=lambda: KvCache(0, 0, 0))
+    quantised: Quantised | None = None
 
     @property
     def total_experts(self) -> int:
@@ -60,9 +75,19 @@ class ModelFacts:
         return len(self.moe_layers) * self.num_experts
 
     @property
+    def cpu_expert_format(self) -> str:
+        """Of the experts in host memory."""
+        return self.quantised.format if self.quantised else self.expert_format
+
+    @property
+    def cpu_expert_bytes(self) -> int:
+        """One expert, whole, in host memory."""
+        return self.quantised.expert_bytes if self.quantised else self.expert_bytes
+
+    @property
     def host_store_bytes(self) -> int:
-        """All experts."""
-        return self.total_experts * self.expert_bytes
+        """All experts in host memory."""
+        return self.total_experts * self.cpu_expert_bytes
 
 
 def read_facts(folder: Path, *, device: str) -> ModelFacts:

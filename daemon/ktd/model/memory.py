@@ -90,7 +90,7 @@ def check_fits(needs: Needs, memory: HostMemory) -> None:
 
 def fitting_ratio(facts: ModelFacts, room: int) -> float:
     """The largest share of experts, in steps of 1 %, whose slots fit into ``room`` bytes."""
-    share = max(0, room) / facts.host_store_bytes
+    share = max(0, room) / (facts.total_experts * facts.expert_bytes)
     return min(1.0, int(share * 100) / 100)
 
 

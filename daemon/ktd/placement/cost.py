@@ -33,6 +33,8 @@ class CostModel:
         gpu_layer_seconds: Fixed cost of a layer that has slots.
         link_bytes_per_second: Copying experts into slots.
         other_step_seconds: What of a decode step is not experts.
+        cpu_share: Bytes of an expert in host memory, by those of it in a slot: less than 1 where
+            experts were quantised while they were loaded.
         overlap: Whether slots and CPU work at the same time; not where slots are host memory.
         measured: Names of the figures that come from this engine; the others are defaults.
     """
@@ -43,6 +45,7 @@ class CostModel:
     gpu_layer_seconds: float = 20e-6
     link_bytes_per_second: float = 20e9
     other_step_seconds: float = 0.0
+    cpu_share: float = 1.0
     overlap: bool = True
     measured: tuple[str, ...] = ()
 
@@ -60,7 +63,8 @@ class CostModel:
     def defaults(self) -> tuple[str, ...]:
         """Names of the figures that nobody has measured here."""
         names = (field.name for field in fields(self))
-        return tuple(name for name in names if name not in (*self.measured, "overlap", "measured"))
+        known = (*self.measured, "cpu_share", "overlap", "measured")
+        return tuple(name for name in names if name not in known)
 
 
 def default_costs(device: str) -> CostModel:
@@ -116,7 +120,7 @@ def predict_step(costs: CostModel, uses: Table, experts: Experts, expert_bytes: 
         costs: The model.
         uses: ``[layers, experts]``, of :func:`expected_use`.
         experts: What is in slots.
-        expert_bytes: Weight bytes of an expert.
+        expert_bytes: Weight bytes of an expert in a slot.
     """
     num_experts = uses.shape[1]
     needed = uses.sum(axis=1) * expert_bytes
@@ -125,7 +129,7 @@ def predict_step(costs: CostModel, uses: Table, experts: Experts, expert_bytes: 
     for chosen, slot_bytes, all_bytes in zip(
         experts, in_slots.tolist(), needed.tolist(), strict=True
     ):
-        cpu_bytes = max(0.0, all_bytes - slot_bytes)
+        cpu_bytes = max(0.0, all_bytes - slot_bytes) * costs.cpu_share
         total += cpu_bytes
         seconds += costs.layer_seconds(
             cpu_bytes, slot_bytes, on_cpu=len(chosen) < num_experts, in_slots=bool(chosen)

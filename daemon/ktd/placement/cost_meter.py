@@ -102,9 +102,13 @@ class CostMeter:
             return 0.0
         return quantiles(alike, n=4, method="inclusive")[0] if len(alike) > 1 else alike[0]
 
-    def costs(self) -> CostModel:
-        """The model with every figure that has been measured, and their names."""
-        costs = self._base
+    def costs(self, cpu_share: float = 1.0) -> CostModel:
+        """The model with every figure that has been measured, and their names.
+
+        Args:
+            cpu_share: As the model has it: it follows from the experts' formats.
+        """
+        costs = replace(self._base, cpu_share=cpu_share)
         if self._copies:
             size = sum(size for size, _ in self._copies)
             seconds = sum(seconds for _, seconds in self._copies)
@@ -117,7 +121,8 @@ class CostMeter:
         if slope is None:
             return costs
         # Where both sides take turns a byte that leaves the CPU still costs its time in a slot.
-        per_byte = slope if costs.overlap else slope + 1 / costs.gpu_bytes_per_second
+        in_slot = 1 / (costs.gpu_bytes_per_second * cpu_share)
+        per_byte = slope if costs.overlap else slope + in_slot
         if per_byte <= 0:
             return costs
         return replace(

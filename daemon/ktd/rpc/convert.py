@@ -203,6 +203,7 @@ def engine_message(status: EngineStatus, placement_revision: int) -> engine_pb2.
                 served_name=model.served_name,
                 architecture=model.architecture,
                 expert_format=model.expert_format,
+                cpu_expert_format=model.cpu_expert_format,
                 num_layers=model.num_layers,
                 num_moe_layers=model.num_moe_layers,
                 num_experts=model.num_experts,

@@ -359,6 +359,7 @@ class Model(_message.Message):
     EXPERTS_PER_TOKEN_FIELD_NUMBER: _builtins.int
     HIDDEN_SIZE_FIELD_NUMBER: _builtins.int
     EXPERT_INTERMEDIATE_SIZE_FIELD_NUMBER: _builtins.int
+    CPU_EXPERT_FORMAT_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     served_name: _builtins.str
     architecture: _builtins.str
@@ -370,6 +371,10 @@ class Model(_message.Message):
     experts_per_token: _builtins.int
     hidden_size: _builtins.int
     expert_intermediate_size: _builtins.int
+    cpu_expert_format: _builtins.str
+    """Format of the experts in host memory, which the CPU computes with. Another one than expert_format
+    where ktd quantises them while it loads them: lossy against the checkpoint.
+    """
     def __init__(
         self,
         *,
@@ -383,10 +388,11 @@ class Model(_message.Message):
         experts_per_token: _builtins.int = ...,
         hidden_size: _builtins.int = ...,
         expert_intermediate_size: _builtins.int = ...,
+        cpu_expert_format: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "expert_format", b"expert_format", "expert_intermediate_size", b"expert_intermediate_size", "experts_per_token", b"experts_per_token", "hidden_size", b"hidden_size", "num_experts", b"num_experts", "num_layers", b"num_layers", "num_moe_layers", b"num_moe_layers", "path", b"path", "served_name", b"served_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cpu_expert_format", b"cpu_expert_format", "expert_format", b"expert_format", "expert_intermediate_size", b"expert_intermediate_size", "experts_per_token", b"experts_per_token", "hidden_size", b"hidden_size", "num_experts", b"num_experts", "num_layers", b"num_layers", "num_moe_layers", b"num_moe_layers", "path", b"path", "served_name", b"served_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

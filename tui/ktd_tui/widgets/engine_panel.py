@@ -69,6 +69,9 @@ class EnginePanel(Widget):
         name = model.served_name or model.path
         name = name.rstrip("/").rpartition("/")[2]
         isa = f", {status.ranks[0].isa}" if status.ranks else ""
-        shape = f"{model.num_moe_layers}×{model.num_experts} {model.expert_format}{isa}"
+        experts = model.expert_format
+        if model.cpu_expert_format not in ("", experts):
+            experts += f" quantised to {model.cpu_expert_format}"
+        shape = f"{model.num_moe_layers}×{model.num_experts} {experts}{isa}"
         running = f", {status.requests_in_flight} running" if status.requests_in_flight else ""
         return f"{name}: {shape}{running}"

@@ -34,7 +34,7 @@ class Evidence:
         pairs: Which experts are chosen by the same token; None where nobody has recorded that.
         batch: Tokens per decode step.
         experts_per_token: Experts that the router chooses for a token; 0 if not known, then one.
-        expert_bytes: Weight bytes of an expert.
+        expert_bytes: Weight bytes of an expert in a slot.
         costs: What a step takes.
         step_seconds: A decode step as it was measured under the placement of now; 0 if it was not.
     """

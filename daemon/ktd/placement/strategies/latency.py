@@ -101,7 +101,8 @@ def savings_of(uses: Table, costs: CostModel, expert_bytes: int) -> Table:
     gains = -np.sort(-uses, axis=1) * expert_bytes
     in_slots = np.zeros((len(uses), uses.shape[1] + 1))
     np.cumsum(gains, axis=1, out=in_slots[:, 1:])
-    on_cpu = (in_slots[:, -1:] - in_slots) / costs.cpu_bytes_per_second + costs.cpu_layer_seconds
+    rate = costs.cpu_bytes_per_second / costs.cpu_share
+    on_cpu = (in_slots[:, -1:] - in_slots) / rate + costs.cpu_layer_seconds
     on_cpu[:, -1] = 0.0
     on_gpu = in_slots / costs.gpu_bytes_per_second + costs.gpu_layer_seconds
     on_gpu[:, 0] = 0.0
