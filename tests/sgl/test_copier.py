@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from ktd.sgl.copier import Copier
 from ktd.sgl.expert_layer import SlotCopy
+from ktd.sgl.slot_source import CopiedElements
 
 
 class Outcomes:
@@ -37,7 +38,7 @@ def outcomes():
 
 
 def copy_of(destination, source):
-    return SlotCopy(layer=0, expert=0, slot=0, tensors=((destination, source),))
+    return SlotCopy(layer=0, expert=0, slot=0, parts=(CopiedElements(destination, source),))
 
 
 def test_batches_are_copied_in_order_and_every_byte_is_counted(outcomes):

@@ -5,11 +5,12 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from ktd.sgl.expert_layer import ExpertLayer, MoveRefused
+from ktd.sgl.slot_source import PlainSource
 
 
 @pytest.fixture
 def layer():
-    store = {"w": torch.arange(8 * 3, dtype=torch.float32).reshape(8, 3)}
+    store = PlainSource({"w": torch.arange(8 * 3, dtype=torch.float32).reshape(8, 3)})
     slots = {"w": torch.full((2, 3), float("nan"))}
     table = torch.full((8,), -1, dtype=torch.int32)
     return ExpertLayer(layer=5, num_experts=8, num_slots=2, store=store, slots=slots, table=table)
@@ -17,8 +18,7 @@ def layer():
 
 def place(layer, expert, slot=None):
     copy = layer.reserve(expert, slot)
-    for destination, source in copy.tensors:
-        destination.copy_(source)
+    copy.run()
     layer.publish(expert)
 
 
@@ -39,7 +39,7 @@ def test_a_loaded_expert_takes_the_slot_of_the_one_it_evicts(layer):
     place(layer, 7, slot)
     assert layer.mapped() == [7, 2]
     assert layer.table.tolist() == [-1, -1, 1, -1, -1, -1, -1, 0]
-    assert torch.equal(layer.slots["w"][0], layer.store["w"][7])
+    assert torch.equal(layer.slots["w"][0], layer.store.tensors["w"][7])
 
 
 def test_a_pure_load_takes_the_lowest_free_slot_that_nobody_is_writing(layer):
@@ -85,5 +85,5 @@ def test_restore_takes_back_an_unmap(layer):
 
 def test_expert_bytes_are_those_of_every_tensor(layer):
     """Three float32."""
-    assert layer.expert_bytes == 12
+    assert layer.expert_bytes == layer.host_expert_bytes == 12
     assert layer.reserve(0).num_bytes == 12

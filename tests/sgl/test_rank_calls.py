@@ -14,6 +14,7 @@ from ktd.enginespec import EngineSpec
 from ktd.rankfile import RankFileReader, Status, Word, path_of
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.rank import Rank
+from ktd.sgl.slot_source import PlainSource
 
 LAYERS, EXPERTS, SLOTS = (1, 4), 8, 2
 
@@ -43,7 +44,7 @@ class OneRank:
                     layer=layer,
                     num_experts=EXPERTS,
                     num_slots=SLOTS,
-                    store={"w": torch.randn(EXPERTS, 16)},
+                    store=PlainSource({"w": torch.randn(EXPERTS, 16)}),
                     slots={"w": torch.zeros(SLOTS, 16)},
                     table=torch.full((EXPERTS,), -1, dtype=torch.int32),
                 )
@@ -86,7 +87,7 @@ def test_a_batch_is_mapped_when_it_is_published_and_its_bytes_are_there(rank):
     assert rank.call("publish", batch=1).status is Status.OK
     assert rank.slots() == {1: [5, -1], 4: [6, -1]}
     layer = rank.rank.layers[4]
-    assert torch.equal(layer.slots["w"][0], layer.store["w"][6])
+    assert torch.equal(layer.slots["w"][0], layer.store.tensors["w"][6])
     assert rank.reader.word(Word.SWAP_BYTES) == 2 * 64
 
 

@@ -17,6 +17,7 @@ from ktd.rankfile import RankFileReader, Status, path_of
 from ktd.sgl import recording_report
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.rank import Rank
+from ktd.sgl.slot_source import PlainSource
 
 LAYERS, EXPERTS, NUM_LAYERS = (1, 4), 16, 6
 
@@ -51,7 +52,7 @@ class RecordingRank:
                     layer=layer,
                     num_experts=EXPERTS,
                     num_slots=2,
-                    store={"w": torch.zeros(EXPERTS, 1)},
+                    store=PlainSource({"w": torch.zeros(EXPERTS, 1)}),
                     slots={"w": torch.zeros(2, 1)},
                     table=table,
                 )

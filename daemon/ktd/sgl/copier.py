@@ -25,7 +25,7 @@ class Copier:
 
     Args:
         finished: Called with ``(batch_id, error)`` when a batch is done; error is one sentence.
-        copied: Called with the bytes of each finished piece.
+        copied: Called with the bytes written of each finished piece.
         bytes_per_second: Rate limit, or None.
     """
 
@@ -74,14 +74,13 @@ class Copier:
                 self._finished(batch_id, None)
 
     def _copy(self, copy: SlotCopy) -> None:
-        for destination, source in copy.tensors:
-            into, out_of = destination.view(-1), source.view(-1)
-            step = max(1, self._chunk_bytes() // source.element_size())
-            for start in range(0, out_of.numel(), step):
+        for part in copy.parts:
+            step = max(1, self._chunk_bytes() // part.unit_bytes)
+            for start in range(0, part.units, step):
                 began = time.monotonic()
-                piece = out_of[start : start + step]
-                into[start : start + step].copy_(piece)
-                num_bytes = piece.numel() * piece.element_size()
+                count = min(step, part.units - start)
+                part.fill(start, count)
+                num_bytes = count * part.unit_bytes
                 self._copied(num_bytes)
                 if self._rate:
                     used = time.monotonic() - began

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ktd.sgl.slot_source import SlotPart, SlotSource, bytes_of_one
+
 EMPTY = -1
 
 
@@ -20,17 +22,22 @@ class MoveRefused(Exception):  # reads as what happened; it never reaches a user
 
 @dataclass(frozen=True, slots=True)
 class SlotCopy:
-    """One expert on its way into one slot: pairs of (destination, source) tensors."""
+    """One expert on its way into one slot."""
 
     layer: int
     expert: int
     slot: int
-    tensors: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+    parts: tuple[SlotPart, ...]
 
     @property
     def num_bytes(self) -> int:
-        """Bytes to copy."""
-        return sum(source.numel() * source.element_size() for _, source in self.tensors)
+        """Bytes that are written."""
+        return sum(part.units * part.unit_bytes for part in self.parts)
+
+    def run(self) -> None:
+        """Fills the slot at once."""
+        for part in self.parts:
+            part.fill(0, part.units)
 
 
 @dataclass(slots=True)
@@ -41,7 +48,7 @@ class ExpertLayer:
         layer: Index of the layer in the model.
         num_experts: Experts of the layer, E.
         num_slots: Slots of the layer, S.
-        store: Host tensors by parameter name, ``[E, …]``, complete for as long as the engine lives.
+        store: All experts in host memory.
         slots: Slot tensors by parameter name, ``[S, …]``, in SGLang's own method's layout.
         table: int32 ``[E]`` on the device that splits the routing: slot of each expert, or -1.
     """
@@ -49,7 +56,7 @@ class ExpertLayer:
     layer: int
     num_experts: int
     num_slots: int
-    store: dict[str, torch.Tensor]
+    store: SlotSource
     slots: dict[str, torch.Tensor]
     table: torch.Tensor
     _occupants: list[int] = field(init=False)
@@ -61,8 +68,13 @@ class ExpertLayer:
 
     @property
     def expert_bytes(self) -> int:
-        """Bytes of one expert of this rank's shard."""
-        return sum(t[0].numel() * t.element_size() for t in self.store.values())
+        """Bytes of one expert of this rank's shard in a slot."""
+        return bytes_of_one(self.slots)
+
+    @property
+    def host_expert_bytes(self) -> int:
+        """Bytes of one in host memory."""
+        return self.store.expert_bytes
 
     def mapped(self) -> list[int]:
         """Mapped expert of each slot, or -1."""
@@ -109,8 +121,8 @@ class ExpertLayer:
             if slot is None:
                 raise MoveRefused(f"layer {self.layer} has no free slot for expert {expert}")
         self._writing[expert] = slot
-        pairs = tuple((self.slots[name][slot], self.store[name][expert]) for name in self.store)
-        return SlotCopy(self.layer, expert, slot, pairs)
+        tensors = {name: tensor[slot] for name, tensor in self.slots.items()}
+        return SlotCopy(self.layer, expert, slot, self.store.parts(expert, tensors))
 
     def publish(self, expert: int) -> None:
         """Maps an expert whose copy has finished."""

@@ -23,6 +23,7 @@ from ktd.sgl.limits import ExpertMath, LayerRefused, math_of
 from ktd.sgl.pool_slots import PoolSlots
 from ktd.sgl.rank import Rank
 from ktd.sgl.sglang_slots import SglangSlots
+from ktd.sgl.slot_source import PlainSource
 from ktd.sgl.slots import Slots
 from ktd.sgl.weight_file import WeightsUnreadable
 
@@ -139,13 +140,12 @@ class HybridMoEMethod(FusedMoEMethodBase):
             layer=self._layer_id,
             num_experts=self._rank.spec.num_experts,
             num_slots=self._num_slots,
-            store=tensors,
+            store=PlainSource(tensors),
             slots=self._slots.tensors(layer),
             table=torch.full((self._rank.spec.num_experts,), -1, dtype=torch.int32),
         )
         for expert in self._rank.spec.initial[self._position]:
-            for destination, source in self._layer.reserve(expert).tensors:
-                destination.copy_(source)
+            self._layer.reserve(expert).run()
             self._layer.publish(expert)
         self._slots.filled(layer)
         self._handle = self._rank.pool.add_layer(self._experts(tensors))

@@ -126,7 +126,7 @@ class Rank:
 
     def say_hello(self, device: str) -> None:
         """Publishes the facts the daemon waits for before it declares the engine ready."""
-        store = sum(layer.num_experts * layer.expert_bytes for layer in self.layers.values())
+        store = sum(layer.num_experts * layer.host_expert_bytes for layer in self.layers.values())
         slots = sum(layer.num_slots * layer.expert_bytes for layer in self.layers.values())
         self.file.beat()
         self.file.say_hello(
