@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ktd.bench.servers import stock_server
+from tests.acceptance.agreement import error_of
 from tests.acceptance.reference import Reference
 
 TOKENS = ["--max-total-tokens", "16384"]
@@ -28,3 +29,9 @@ def stock_url(model_dir: Path) -> Iterator[str]:
     gpu = Path("/dev/nvidia0").exists()
     with stock_server(model_dir, TOKENS, gpu=gpu) as server:
         yield f"http://127.0.0.1:{server.endpoint.port}"
+
+
+@pytest.fixture(scope="session")
+def stock_error(stock_url: str, reference: Reference) -> float:
+    """What unmodified SGLang loses to bfloat16."""
+    return error_of(stock_url, reference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ POSITIONS = 256
 
 
 class Reference:
-    """Log-probabilities of a checkpoint, computed by Transformers in float32."""
+    """Log-probabilities of a checkpoint, computed by Transformers in float32.
 
-    def __init__(self, model: Path) -> None:
+    Args:
+        model: Its folder.
+        change: Is given Transformers' model before anything is computed.
+    """
+
+    def __init__(self, model: Path, change: Callable[[Any], None] | None = None) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -23,6 +29,9 @@ class Reference:
             warnings.simplefilter("ignore")
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
             self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        if change is not None:
+            with torch.no_grad():
+                change(self._model)
 
     def text(self, name: str) -> list[int]:
         """The first tokens of a held-out text."""

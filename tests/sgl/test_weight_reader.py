@@ -15,8 +15,10 @@ safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is no
 
 from torch import nn
 
+from ktd.experts import _native
 from ktd.experts.store import HostStore
 from ktd.sgl.expert_loader import ExpertLoader
+from ktd.sgl.quantiser import Quantiser
 from ktd.sgl.weight_file import WeightFile, WeightsUnreadable
 from ktd.sgl.weight_reader import WeightReader
 
@@ -90,7 +92,7 @@ def rearranging_loader(parameter, weight, _name, shard, expert):
         data.narrow(0, 0 if shard == "w1" else WIDTH // 2, WIDTH // 2).copy_(half_of(turned, 0, 0))
 
 
-def expert_loader(reader, load, counted):
+def expert_loader(reader, load, counted, quantiser=None):
     with torch.device("meta"):
         template = {
             "w13_weight": nn.Parameter(torch.empty(EXPERTS, WIDTH, HIDDEN, dtype=torch.bfloat16)),
@@ -99,7 +101,12 @@ def expert_loader(reader, load, counted):
             ),
         }
     return ExpertLoader(
-        template, store=HostStore(), load=load, loaded=counted.append, reader=reader
+        template,
+        store=HostStore(),
+        load=load,
+        loaded=counted.append,
+        reader=reader,
+        quantiser=quantiser,
     )
 
 
@@ -173,6 +180,47 @@ def test_a_loader_that_looks_at_what_it_copied_finds_it(reader, checkpoint):
     loader.finish()
     assert all(sums)
     expect_rank(loader, checkpoint, 0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("load_of", [sharding_loader, lambda _rank: rearranging_loader])
+def test_a_ranks_part_is_quantised_as_it_arrives(reader, checkpoint, rank, load_of):
+    """What is read in threads and what is not; both as quantising the loaded experts would."""
+    plain = expert_loader(reader, load_of(rank), [])
+    load_layer(reader, plain, checkpoint)
+    plain.finish()
+    counted = []
+    quantiser = Quantiser("int4", HostStore(), lambda _tensor, _parts: None)
+    loader = expert_loader(reader, load_of(rank), counted, quantiser)
+    load_layer(reader, loader, checkpoint)
+    loader.finish()
+    assert loader.missing() is None
+    assert sum(counted) == loader.num_bytes == plain.num_bytes * 9 // 32
+    for name, source in plain.tensors.items():
+        rows, columns = source.shape[0] * source.shape[1], source.shape[2]
+        weights, scale = loader.tensors[name], loader.tensors[f"{name}_scale"]
+        wanted = torch.empty_like(weights), torch.empty_like(scale)
+        to = [tensor.data_ptr() for tensor in wanted]
+        _native.quantise(source.data_ptr(), "bf16", 0, rows, columns, "int4", *to)
+        assert torch.equal(weights, wanted[0])
+        assert torch.equal(scale.view(torch.int16), wanted[1].view(torch.int16))
+
+
+def test_shards_of_a_damaged_file_give_their_scratch_memory_back(reader, checkpoint):
+    """Or a checkpoint with many of them would be waited for for ever."""
+    quantiser = Quantiser("int8", HostStore(), lambda _tensor, _parts: None)
+    loader = expert_loader(reader, sharding_loader(0), [], quantiser)
+    slots = {"w13_weight": nn.Parameter(torch.empty(1))}
+    loader.attach("w13_weight", slots["w13_weight"])
+    experts = [t for name, t in reader.tensors(checkpoint) if name.endswith(".w1.weight")]
+    for file in checkpoint:
+        os.truncate(file, 4096)
+    for turn in range(20):
+        for expert, tensor in enumerate(experts[:EXPERTS]):
+            loader(slots["w13_weight"], tensor, "any.weight", "w1", expert)
+        with pytest.raises(WeightsUnreadable, match="truncated"):
+            loader.finish()
+        assert loader.missing() == "shard w1 of expert 0", turn
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_named(checkpoint):

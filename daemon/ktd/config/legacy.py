@@ -23,7 +23,9 @@ LEGACY_FLAGS = {
         1, "CPU experts are computed from the checkpoint's own files, named by MODEL."
     ),
     "--kt-method": LegacyFlag(
-        1, "the CPU kernel follows from the checkpoint's format and the CPU; --isa forces one."
+        1,
+        "the CPU kernel follows from the experts' format, which --cpu-expert-format may change, "
+        "and the CPU; --isa forces one.",
     ),
     "--kt-cpuinfer": LegacyFlag(
         1, "the expert pool uses every core it may; --cpu-threads limits it."

@@ -128,6 +128,20 @@ def expert_format(method: Any, layer: Any, math: ExpertMath) -> ExpertFormat:
     return found
 
 
+def quantised(source: ExpertFormat, wanted: WeightFormat) -> ExpertFormat:
+    """The row for what :mod:`ktd.sgl.quantiser` makes of experts.
+
+    Raises:
+        FormatRefused: It makes nothing of these.
+    """
+    if source.weights is not WeightFormat.BF16 or set(source.fields) != set(_fields()):
+        raise FormatRefused(
+            f"{source.weights} experts are not quantised to {wanted} at load; leave out "
+            "--cpu-expert-format"
+        )
+    return ExpertFormat(wanted, _fields(scale="weight_scale"))
+
+
 _INSTEAD = (
     "use a checkpoint in bf16, FP8 (128 x 128 blocks or per channel), INT8 per channel, INT4"
     " (compressed-tensors, GPTQ, AWQ) or MXFP4"

@@ -9,14 +9,16 @@ which rows of it belong to this rank), and no expert is ever in device memory ex
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ktd.experts.store import HostStore
+from ktd.sgl.host_parameter import HostParameter
+from ktd.sgl.quantiser import Quantiser
 from ktd.sgl.weight_reader import WeightReader
 
 WeightLoader = Callable[..., None]
@@ -40,6 +42,29 @@ class LayerTemplate(nn.Module):
             return getattr(object.__getattribute__(self, "_layer"), name)
 
 
+class Place(Protocol):
+    """Where the shards of one parameter go; called from several threads."""
+
+    def begin(self, shard: str | None) -> nn.Parameter:
+        """What SGLang's loader is to write one shard of any expert into; may wait.
+
+        None stands for all shards of all experts.
+        """
+        ...
+
+    def arrived(self, parameter: nn.Parameter, expert: int | None, shard: str | None) -> None:
+        """The shard of this expert is in what :meth:`begin` gave."""
+        ...
+
+    def end(self) -> None:
+        """Nothing is written for one :meth:`begin` any more, whether or not it arrived."""
+        ...
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Host tensors ``[E, …]`` by name, for a parameter that is called ``name``."""
+        ...
+
+
 class ExpertLoader:
     """Destination of all shards of one layer.
 
@@ -52,6 +77,7 @@ class ExpertLoader:
             when they come from elsewhere.
         place: Makes the memory of a tensor appear where it will be read; told how many matrices an
             expert has in it. None leaves that to whoever writes first.
+        quantiser: Quantises what comes; None: host memory is as SGLang's parameters are.
 
     Every parameter is complete when each shard of each expert has come: gate ("w1") and up ("w3")
     of those called ``w13_…``, down ("w2") of ``w2_…``. A checkpoint that keeps all experts of a
@@ -67,6 +93,7 @@ class ExpertLoader:
         loaded: Callable[[int], None],
         reader: WeightReader | None = None,
         place: Callable[[torch.Tensor, int], None] | None = None,
+        quantiser: Quantiser | None = None,
     ) -> None:
         self._load = load
         self._loaded = loaded
@@ -75,26 +102,30 @@ class ExpertLoader:
         self._lock = threading.Lock()
         self._arrived: set[tuple[str, int | None, str | None]] = set()
         self._names: dict[int, str] = {}
-        self._parameters: dict[str, nn.Parameter] = {}
+        self.template = dict(template)
+        self._places: dict[str, Place] = {}
         for name, meta in template.items():
+            shards = _shards_of(name)
+            if quantiser is not None:
+                self._places[name] = quantiser.parameter(meta, shards)
+                continue
             tensor = store.allocate(tuple(meta.shape), meta.dtype)
             if place is not None:
-                place(tensor, len(_shards_of(name)))
-            parameter = nn.Parameter(tensor, requires_grad=False)
-            # SGLang keeps what its loader needs as attributes of the parameter.
-            for attribute, value in vars(meta).items():
-                setattr(parameter, attribute, value)
-            self._parameters[name] = parameter
+                place(tensor, len(shards))
+            self._places[name] = HostParameter(meta, tensor)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Host tensors ``[E, …]`` by parameter name."""
-        return {name: parameter.data for name, parameter in self._parameters.items()}
+        """Host tensors ``[E, …]`` by parameter name; scales of quantised ones beside them."""
+        found: dict[str, torch.Tensor] = {}
+        for name, place in self._places.items():
+            found |= place.tensors(name)
+        return found
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all experts of this rank's shard."""
-        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+        return _size(self.tensors)
 
     def attach(self, name: str, slots: nn.Parameter) -> None:
         """Makes ``slots`` the parameter under which the model finds the experts of ``name``."""
@@ -110,19 +141,25 @@ class ExpertLoader:
     ) -> None:
         """SGLang's ``weight_loader`` signature; may be called from several threads."""
         name = self._names[id(param)]
-        destination = self._parameters[name]
+        place = self._places[name]
+        destination = place.begin(shard_id)
 
         def load() -> None:
             self._load(destination, loaded_weight, weight_name, shard_id, expert_id)
 
         def arrived() -> None:
+            place.arrived(destination, expert_id, shard_id)
             self._arrive(name, expert_id, shard_id)
 
-        if self._reader is None:
-            load()
-            arrived()
-            return
-        reads = self._reader.load(load, arrived)
+        reads: list[Future[None]] = []
+        try:
+            if self._reader is None:
+                load()
+                arrived()
+            else:
+                reads = self._reader.load(load, arrived)
+        finally:
+            _when_done(reads, place.end)
         with self._lock:
             self._reads += reads
 
@@ -138,18 +175,18 @@ class ExpertLoader:
             read.result()
 
     def _arrive(self, name: str, expert_id: int | None, shard_id: str | None) -> None:
-        tensor = self._parameters[name]
-        whole = tensor.numel() * tensor.element_size()
+        whole = _size(self._places[name].tensors(name))
         with self._lock:
             if (name, expert_id, shard_id) in self._arrived:
                 return
             self._arrived.add((name, expert_id, shard_id))
-        parts = tensor.shape[0] * len(_shards_of(name)) if expert_id is not None else 1
+        experts = self.template[name].shape[0]
+        parts = experts * len(_shards_of(name)) if expert_id is not None else 1
         self._loaded(whole // parts)
 
     def missing(self) -> str | None:
         """Names the first shard that the checkpoint did not have, or None."""
-        for name, parameter in self._parameters.items():
+        for name, parameter in self.template.items():
             if (name, None, None) in self._arrived:
                 continue
             kind = name.partition("_")[2]
@@ -163,3 +200,26 @@ class ExpertLoader:
 
 def _shards_of(name: str) -> tuple[str, ...]:
     return ("w1", "w3") if name.startswith("w13_") else ("w2",)
+
+
+def _size(tensors: Mapping[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _when_done(reads: Sequence[Future[None]], call: Callable[[], None]) -> None:
+    """Calls once when all of them have ended, in whatever way; at once if there is none."""
+    if not reads:
+        call()
+        return
+    left, lock = len(reads), threading.Lock()
+
+    def ended(_read: Future[None]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = left == 0
+        if last:
+            call()
+
+    for read in reads:
+        read.add_done_callback(ended)

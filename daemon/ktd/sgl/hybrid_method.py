@@ -16,14 +16,14 @@ from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from torch import nn
 
 from ktd.experts.weights import ExpertWeights, WeightFormat
-from ktd.sgl.expert_format import ExpertFormat, FormatRefused, expert_format
+from ktd.sgl.expert_format import ExpertFormat, FormatRefused, expert_format, quantised
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.expert_loader import ExpertLoader, LayerTemplate
 from ktd.sgl.limits import ExpertMath, LayerRefused, math_of
 from ktd.sgl.pool_slots import PoolSlots
 from ktd.sgl.rank import Rank
 from ktd.sgl.sglang_slots import SglangSlots
-from ktd.sgl.slot_source import PlainSource
+from ktd.sgl.slot_source import PlainSource, QuantisedSource, SlotSource
 from ktd.sgl.slots import Slots
 from ktd.sgl.weight_file import WeightsUnreadable
 
@@ -46,7 +46,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self._num_slots = 0
         self._rank: Rank
         self._position: int
-        self._format: ExpertFormat
+        self._format: ExpertFormat  # of SGLang's parameters, and so of a slot
+        self._stored: ExpertFormat  # in host memory
         self._math: ExpertMath
         self._loader: ExpertLoader
         self._slots: Slots
@@ -78,24 +79,27 @@ class HybridMoEMethod(FusedMoEMethodBase):
         try:
             self._math = math_of(layer, params_dtype, num_experts)
             self._format = expert_format(self.gpu_method, layer, self._math)
+            self._stored = self._format
+            if self._rank.quantiser is not None:
+                self._stored = quantised(self._format, self._rank.quantiser.format)
             template = LayerTemplate(layer)
             with torch.device("meta"):
                 self.gpu_method.create_weights(
                     layer=template, num_experts=num_experts, **attributes
                 )
             declared = dict(template.named_parameters())
-            parameters = self._format.host_parameters(declared)
+            self._loader = ExpertLoader(
+                self._format.host_parameters(declared),
+                store=self._rank.store,
+                load=weight_loader,
+                loaded=self._rank.loaded_bytes,
+                reader=self._rank.reader,
+                place=self._rank.pool.place,
+                quantiser=self._rank.quantiser,
+            )
         except (FormatRefused, LayerRefused) as refused:
             sentence = f"layer {self._layer_id}: {refused}"
             raise self._rank.refuse("model", sentence) from refused
-        self._loader = ExpertLoader(
-            parameters,
-            store=self._rank.store,
-            load=weight_loader,
-            loaded=self._rank.loaded_bytes,
-            reader=self._rank.reader,
-            place=self._rank.pool.place,
-        )
         self._rank.expect_bytes(self._loader.num_bytes)
         self._slots = self._make_slots(layer, attributes, declared)
         # SGLang's loader follows the layout of this method, not of the wrapper (0.5.23).
@@ -140,7 +144,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
             layer=self._layer_id,
             num_experts=self._rank.spec.num_experts,
             num_slots=self._num_slots,
-            store=PlainSource(tensors),
+            store=self._source(tensors),
             slots=self._slots.tensors(layer),
             table=torch.full((self._rank.spec.num_experts,), -1, dtype=torch.int32),
         )
@@ -148,8 +152,14 @@ class HybridMoEMethod(FusedMoEMethodBase):
             self._layer.reserve(expert).run()
             self._layer.publish(expert)
         self._slots.filled(layer)
-        self._handle = self._rank.pool.add_layer(self._experts(tensors))
+        self._handle = self._rank.pool.add_layer(self._stored.experts(tensors, self._math))
         self._rank.add_layer(self._layer)
+
+    def _source(self, tensors: Mapping[str, torch.Tensor]) -> SlotSource:
+        quantiser = self._rank.quantiser
+        if quantiser is None:
+            return PlainSource(tensors)
+        return QuantisedSource(tensors, quantiser.format)
 
     def create_moe_runner(self, layer: nn.Module, moe_runner_config: Any) -> None:
         """A runner for the slots."""

@@ -1,7 +1,7 @@
 """Slots in host memory that the native pool computes, as a layer of S experts beside the E.
 
 On a host without a GPU SGLang has no method for quantised experts. Here a slot holds an expert as
-the host store does, and the same kernels compute both, so that an expert's answer is the same
+the checkpoint does, and the same kernels compute both, so that an expert's answer is the same
 wherever it runs.
 """
 
@@ -20,7 +20,7 @@ from ktd.sgl.expert_loader import ExpertLoader, WeightLoader
 
 
 class PoolSlots:
-    """S experts in the store's layout; see :class:`ktd.sgl.slots.Slots`.
+    """S experts in the checkpoint's layout; see :class:`ktd.sgl.slots.Slots`.
 
     Args:
         layer: Gets parameters under SGLang's names, by which the model's loader finds the experts.
@@ -48,12 +48,12 @@ class PoolSlots:
         self._num_slots = num_slots
         self._tensors: dict[str, torch.Tensor] = {}
         self._handle = -1
-        for name, tensor in loader.tensors.items():
-            shape = (num_slots, *tensor.shape[1:])
+        for name, meta in loader.template.items():
+            shape = (num_slots, *meta.shape[1:])
             memory = (
-                store.allocate(shape, tensor.dtype)
+                store.allocate(shape, meta.dtype)
                 if num_slots
-                else torch.empty(shape, dtype=tensor.dtype)
+                else torch.empty(shape, dtype=meta.dtype)
             )
             parameter = nn.Parameter(memory, requires_grad=False)
             parameter.weight_loader = loader  # type: ignore[attr-defined]
@@ -66,7 +66,7 @@ class PoolSlots:
             layer.register_parameter(name, parameter)
 
     def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
-        """In the store's layout."""
+        """In the checkpoint's layout."""
         return dict(self._tensors)
 
     def filled(self, layer: nn.Module) -> None:

@@ -17,6 +17,8 @@ from torch import nn
 from ktd.experts import _native
 from ktd.experts.store import HostStore
 from ktd.experts.weights import WeightFormat
+from ktd.sgl.expert_format import FormatRefused
+from ktd.sgl.host_parameter import like
 
 # Enough for every thread that reads, and the next ones in line.
 _SHARDS_IN_FLIGHT = 12
@@ -51,8 +53,16 @@ class Quantiser:
         Args:
             meta: bf16 ``[E, rows, columns]`` of the meta device; its attributes are kept.
             shards: What an expert's rows consist of, in equal parts, in this order.
+
+        Raises:
+            FormatRefused: The format cannot take these sizes.
         """
         experts, rows, columns = meta.shape
+        if self.format is WeightFormat.INT4 and columns % _GROUP:
+            raise FormatRefused(
+                f"int4 needs a multiple of {_GROUP} inputs, but a rank's part of an expert has "
+                f"{columns}; use --cpu-expert-format int8"
+            )
         if self.format is WeightFormat.INT4:
             weights = self._store.allocate((experts, rows, columns // _NIBBLES), torch.int32)
             scale = self._store.allocate((experts, rows, columns // _GROUP), torch.bfloat16)
@@ -91,13 +101,16 @@ class QuantisedParameter:
     ) -> None:
         self._meta = meta
         self._rows = meta.shape[1] // len(shards)
-        self._first_row = {shard: index * self._rows for index, shard in enumerate(shards)}
+        # A layer's experts come in one tensor (None) if they have biases; none of those is here.
+        self._first_row: dict[str | None, int] = {
+            shard: index * self._rows for index, shard in enumerate(shards)
+        }
         self._format = weight_format
         self.weights = weights
         self.scale = scale
         self._room = room
 
-    def begin(self, shard: str) -> nn.Parameter:
+    def begin(self, shard: str | None) -> nn.Parameter:
         """Scratch memory for one shard of any expert; waits while there is too much of it.
 
         Every call wants one of :meth:`end`.
@@ -105,16 +118,13 @@ class QuantisedParameter:
         self._room.acquire()
         memory = torch.empty(self._meta.shape[1:], dtype=self._meta.dtype)
         memory.narrow(0, self._first_row[shard], self._rows).zero_()
-        scratch = nn.Parameter(memory.expand(self._meta.shape), requires_grad=False)
-        for attribute, value in vars(self._meta).items():
-            setattr(scratch, attribute, value)
-        return scratch
+        return like(self._meta, memory.expand(self._meta.shape))
 
-    def arrived(self, scratch: nn.Parameter, expert: int, shard: str) -> None:
-        """The shard of this expert is in ``scratch``: it is quantised, in the calling thread."""
+    def arrived(self, parameter: nn.Parameter, expert: int | None, shard: str | None) -> None:
+        """The shard of this expert is in scratch memory: it is quantised, in the calling thread."""
         first = self._first_row[shard]
         _native.quantise(
-            scratch.data[expert, first].data_ptr(),
+            parameter.data[expert, first].data_ptr(),
             WeightFormat.BF16.value,
             0,
             self._rows,
@@ -127,3 +137,7 @@ class QuantisedParameter:
     def end(self) -> None:
         """Nobody writes into the scratch memory of one :meth:`begin` any more."""
         self._room.release()
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """Weights under the parameter's name, and their scales."""
+        return {name: self.weights, f"{name}_scale": self.scale}

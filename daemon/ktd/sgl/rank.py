@@ -22,6 +22,7 @@ from ktd.rankfile import KINDS, TIERS, Kind, RankFileWriter, Word, path_of
 from ktd.sgl.copier import Copier
 from ktd.sgl.cores import pool_cores
 from ktd.sgl.expert_layer import EMPTY, ExpertLayer, MoveRefused, SlotCopy
+from ktd.sgl.quantiser import Quantiser
 from ktd.sgl.recorder import Recorder, RecordingRefused
 from ktd.sgl.recording_calls import RecordingCalls
 from ktd.sgl.weight_reader import WeightReader
@@ -83,6 +84,8 @@ class Rank:
         if cores.note:
             logger.warning("%s", cores.note)
         self.pool = ExpertPool(threads=threads, isa=spec.isa or "", cpus=cpus)
+        wanted = spec.cpu_expert_format
+        self.quantiser = Quantiser(wanted, self.store, self.pool.place) if wanted else None
         self._copier = Copier(
             finished=self.file.acknowledge_copy,
             copied=lambda num_bytes: self._add(Word.SWAP_BYTES, num_bytes),

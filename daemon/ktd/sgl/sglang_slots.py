@@ -33,7 +33,7 @@ class SglangSlots:
     ) -> None:
         self._method = method
         self._num_slots = num_slots
-        self._names = tuple(loader.tensors)
+        self._names = tuple(loader.template)
         method.create_weights(
             layer=layer, num_experts=num_slots, weight_loader=loader, **attributes
         )

@@ -1,0 +1,56 @@
+"""Experts that are quantised at load: the same answer at every placement (invariant 4)."""
+
+import re
+
+import pytest
+
+from tests.acceptance.agreement import answers_of, exact_of, require_close
+from tests.acceptance.conftest import TOKENS
+from tests.acceptance.openai import mean_error
+from tests.acceptance.quantised import quantise_experts
+from tests.acceptance.reference import Reference
+from tests.live import LiveDaemon
+
+pytestmark = pytest.mark.engine
+
+RATIOS = ("0", "0.37", "1")
+# A 1/254 of a row's largest weight, and 1/14 of that of 32: between these the answers differ.
+LOSS = {"int8": (0.001, 0.05), "int4": (0.05, 1.0)}
+
+
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_no_placement_changes_the_answer_of_quantised_experts(
+    form, model_dir, reference, stock_error, record_property
+):
+    """Slots and CPU agree with float32 over the quantised values as bf16 experts do with theirs."""
+    quantised = Reference(model_dir, lambda model: quantise_experts(model, form))
+    wanted, checkpoint = exact_of(quantised), exact_of(reference)
+    lost = mean_error(wanted, checkpoint)
+    print(f"{form}: quantising alone moves log-probabilities by {lost:.4f}")
+    low, high = LOSS[form]
+    assert low < lost < high
+    answers = {}
+    for ratio in RATIOS:
+        with LiveDaemon(
+            "--gpu-experts-ratio", ratio, "--cpu-expert-format", form, *TOKENS
+        ) as daemon:
+            answers[ratio] = answers_of(daemon.http_url, quantised)
+            check_that_it_is_said(daemon, form)
+        error = mean_error(answers[ratio], wanted)
+        require_close(error, stock_error, record_property, f"{form} at ratio {ratio}")
+        away = mean_error(answers[ratio], checkpoint)
+        apart = mean_error(answers[ratio], answers["0"])
+        print(f"{form} at ratio {ratio}: {away:.4f} from the checkpoint, {apart:.4f} from ratio 0")
+
+
+def check_that_it_is_said(daemon, form):
+    """In the status, for people and programs, and in the log."""
+    status = daemon.ktd_json("status")
+    assert status["model"]["expert_format"] == "bf16"
+    assert status["model"]["cpu_expert_format"] == form
+    slots, memory = status["memory"]["total_slots"], status["memory"]
+    assert memory["slot_bytes"] == slots * memory["expert_bytes"]
+    assert memory["host_store_bytes"] < 0.6 * memory["total_experts"] * memory["expert_bytes"]
+    told = daemon.ktd("status").stdout
+    assert f"bf16 quantised to {form} at load (lossy against the checkpoint)" in told
+    assert re.search(rf"--cpu-expert-format {form} is lossy against", daemon.log.read_text())
