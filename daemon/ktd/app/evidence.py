@@ -73,6 +73,11 @@ class StartEvidence:
             counts, note = kept
             _log.info("placement", note=note)
             return counts
+        given = self._given(path, facts)
+        self._known.profiles.begin_with(given)
+        return given
+
+    def _given(self, path: Path, facts: ModelFacts) -> Counts:
         pairs = self._recorded(path, facts)
         if pairs is None:
             return self._known.read(path, facts)

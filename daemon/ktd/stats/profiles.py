@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import structlog
 
 from ktd.errors import EngineNotReady, InvalidArgument, KtdError, ProfileMismatch
@@ -16,11 +17,14 @@ from ktd.stats.profile import AUTO, BEFORE, LIVE, Profile, check_name
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import ArrayLike, NDArray
+
     from ktd.stats.hub import StatsHub
     from ktd.stats.profile import ProfileShape
     from ktd.stats.profile_store import ProfileStore
 
 SAVE_SECONDS = 300.0
+_GIVEN_PAIRS = 100_000
 _log = structlog.get_logger(__name__)
 
 
@@ -51,8 +55,20 @@ class Profiles:
         self._model = model
         self._clock = clock
         self._shape: ProfileShape | None = None
+        self._given: NDArray[np.int64] | None = None
         self._saved = 0
         self._saver: asyncio.Task[None] | None = None
+
+    def begin_with(self, counts: ArrayLike) -> None:
+        """What strategies use where no profile was kept: ``counts`` per MoE layer and expert.
+
+        Nobody says what kind of work they are of, so they count as prefill. Shares of 1 become
+        pairs, as 100,000 a layer at most.
+        """
+        given = np.asarray(counts, dtype=np.float64)
+        if (given != np.rint(given)).any():
+            given = np.ceil(given * (_GIVEN_PAIRS / given.sum(axis=1).max()))
+        self._given = np.stack([given, np.zeros_like(given)]).astype(np.int64)
 
     def attach(self, shape: ProfileShape) -> None:
         """An engine serves a model of that shape; the hub counts it."""
@@ -62,6 +78,8 @@ class Profiles:
             if kept is not None:
                 self._hub.use(kept.counts)
                 _log.info("statistics continue", profile=AUTO, pairs=int(kept.counts.sum()))
+            elif self._given is not None:
+                self._hub.use(self._given)
             self._saved = self._hub.total()
         self._saver = asyncio.create_task(self._save_regularly(), name="profile-saver")
 
