@@ -47,6 +47,8 @@ async def test_apply_with_restart_asks_on_a_terminal(daemon: FakeDaemon) -> None
         (("--file", "-", "--restart"), 2, "a file says nothing of slots"),
         (("--strategy", "random", "--drain", "5"), 2, "--drain needs --restart"),
         (("--strategy", "random", "--restart", "--drain", "-1"), 2, "-1 is below 0"),
+        (("--strategy", "random", "--restart", "--drain", "inf"), 2, "inf is no finite number"),
+        (("--strategy", "random", "--restart", "--drain", "x"), 2, "invalid number value: 'x'"),
         (("--strategy", "magic", "--restart", "--yes"), 2, "no placement strategy 'magic'"),
     ],
 )

@@ -108,6 +108,7 @@ def test_a_per_token_recording_is_one_phase_with_prefill_apart(tmp_path, capsys)
         (("--trace", "{trace}", "--budgets", "a,b"), "not a list of numbers"),
         (("--trace", "{trace}", "--copy-rate", "fast"), "number of bytes"),
         (("--trace", "{trace}", "--copy-rate", "0"), "above 0"),
+        (("--trace", "{trace}", "--expert-bytes", "0"), "no size of an expert"),
         (("--trace", "{trace}", "--copy-cost", "-1"), "copy cost is -1"),
         (("--trace", "{trace}", "--experts", "4"), "has an expert 7"),
         (("--trace", "{trace}", "--plot", "/nowhere/p.svg"), "cannot be written"),

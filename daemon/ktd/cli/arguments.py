@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
@@ -98,21 +99,28 @@ def nonnegative_int(text: str) -> int:
 
 def nonnegative_float(text: str) -> float:
     """A number of at least 0, for ``type=``."""
-    value = float(text)
-    # Written so that NaN is refused too.
-    if not value >= 0:
+    value = _finite(text)
+    if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")
     return value
 
 
 def positive_float(text: str) -> float:
     """A number above 0, for ``type=``."""
-    value = float(text)
-    if not 0 < value < float("inf"):
+    value = _finite(text)
+    if value <= 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is no finite number")
     return value
 
 
 positive_int.__name__ = "number"  # argparse names the type in "invalid … value".
 nonnegative_int.__name__ = "number"
+nonnegative_float.__name__ = "number"
 positive_float.__name__ = "number"

@@ -142,12 +142,14 @@ def _question(args: argparse.Namespace) -> Question:
         raise ConfigError(f"--expert-bytes and --copy-rate must be {error}.") from None
     if not 0 <= args.budget <= 1:
         raise ConfigError(f"--budget is {args.budget:g}; it must be from 0 to 1.")
+    if expert_bytes < 1:
+        raise ConfigError(f"--expert-bytes {args.expert_bytes} is no size of an expert.")
     if copy_rate is not None and copy_rate <= 0:
         raise ConfigError("--copy-rate must be above 0; leave it out for no limit.")
     return Question(
         policy=args.policy,
         budget=args.budget,
-        machine=machine_of(args.device, max(1, expert_bytes), copy_rate),
+        machine=machine_of(args.device, expert_bytes, copy_rate),
         copy_cost=args.copy_cost,
         every=args.every,
         prefill_chunk=args.prefill_chunk,
