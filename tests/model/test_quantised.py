@@ -48,7 +48,11 @@ def test_without_it_both_are_the_checkpoints():
 @pytest.mark.parametrize(
     ("changes", "ranks", "sentence"),
     [
-        ({"expert_format": "mxfp4"}, 1, "experts in mxfp4, and ktd quantises bf16 only"),
+        (
+            {"expert_format": "mxfp4"},
+            1,
+            "experts in mxfp4, and ktd quantises bf16 or fp8_block or ",
+        ),
         ({"hidden_size": 272}, 1, r"multiples of 32, but \S+ has 272 and 64: take int8\."),
         ({}, 4, r"multiples of 32, but \S+ has 256 and 16: take int8\."),
     ],
@@ -58,6 +62,15 @@ def test_what_cannot_be_quantised_is_refused_in_one_sentence(changes, ranks, sen
     with pytest.raises(ModelUnsupported, match=f"^{NAMED} is int4, .*{sentence}") as caught:
         quantised(replace(FACTS, **changes), "int4", ranks=ranks, named=NAMED)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["fp8_block", "fp8_channel"])
+def test_slots_of_a_quantised_fp8_checkpoint_are_in_bf16(source):
+    """They hold what the quantised values are, which FP8 could not."""
+    fp8 = replace(FACTS, expert_format=source, expert_bytes=FACTS.expert_bytes // 2 + 100)
+    facts = quantised(fp8, "int4", ranks=1, named=NAMED)
+    assert facts.expert_bytes == FACTS.expert_bytes
+    assert (facts.expert_format, facts.cpu_expert_format) == (source, "int4")
 
 
 def test_int8_takes_any_size():

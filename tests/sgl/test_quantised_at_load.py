@@ -1,4 +1,4 @@
-"""Engines that quantise experts while they load them, on two ranks."""
+"""Engines that quantise experts while they load them, from bf16 on two ranks and from FP8."""
 
 import pytest
 
@@ -10,7 +10,9 @@ from ktd.rankfile import Word
 from tests.acceptance.quantised import quantise_experts
 from tests.acceptance.reference import Reference
 from tests.live import MODEL
+from tests.sgl import quantised_models, tiny_models
 from tests.sgl.live_host import LiveHost
+from tests.sgl.test_architectures import TIMES_TRANSFORMERS_IN_BF16, distance
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
@@ -49,3 +51,41 @@ def test_each_of_two_ranks_quantises_its_part_and_fills_slots_with_its_values():
             assert mean_distance(host, reference, ids) <= 0.035
         copied = [rank.word(Word.SWAP_BYTES) for rank in host.ranks()]
         assert copied == [3 * 6 * SLOTS * facts.expert_bytes // 2] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("fp8_block", "int8"),
+        # A start takes long: one runs always.
+        pytest.param("fp8_channel", "int4", marks=pytest.mark.soak),
+    ],
+)
+def test_fp8_experts_are_quantised_and_slots_hold_their_values_in_bf16(name, form, tmp_path):
+    """From their values, not from those values in bf16; no placement changes the answer."""
+    made = quantised_models.build(name, tmp_path)
+    texts = tiny_models.some_texts()
+    exact = tiny_models.reference(
+        tmp_path / "reference", texts, lambda model: quantise_experts(model, form)
+    )
+    unquantised = tiny_models.reference(tmp_path / "reference", texts)
+    rounded = tiny_models.reference(tmp_path / "reference", texts, dtype="bfloat16")
+    blind = tiny_models.reference(tmp_path / "reference", texts, tiny_models.without_experts)
+    bound = TIMES_TRANSFORMERS_IN_BF16 * distance(rounded, unquantised)
+    assert bound < distance(blind, exact) / 4, "the test would not see missing experts"
+    layers, count = made.moe_layers, made.num_experts
+    with LiveHost(
+        model=tmp_path / "quantised",
+        moe_layers=layers,
+        num_experts=count,
+        slots=count,
+        in_slots=0,
+        cpu_expert_format=form,
+    ) as host:
+        host.ready()
+        hello = host.ranks()[0].hello()
+        assert hello["host_store_bytes"] < 0.6 * hello["slot_bytes"]
+        assert distance([host.logprobs(ids) for ids in texts], exact) <= bound
+        for batch, experts in enumerate([(1, 4, 6), (0, 2, 3, 5, 7)], start=1):
+            host.swap(batch, [(layer, -1, expert) for layer in layers for expert in experts])
+            assert distance([host.logprobs(ids) for ids in texts], exact) <= bound

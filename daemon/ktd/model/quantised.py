@@ -12,8 +12,9 @@ from ktd.errors import ModelUnsupported
 from ktd.model.facts import ModelFacts, Quantised
 
 FORMATS = ("int8", "int4")
-SOURCES = ("bf16",)
+SOURCES = ("bf16", "fp8_block", "fp8_channel")
 _GROUP = 32
+_BF16_BYTES = 2
 _SCALE_BYTES = {"int8": 4, "int4": 2}
 
 
@@ -42,7 +43,12 @@ def quantised(facts: ModelFacts, wanted: str, *, ranks: int, named: str) -> Mode
             f"{named} is {wanted}, which needs a hidden size and an expert width per rank that are "
             f"multiples of {_GROUP}, but {facts.path} has {hidden} and {part}: take int8."
         )
-    return replace(facts, quantised=Quantised(wanted, _expert_bytes(wanted, hidden, width, ranks)))
+    return replace(
+        facts,
+        # Slots hold the quantised values in bf16, whatever the checkpoint has.
+        expert_bytes=3 * hidden * width * _BF16_BYTES,
+        quantised=Quantised(wanted, _expert_bytes(wanted, hidden, width, ranks)),
+    )
 
 
 def _expert_bytes(wanted: str, hidden: int, width: int, ranks: int) -> int:

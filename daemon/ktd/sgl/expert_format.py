@@ -78,6 +78,27 @@ class ExpertFormat:
             found[name] = parameter
         return found
 
+    @property
+    def scale_of(self) -> dict[str, str]:
+        """The parameter with the scales, by that with the weights."""
+        names = {role: name for name, role in self.fields.items()}
+        scales = {name: names.get(f"{role}_scale") for name, role in self.fields.items()}
+        return {name: scale for name, scale in scales.items() if scale is not None}
+
+    def slot_parameters(
+        self, declared: Mapping[str, nn.Parameter], slots: ExpertFormat
+    ) -> dict[str, nn.Parameter]:
+        """Parameters (of the meta device) of slots in bf16 where this row's weights are bytes."""
+        if slots is self or slots.fields == self.fields:
+            return self.host_parameters(declared)
+        return {
+            name: nn.Parameter(
+                torch.empty(declared[name].shape, dtype=torch.bfloat16, device="meta"),
+                requires_grad=False,
+            )
+            for name in slots.fields
+        }
+
     def unstored(self, declared: Iterable[str]) -> dict[str, Callable[..., None]]:
         """Loaders for SGLang's parameters that the pool does without.
 
@@ -128,18 +149,21 @@ def expert_format(method: Any, layer: Any, math: ExpertMath) -> ExpertFormat:
     return found
 
 
-def quantised(source: ExpertFormat, wanted: WeightFormat) -> ExpertFormat:
-    """The row for what :mod:`ktd.sgl.quantiser` makes of experts.
+def quantised(source: ExpertFormat, wanted: WeightFormat) -> tuple[ExpertFormat, ExpertFormat]:
+    """The rows for what :mod:`ktd.sgl.quantiser` makes of experts, and for slots with its values.
 
     Raises:
         FormatRefused: It makes nothing of these.
     """
-    if source.weights is not WeightFormat.BF16 or set(source.fields) != set(_fields()):
+    if source.weights not in _QUANTISED_AT_LOAD:
         raise FormatRefused(
             f"{source.weights} experts are not quantised to {wanted} at load; leave out "
             "--cpu-expert-format"
         )
-    return ExpertFormat(wanted, _fields(scale="weight_scale"))
+    return ExpertFormat(wanted, _fields(scale="weight_scale")), _unquantised(None, ExpertMath())
+
+
+_QUANTISED_AT_LOAD = (WeightFormat.BF16, WeightFormat.FP8_BLOCK, WeightFormat.FP8_CHANNEL)
 
 
 _INSTEAD = (

@@ -11,17 +11,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
 
 from ktd.experts.store import HostStore
+from ktd.experts.weights import WeightFormat
+from ktd.sgl.expert_format import ExpertFormat
 from ktd.sgl.host_parameter import HostParameter
-from ktd.sgl.quantiser import Quantiser
+from ktd.sgl.quantiser import Quantiser, Source
 from ktd.sgl.weight_reader import WeightReader
 
 WeightLoader = Callable[..., None]
+# Parameter, expert, shard.
+_Shard: TypeAlias = tuple[str, int | None, str | None]
 
 
 class LayerTemplate(nn.Module):
@@ -78,6 +82,8 @@ class ExpertLoader:
         place: Makes the memory of a tensor appear where it will be read; told how many matrices an
             expert has in it. None leaves that to whoever writes first.
         quantiser: Quantises what comes; None: host memory is as SGLang's parameters are.
+        source: What comes, for the quantiser; None: bf16. Scales of the checkpoint, a
+            thousandth of its bytes, are kept beside; weights wait for theirs.
 
     Every parameter is complete when each shard of each expert has come: gate ("w1") and up ("w3")
     of those called ``w13_…``, down ("w2") of ``w2_…``. A checkpoint that keeps all experts of a
@@ -94,25 +100,45 @@ class ExpertLoader:
         reader: WeightReader | None = None,
         place: Callable[[torch.Tensor, int], None] | None = None,
         quantiser: Quantiser | None = None,
+        source: ExpertFormat | None = None,
     ) -> None:
         self._load = load
         self._loaded = loaded
         self._reader = reader
         self._reads: list[Future[None]] = []
         self._lock = threading.Lock()
-        self._arrived: set[tuple[str, int | None, str | None]] = set()
+        self._arrived: set[_Shard] = set()
         self._names: dict[int, str] = {}
         self.template = dict(template)
         self._places: dict[str, Place] = {}
+        self._scales: dict[str, HostParameter] = {}
+        self._scale_of: dict[str, str] = {}
+        self._waiting: dict[_Shard, Callable[[], None]] = {}
+        if quantiser is not None:
+            self._quantise(quantiser, source)
+            return
         for name, meta in template.items():
             shards = _shards_of(name)
-            if quantiser is not None:
-                self._places[name] = quantiser.parameter(meta, shards)
-                continue
             tensor = store.allocate(tuple(meta.shape), meta.dtype)
             if place is not None:
                 place(tensor, len(shards))
             self._places[name] = HostParameter(meta, tensor)
+
+    def _quantise(self, quantiser: Quantiser, source: ExpertFormat | None) -> None:
+        if source is not None:
+            self._scale_of = source.scale_of
+        for name in self._scale_of.values():
+            meta = self.template[name]
+            self._scales[name] = HostParameter(meta, torch.zeros(meta.shape, dtype=meta.dtype))
+        for name, meta in self.template.items():
+            if name in self._scales:
+                continue
+            scales = self._scales.get(self._scale_of.get(name, ""))
+            comes = Source(
+                WeightFormat.BF16 if source is None else source.weights,
+                None if scales is None else scales.tensor,
+            )
+            self._places[name] = quantiser.parameter(meta, _shards_of(name), comes)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -141,6 +167,39 @@ class ExpertLoader:
     ) -> None:
         """SGLang's ``weight_loader`` signature; may be called from several threads."""
         name = self._names[id(param)]
+        if name in self._scales:
+            # Small, and what waits for it must not wait for a thread that reads.
+            scales = self._scales[name].begin(shard_id)
+            self._load(scales, loaded_weight, weight_name, shard_id, expert_id)
+            self._scale_arrived((name, expert_id, shard_id))
+            return
+
+        def load() -> None:
+            self._load_into(name, loaded_weight, weight_name, shard_id, expert_id)
+
+        scale = self._scale_of.get(name)
+        if scale is not None:
+            with self._lock:
+                if (scale, expert_id, shard_id) not in self._arrived:
+                    self._waiting[scale, expert_id, shard_id] = load
+                    return
+        load()
+
+    def _scale_arrived(self, shard: _Shard) -> None:
+        with self._lock:
+            self._arrived.add(shard)
+            waiting = self._waiting.pop(shard, None)
+        if waiting is not None:
+            waiting()
+
+    def _load_into(
+        self,
+        name: str,
+        loaded_weight: torch.Tensor,
+        weight_name: str,
+        shard_id: str | None,
+        expert_id: int | None,
+    ) -> None:
         place = self._places[name]
         destination = place.begin(shard_id)
 
@@ -193,6 +252,8 @@ class ExpertLoader:
             what = "" if kind == "weight" else f" of {kind}"
             for expert in range(parameter.shape[0]):
                 for shard in _shards_of(name):
+                    if (self._scale_of.get(name, ""), expert, shard) in self._waiting:
+                        continue  # its scales are missing
                     if (name, expert, shard) not in self._arrived:
                         return f"shard {shard}{what} of expert {expert}"
         return None

@@ -12,6 +12,11 @@ class HostParameter:
     def __init__(self, meta: nn.Parameter, tensor: torch.Tensor) -> None:
         self._parameter = like(meta, tensor)
 
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The memory."""
+        return self._parameter.data
+
     def begin(self, _shard: str | None) -> nn.Parameter:
         """The memory itself."""
         return self._parameter

@@ -7,7 +7,7 @@ expert id or -1 for the pool.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -46,8 +46,9 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self._num_slots = 0
         self._rank: Rank
         self._position: int
-        self._format: ExpertFormat  # of SGLang's parameters, and so of a slot
+        self._format: ExpertFormat  # of the checkpoint
         self._stored: ExpertFormat  # in host memory
+        self._in_slots: ExpertFormat
         self._math: ExpertMath
         self._loader: ExpertLoader
         self._slots: Slots
@@ -79,9 +80,10 @@ class HybridMoEMethod(FusedMoEMethodBase):
         try:
             self._math = math_of(layer, params_dtype, num_experts)
             self._format = expert_format(self.gpu_method, layer, self._math)
-            self._stored = self._format
+            self._stored = self._in_slots = self._format
             if self._rank.quantiser is not None:
-                self._stored = quantised(self._format, self._rank.quantiser.format)
+                wanted = self._rank.quantiser.format
+                self._stored, self._in_slots = quantised(self._format, wanted)
             template = LayerTemplate(layer)
             with torch.device("meta"):
                 self.gpu_method.create_weights(
@@ -96,6 +98,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 reader=self._rank.reader,
                 place=self._rank.pool.place,
                 quantiser=self._rank.quantiser,
+                source=self._format,
             )
         except (FormatRefused, LayerRefused) as refused:
             sentence = f"layer {self._layer_id}: {refused}"
@@ -109,7 +112,10 @@ class HybridMoEMethod(FusedMoEMethodBase):
             layer.scheme = None  # type: ignore[assignment]
 
     def _make_slots(
-        self, layer: nn.Module, attributes: dict[str, Any], declared: Iterable[str]
+        self,
+        layer: nn.Module,
+        attributes: dict[str, Any],
+        declared: Mapping[str, nn.Parameter],
     ) -> Slots:
         # SGLang's torch-native method is for these alone.
         if self._format.weights is WeightFormat.BF16 and self._math.plain:
@@ -118,6 +124,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
             layer,
             self._loader,
             self._num_slots,
+            template=self._format.slot_parameters(declared, self._in_slots),
             store=self._rank.store,
             pool=self._rank.pool,
             experts=self._experts,
@@ -125,7 +132,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         )
 
     def _experts(self, tensors: Mapping[str, torch.Tensor]) -> ExpertWeights:
-        return self._format.experts(tensors, self._math)
+        return self._in_slots.experts(tensors, self._math)
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Checks that the store is complete, fills the first placement's slots, joins the pool."""

@@ -26,6 +26,8 @@ class PoolSlots:
         layer: Gets parameters under SGLang's names, by which the model's loader finds the experts.
         loader: The layer's; the parameters carry it.
         num_slots: S.
+        template: What slots have in place of the loader's parameters, of the meta device. One that
+            has nothing in a slot is attached to the loader without memory.
         store: Where host memory comes from.
         pool: Computes.
         experts: Makes the pool's weights of tensors by parameter name.
@@ -38,6 +40,7 @@ class PoolSlots:
         loader: ExpertLoader,
         num_slots: int,
         *,
+        template: Mapping[str, nn.Parameter],
         store: HostStore,
         pool: ExpertPool,
         experts: Callable[[Mapping[str, torch.Tensor]], ExpertWeights],
@@ -48,7 +51,11 @@ class PoolSlots:
         self._num_slots = num_slots
         self._tensors: dict[str, torch.Tensor] = {}
         self._handle = -1
-        for name, meta in loader.template.items():
+        for name in loader.template:
+            if name not in template:
+                loader.attach(name, _without_memory(layer, name, loader))
+                continue
+            meta = template[name]
             shape = (num_slots, *meta.shape[1:])
             memory = (
                 store.allocate(shape, meta.dtype)
@@ -61,9 +68,7 @@ class PoolSlots:
             loader.attach(name, parameter)
             self._tensors[name] = memory
         for name, weight_loader in unstored.items():
-            parameter = nn.Parameter(torch.empty(0), requires_grad=False)
-            parameter.weight_loader = weight_loader  # type: ignore[attr-defined]
-            layer.register_parameter(name, parameter)
+            _without_memory(layer, name, weight_loader)
 
     def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
         """In the checkpoint's layout."""
@@ -95,3 +100,10 @@ class PoolSlots:
         """One more call of the pool."""
         hidden = dispatch_output.hidden_states.contiguous()
         out.add_(self._pool.forward(self._handle, hidden, slots, weights))
+
+
+def _without_memory(layer: nn.Module, name: str, loader: WeightLoader) -> nn.Parameter:
+    parameter = nn.Parameter(torch.empty(0), requires_grad=False)
+    parameter.weight_loader = loader  # type: ignore[attr-defined]
+    layer.register_parameter(name, parameter)
+    return parameter

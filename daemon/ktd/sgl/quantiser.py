@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ktd.experts import _native
 from ktd.experts.store import HostStore
-from ktd.experts.weights import WeightFormat
+from ktd.experts.weights import FP8_BLOCK, WeightFormat
 from ktd.sgl.expert_format import FormatRefused
 from ktd.sgl.host_parameter import like
 
@@ -27,6 +28,26 @@ _NIBBLES = 8
 
 # What ``--cpu-expert-format`` calls them.
 _FORMATS = {"int8": WeightFormat.INT8_WEIGHT, "int4": WeightFormat.INT4}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the checkpoint has.
+
+    Attributes:
+        format: ``BF16``, ``FP8_BLOCK`` or ``FP8_CHANNEL``.
+        scales: Of FP8, ``[E, …]``; those of a shard must be there when it arrives.
+    """
+
+    format: WeightFormat
+    scales: torch.Tensor | None = None
+
+    def scale_address(self, expert: int | None, row: int) -> int:
+        """Of the scales of a shard that begins at ``row``; 0 without scales."""
+        if self.scales is None:
+            return 0
+        blocks = self.format is WeightFormat.FP8_BLOCK
+        return self.scales[expert, -(-row // FP8_BLOCK) if blocks else row].data_ptr()
 
 
 class Quantiser:
@@ -47,12 +68,15 @@ class Quantiser:
         self._place = place
         self._room = threading.BoundedSemaphore(_SHARDS_IN_FLIGHT)
 
-    def parameter(self, meta: nn.Parameter, shards: Sequence[str]) -> QuantisedParameter:
+    def parameter(
+        self, meta: nn.Parameter, shards: Sequence[str], source: Source | None = None
+    ) -> QuantisedParameter:
         """A place for all experts of one of SGLang's parameters.
 
         Args:
-            meta: bf16 ``[E, rows, columns]`` of the meta device; its attributes are kept.
+            meta: ``[E, rows, columns]`` of the meta device; its attributes are kept.
             shards: What an expert's rows consist of, in equal parts, in this order.
+            source: What comes; None: bf16.
 
         Raises:
             FormatRefused: The format cannot take these sizes.
@@ -74,6 +98,7 @@ class Quantiser:
         return QuantisedParameter(
             meta,
             shards,
+            source=source or Source(WeightFormat.BF16),
             weight_format=self.format,
             weights=weights,
             scale=scale,
@@ -94,6 +119,7 @@ class QuantisedParameter:
         meta: nn.Parameter,
         shards: Sequence[str],
         *,
+        source: Source,
         weight_format: WeightFormat,
         weights: torch.Tensor,
         scale: torch.Tensor,
@@ -105,6 +131,7 @@ class QuantisedParameter:
         self._first_row: dict[str | None, int] = {
             shard: index * self._rows for index, shard in enumerate(shards)
         }
+        self._source = source
         self._format = weight_format
         self.weights = weights
         self.scale = scale
@@ -125,8 +152,8 @@ class QuantisedParameter:
         first = self._first_row[shard]
         _native.quantise(
             parameter.data[expert, first].data_ptr(),
-            WeightFormat.BF16.value,
-            0,
+            self._source.format.value,
+            self._source.scale_address(expert, first),
             self._rows,
             self._meta.shape[2],
             self._format.value,
