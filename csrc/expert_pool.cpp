@@ -245,6 +245,7 @@ std::uint64_t ExpertPool::ComputePass(Pass& pass) {
     if (!seen_[group.expert]) ++fresh;
     seen_[group.expert] = true;
   }
+  if (call.sparse_out && routing_.pairs() == 0) return 0;
   const std::size_t wanted = std::clamp<std::size_t>(bytes / kBytesPerWorker, 1, threads());
   const std::span<const std::uint32_t> team = threads_->Choose(wanted);
   const std::size_t workers = team.size();
@@ -354,6 +355,7 @@ void ExpertPool::DownRows(const Pass& pass, std::size_t worker, std::size_t begi
   job.row_end = end;
   if (call.tokens < kPartialTokens) {
     for (std::size_t token = 0; token < call.tokens; ++token) {
+      if (call.sparse_out && !routing_.Has(token)) continue;
       std::fill(call.out + token * stride + begin, call.out + token * stride + end, 0.0f);
     }
     job.out = call.out;
@@ -370,6 +372,7 @@ void ExpertPool::DownRows(const Pass& pass, std::size_t worker, std::size_t begi
   job.out_stride = width;
   AddDown(pass, worker, job);
   for (std::size_t token = 0; token < call.tokens; ++token) {
+    if (call.sparse_out && !routing_.Has(token)) continue;
     std::copy_n(partial.data() + token * width, width, call.out + token * stride + begin);
   }
 }

@@ -31,6 +31,7 @@ struct ForwardCall {
   float* out;               // [tokens, hidden], completely written
   std::size_t tokens;
   std::size_t top_k;
+  bool sparse_out = false;  // rows of `out` whose token has no expert of ours stay as they are
 };
 
 struct PoolOptions {

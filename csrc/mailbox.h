@@ -30,7 +30,7 @@ struct Mailbox {
   std::uint64_t x;        // bf16 [tokens, hidden]
   std::uint64_t ids;      // int32 [tokens, top_k], -1: not the pool's
   std::uint64_t weights;  // float32 [tokens, top_k]
-  std::uint64_t out;      // float32 [tokens, hidden], written by the pool
+  std::uint64_t out;      // float32 [tokens, hidden]: the pool writes rows of tokens with an id
 
   // Written by the pool.
   alignas(kCacheLine) std::uint32_t answered;

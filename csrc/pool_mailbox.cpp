@@ -10,7 +10,8 @@ ForwardCall CallOf(const Mailbox& request) {
           reinterpret_cast<const float*>(request.weights),
           reinterpret_cast<float*>(request.out),
           request.tokens,
-          request.top_k};
+          request.top_k,
+          /*sparse_out=*/true};
 }
 
 }  // namespace

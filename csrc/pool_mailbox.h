@@ -8,6 +8,8 @@ namespace ktd {
 
 // While it lives, a call that comes through the mailbox is computed like ExpertPool::Forward, with
 // the server's thread, on the pool's first CPU, as worker 0; the pool beats the mailbox's heart.
+// Rows of tokens without an id stay as they are: the device knows them, and filling them costs a
+// step.
 class PoolMailbox {
  public:
   // Both outlive it. One mailbox for each pool.

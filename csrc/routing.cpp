@@ -22,11 +22,13 @@ void Routing::Build(const std::int32_t* ids, const float* weights, std::size_t t
   }
   tokens_.resize(position);
   weights_.resize(position);
+  has_.assign(tokens, false);
   if (ones_.size() < position) ones_.resize(position, 1.0f);
   for (std::size_t i = 0; i < slots; ++i) {
     if (ids[i] < 0) continue;
     const std::size_t at = next_[static_cast<std::size_t>(ids[i])]++;
     tokens_[at] = static_cast<std::int32_t>(i / top_k);
+    has_[i / top_k] = true;
     weights_[at] = weights[i];
   }
 }

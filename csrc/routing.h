@@ -34,11 +34,14 @@ class Routing {
   // As many ones as the largest group has pairs.
   const float* ones() const noexcept { return ones_.data(); }
   std::size_t pairs() const noexcept { return tokens_.size(); }
+  // Whether any pair is this token's.
+  bool Has(std::size_t token) const noexcept { return has_[token]; }
 
  private:
   std::vector<std::size_t> next_;  // by expert: its count, then where its next pair goes
   std::vector<ExpertGroup> groups_;
   std::vector<std::int32_t> tokens_;
+  std::vector<bool> has_;  // by token
   std::vector<float> weights_;
   std::vector<float> ones_;
 };

@@ -1,6 +1,8 @@
 // A layer's calls through the mailbox, and on a host of two nodes.
 #include <unistd.h>
 
+#include <cmath>
+
 #include "checker.h"
 #include "moe_layer.h"
 #include "pool_mailbox.h"
@@ -59,6 +61,33 @@ TEST(ThePoolComputesWhatComesThroughTheMailbox) {
     EXPECT(box.failed == 0, mailbox.server().LastFailure());
     ExpectRight(layer, call, Concat(tokens, " tokens"));
     EXPECT(Heartbeat(box) > beats);
+  }
+  mailbox.server().EndStep();
+}
+
+TEST(RowsWithoutAnIdStayAsTheyAre) {
+  ExpertPool pool(KernelTable().back(), Threads(2));
+  const FormatCase layer = RandomLayer(6, 96, 64);
+  const std::size_t handle = pool.AddLayer(layer.layer());
+  Mailbox box{};
+  PoolMailbox mailbox(pool, box);
+  mailbox.server().BeginStep();
+  std::uint32_t epoch = 0;
+  for (const std::size_t tokens : {1, 3, 70}) {  // none ours; few tokens; put together elsewhere
+    Call call = RandomCall(layer, tokens, 2, 5);
+    for (std::size_t token = 0; token < tokens; ++token) {
+      call.ids[2 * token] = token % 2 == 0 ? -1 : 3;
+      if (token % 2 == 0) call.ids[2 * token + 1] = -1;
+    }
+    Publish(box, call.On(handle), ++epoch);
+    AwaitAnswer(box, epoch);
+    EXPECT(box.failed == 0, mailbox.server().LastFailure());
+    for (std::size_t i = 0; i < call.out.size(); ++i) {
+      const bool idle = i / 96 % 2 == 0;
+      EXPECT(std::isnan(call.out[i]) == idle, tokens, " tokens: ", call.out[i], " at ", i);
+      if (idle) call.out[i] = 0.0f;
+    }
+    ExpectRight(layer, call, Concat(tokens, " tokens"));
   }
   mailbox.server().EndStep();
 }

@@ -10,6 +10,7 @@ TEST(PairsAreGroupedByExpertThenToken) {
   routing.Build(ids, weights, 3, 2, 5);
   EXPECT(routing.groups().size() == 2);
   EXPECT(routing.pairs() == 5);
+  EXPECT(routing.Has(0) && routing.Has(1) && routing.Has(2));
   const ExpertGroup one = routing.groups()[0];
   const ExpertGroup three = routing.groups()[1];
   EXPECT(one.expert == 1 && one.count() == 3 && three.expert == 3 && three.count() == 2);
@@ -25,6 +26,7 @@ TEST(ARoutingOfNothingHasNoGroups) {
   const float weights[] = {1, 1};
   routing.Build(ids, weights, 2, 1, 4);
   EXPECT(routing.groups().empty() && routing.pairs() == 0);
+  EXPECT(!routing.Has(0) && !routing.Has(1));
   routing.Build(ids, weights, 0, 1, 4);
   EXPECT(routing.groups().empty());
 }
