@@ -6,7 +6,7 @@ export VENV
 
 # Tests of the Python side: `make test-py ARGS="tests/placement -x"`.
 ARGS ?=
-CPP = $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' 2>/dev/null)
+CPP = $(shell find csrc tests/native daemon/ktd/cuda/kernels -name '*.cpp' -o -name '*.h' -o -name '*.cu' 2>/dev/null)
 
 .PHONY: help
 help: ## This list

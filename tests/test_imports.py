@@ -43,6 +43,7 @@ PLANTS = {
     "simulate": Plant("daemon/ktd/app/planted.py", "import ktd.simulate"),
     "engine": Plant("tui/ktd_tui/planted.py", "import ktd.engine"),
     "experts": Plant("daemon/ktd/app.py", "import ktd.experts"),
+    "cuda": Plant("daemon/ktd/experts/planted.py", "import ktd.cuda"),
     "sgl": Plant("daemon/ktd/app.py", "import ktd.sgl"),
     "services": Plant("daemon/ktd/cli/planted.py", "import ktd.rpc"),
     "app": Plant("daemon/ktd/cli/planted.py", "import ktd.app"),

@@ -151,6 +151,12 @@ class EngineFailed(KtdError):
     reason = "ENGINE_FAILED"
 
 
+class CudaFailed(KtdError):
+    """CUDA's compiler or driver refused something; the message has its reason and its log."""
+
+    reason = "CUDA_FAILED"
+
+
 class SwapTargetFailed(KtdError):
     """A step of a swap failed on a rank; the daemon rolls it back."""
 

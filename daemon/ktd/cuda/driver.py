@@ -1,0 +1,98 @@
+"""The few calls of CUDA's driver that torch does not offer: modules, launches, mapped memory."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+from ktd.errors import CudaFailed
+
+
+class Kernel:
+    """One kernel of a loaded module; the object may be called from any thread of the context."""
+
+    def __init__(self, module: Module, name: str) -> None:
+        self._name = name
+        self._function = ctypes.c_void_p()
+        _check(
+            "cuModuleGetFunction",
+            _driver().cuModuleGetFunction(
+                ctypes.byref(self._function), module.handle, name.encode()
+            ),
+            f"the module has no kernel {name}",
+        )
+
+    def launch(self, blocks: int, threads: int, stream: int, *arguments: ctypes.Structure) -> None:
+        """Enqueue it; while the stream is captured, add it to the graph.
+
+        Args:
+            blocks: Of a one-dimensional grid.
+            threads: Of a block.
+            stream: The driver's handle: ``torch.cuda.current_stream().cuda_stream``.
+            arguments: Passed by value, copied before this returns.
+
+        Raises:
+            CudaFailed: The driver refuses, or reports what failed earlier.
+        """
+        pointers = (ctypes.c_void_p * len(arguments))(*map(ctypes.addressof, arguments))
+        status = _driver().cuLaunchKernel(
+            self._function, blocks, 1, 1, threads, 1, 1, 0, ctypes.c_void_p(stream), pointers, None
+        )
+        if status:
+            _check("cuLaunchKernel", status, f"{self._name} cannot be launched")
+
+
+class Module:
+    """Code loaded into the calling thread's current context, until the process ends.
+
+    Raises:
+        CudaFailed: There is no driver, or it refuses the code.
+    """
+
+    def __init__(self, cubin: bytes) -> None:
+        self.handle = ctypes.c_void_p()
+        _check(
+            "cuModuleLoadData",
+            _driver().cuModuleLoadData(ctypes.byref(self.handle), cubin),
+            "compiled kernels cannot be loaded",
+        )
+
+    def kernel(self, name: str) -> Kernel:
+        """Find a kernel by the name under which it was declared ``extern "C"``."""
+        return Kernel(self, name)
+
+
+def device_address(host_address: int) -> int:
+    """Return where the device finds pinned host memory.
+
+    Raises:
+        CudaFailed: The memory is not pinned, or not mapped.
+    """
+    address = ctypes.c_uint64()
+    _check(
+        "cuMemHostGetDevicePointer",
+        _driver().cuMemHostGetDevicePointer_v2(
+            ctypes.byref(address), ctypes.c_void_p(host_address), 0
+        ),
+        "pinned memory is not mapped for the device",
+    )
+    return address.value
+
+
+@cache
+def _driver() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise CudaFailed(f"CUDA's driver cannot be loaded: {error}") from error
+
+
+def _check(call: str, status: int, what: str) -> None:
+    if status == 0:
+        return
+    name = ctypes.c_char_p()
+    text = ctypes.c_char_p()
+    _driver().cuGetErrorName(status, ctypes.byref(name))
+    _driver().cuGetErrorString(status, ctypes.byref(text))
+    reason = f"{(name.value or b'error').decode()} {status}, {(text.value or b'unknown').decode()}"
+    raise CudaFailed(f"{what}: {call} says {reason}")

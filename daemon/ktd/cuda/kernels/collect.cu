@@ -1,0 +1,161 @@
+// Waits for the pool's answer and adds it to what the slots computed.
+#include "channel.h"
+
+namespace ktd_device {
+
+struct Sum {
+  uint4* out;             // bf16 [rows, hidden]
+  const int* num_tokens;  // rows from this one on are padding; null: none is
+  int rows;
+  int add;  // 1: `out` holds what the slots computed; 0: nothing, it is written completely
+};
+static_assert(sizeof(Sum) == KTD_SUM_BYTES, "Python and the kernels differ");
+
+constexpr unsigned int kEagerPolls = 32;    // about 30 us over PCIe
+constexpr unsigned int kPollsPerLook = 64;  // at the clock and the heartbeat
+
+__device__ inline unsigned long long Nanoseconds() {
+  unsigned long long now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+
+struct Answer {
+  unsigned int epoch;
+  unsigned int failed;
+};
+
+// Both words in one load, for each costs a way over PCIe: they share a cache line, into which the
+// pool writes `failed` before `answered`.
+__device__ inline Answer Look(const MailboxBox* box) {
+  const unsigned long long words =
+      LoadAcquire(reinterpret_cast<const unsigned long long*>(&box->answered));
+  return {static_cast<unsigned int>(words), static_cast<unsigned int>(words >> 32)};
+}
+
+// Called by one thread of a block. Sets the error word when there is no answer to be had.
+__device__ void AwaitAnswer(const Channel& channel, unsigned int epoch) {
+  unsigned long long began = 0;
+  unsigned long long beaten = 0;
+  unsigned long long beat = 0;
+  for (unsigned int polls = 1;; ++polls) {
+    const Answer answer = Look(channel.box);
+    if (answer.epoch == epoch) {
+      if (answer.failed != 0) Fail(channel, kCallFailed);
+      return;
+    }
+    if (polls > kEagerPolls) __nanosleep(100);
+    if (polls % kPollsPerLook != 0) continue;
+    if (ErrorOf(channel.state) != kNone) return;
+    const unsigned long long now = Nanoseconds();
+    const unsigned long long latest = LoadRelaxed(&channel.box->heartbeat);
+    if (began == 0) began = now;
+    if (beaten == 0 || latest != beat) {
+      beat = latest;
+      beaten = now;
+    }
+    if (now - beaten > channel.give_up_ns) return Fail(channel, kPoolSilent);
+    if (channel.limit_ns != 0 && now - began > channel.limit_ns) return Fail(channel, kLimit);
+  }
+}
+
+__device__ inline float Low(unsigned int pair) { return __uint_as_float(pair << 16); }
+__device__ inline float High(unsigned int pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+// Two float32 rounded to the nearest bf16, ties to even.
+__device__ inline unsigned int Pair(float low, float high) {
+  unsigned int pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+constexpr unsigned int kNanPair = 0x7fc07fc0;
+
+__device__ inline int RealRows(const Sum& sum) {
+  return sum.num_tokens == nullptr ? sum.rows : min(max(*sum.num_tokens, 0), sum.rows);
+}
+
+// Eight columns of a row: what is known of them before the answer is there.
+struct Part {
+  size_t at;
+  bool real;  // no padding
+  bool ours;  // the pool computes them
+  uint4 base;
+};
+
+__device__ inline Part PartOf(const Channel& channel, const Sum& sum, bool pending, int tokens,
+                              size_t at) {
+  const int row = static_cast<int>(at / (channel.hidden / 8));
+  const bool real = row < tokens;
+  const bool ours = pending && real && channel.row_ours[row] != 0;
+  uint4 base = {};
+  if (ours && sum.add != 0) base = sum.out[at];
+  return {at, real, ours, base};
+}
+
+__device__ inline void Write(const Channel& channel, const Sum& sum, const Part& part,
+                             bool failed) {
+  if (failed && part.real) {
+    sum.out[part.at] = {kNanPair, kNanPair, kNanPair, kNanPair};
+  } else if (!failed && part.ours) {
+    const uint4 base = part.base;
+    const float4 a = LoadRelaxed(&channel.answer[2 * part.at]);
+    const float4 b = LoadRelaxed(&channel.answer[2 * part.at + 1]);
+    sum.out[part.at] = {
+        Pair(Low(base.x) + a.x, High(base.x) + a.y), Pair(Low(base.y) + a.z, High(base.y) + a.w),
+        Pair(Low(base.z) + b.x, High(base.z) + b.y), Pair(Low(base.w) + b.z, High(base.w) + b.w)};
+  } else if (sum.add == 0) {
+    sum.out[part.at] = {};
+  }
+}
+
+// One part for each thread; every block waits, so a grid of many would fill the GPU.
+__device__ void Collect(const Channel& channel, const Sum& sum) {
+  const State state = *channel.state;
+  bool failed = state.error != kNone;
+  const bool pending = state.pending != 0;
+  if (!failed && !pending && sum.add != 0) return;
+  const size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const bool within = at < static_cast<size_t>(sum.rows) * (channel.hidden / 8);
+  Part part = {};
+  if (within) part = PartOf(channel, sum, pending, RealRows(sum), at);
+  if (threadIdx.x == 0 && pending && !failed) {
+    AwaitAnswer(channel, state.epoch);
+    failed = ErrorOf(channel.state) != kNone;
+  }
+  failed = __syncthreads_or(failed) != 0;
+  if (within) Write(channel, sum, part, failed);
+}
+
+__device__ void Add(const Channel& channel, const Sum& sum) {
+  const bool failed = ErrorOf(channel.state) != kNone;
+  const bool pending = channel.state->pending != 0;
+  if (!failed && !pending && sum.add != 0) return;
+  const int tokens = RealRows(sum);
+  const size_t end = static_cast<size_t>(sum.rows) * (channel.hidden / 8);
+  const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
+  for (size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; at < end;
+       at += step) {
+    Write(channel, sum, PartOf(channel, sum, pending, tokens, at), failed);
+  }
+}
+
+}  // namespace ktd_device
+
+// For a few rows: as many threads as there are vectors of eight columns.
+extern "C" __global__ void __launch_bounds__(512)
+    ktd_collect(ktd_device::Channel channel, ktd_device::Sum sum) {
+  ktd_device::Collect(channel, sum);
+}
+
+// For many rows: one thread waits, and a grid of its own adds behind it.
+extern "C" __global__ void __launch_bounds__(32) ktd_await(ktd_device::Channel channel) {
+  const ktd_device::State state = *channel.state;
+  if (threadIdx.x != 0 || state.pending == 0 || state.error != ktd_device::kNone) return;
+  ktd_device::AwaitAnswer(channel, state.epoch);
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+    ktd_add(ktd_device::Channel channel, ktd_device::Sum sum) {
+  ktd_device::Add(channel, sum);
+}
