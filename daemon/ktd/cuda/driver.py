@@ -7,6 +7,8 @@ from functools import cache
 
 from ktd.errors import CudaFailed
 
+_DEVICE_POINTER = 3  # CU_POINTER_ATTRIBUTE_DEVICE_POINTER
+
 
 class Kernel:
     """One kernel of a loaded module; the object may be called from any thread of the context."""
@@ -70,11 +72,11 @@ def device_address(host_address: int) -> int:
     """
     address = ctypes.c_uint64()
     _check(
-        "cuMemHostGetDevicePointer",
-        _driver().cuMemHostGetDevicePointer_v2(
-            ctypes.byref(address), ctypes.c_void_p(host_address), 0
+        "cuPointerGetAttribute",
+        _driver().cuPointerGetAttribute(
+            ctypes.byref(address), _DEVICE_POINTER, ctypes.c_uint64(host_address)
         ),
-        "pinned memory is not mapped for the device",
+        f"host memory at {host_address:#x} is not mapped for the device",
     )
     return address.value
 

@@ -23,6 +23,7 @@ _LINE = 64
 _VECTOR = 8  # bf16 values in 16 bytes
 _SPLIT_THREADS = 256
 _ADD_THREADS = 512
+_WARP = 32
 # A larger collecting grid is divided, so that waiting never fills the GPU.
 _WAITING_BLOCKS = 16
 _BLOCKS_PER_PROCESSOR = 4
@@ -224,9 +225,10 @@ class LayerChannel:
         blocks = -(-rows * self._hidden // (_VECTOR * _ADD_THREADS))
         stream = self._stream()
         if blocks <= _WAITING_BLOCKS:
-            self._kernels.collect.launch(blocks, _ADD_THREADS, stream, self._arguments, total)
+            threads = _ADD_THREADS + _WARP  # the last warp waits
+            self._kernels.collect.launch(blocks, threads, stream, self._arguments, total)
             return
-        self._kernels.wait.launch(1, 32, stream, self._arguments)
+        self._kernels.wait.launch(1, _WARP, stream, self._arguments)
         blocks = min(blocks, self._most_blocks)
         self._kernels.add.launch(blocks, _ADD_THREADS, stream, self._arguments, total)
 

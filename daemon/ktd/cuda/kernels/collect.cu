@@ -11,6 +11,7 @@ struct Sum {
 };
 static_assert(sizeof(Sum) == KTD_SUM_BYTES, "Python and the kernels differ");
 
+constexpr unsigned int kWarp = 32;
 constexpr unsigned int kEagerPolls = 32;    // about 30 us over PCIe
 constexpr unsigned int kPollsPerLook = 64;  // at the clock and the heartbeat
 
@@ -109,17 +110,21 @@ __device__ inline void Write(const Channel& channel, const Sum& sum, const Part&
   }
 }
 
-// One part for each thread; every block waits, so a grid of many would fill the GPU.
+// One part for each thread but the last warp's, which waits meanwhile: a thread that first looks at
+// its part would see the flag half a microsecond later. Every block waits, so a grid of many would
+// fill the GPU.
 __device__ void Collect(const Channel& channel, const Sum& sum) {
   const State state = *channel.state;
   bool failed = state.error != kNone;
   const bool pending = state.pending != 0;
   if (!failed && !pending && sum.add != 0) return;
-  const size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const bool within = at < static_cast<size_t>(sum.rows) * (channel.hidden / 8);
+  const unsigned int parts = blockDim.x - kWarp;
+  const size_t at = static_cast<size_t>(blockIdx.x) * parts + threadIdx.x;
+  const size_t end = static_cast<size_t>(sum.rows) * (channel.hidden / 8);
+  const bool within = threadIdx.x < parts && at < end;
   Part part = {};
   if (within) part = PartOf(channel, sum, pending, RealRows(sum), at);
-  if (threadIdx.x == 0 && pending && !failed) {
+  if (threadIdx.x == parts && pending && !failed) {
     AwaitAnswer(channel, state.epoch);
     failed = ErrorOf(channel.state) != kNone;
   }
@@ -142,8 +147,8 @@ __device__ void Add(const Channel& channel, const Sum& sum) {
 
 }  // namespace ktd_device
 
-// For a few rows: as many threads as there are vectors of eight columns.
-extern "C" __global__ void __launch_bounds__(512)
+// For a few rows: as many threads as there are vectors of eight columns, and a warp a block.
+extern "C" __global__ void __launch_bounds__(512 + ktd_device::kWarp)
     ktd_collect(ktd_device::Channel channel, ktd_device::Sum sum) {
   ktd_device::Collect(channel, sum);
 }

@@ -55,7 +55,7 @@ __device__ void Publish(const Channel& channel, const Routing& routing, int toke
     arrived = atomicAdd(&state->arrived, mine) + mine;
     if (arrived % kRows != gridDim.x) return;
     state->arrived = 0;
-    __threadfence_system();
+    __threadfence();
   }
   const bool call = arrived >= kRows && ErrorOf(state) == kNone;
   state->pending = call ? 1 : 0;
