@@ -200,8 +200,9 @@ def measure_overhead(
     return rows
 
 
-def measure_overheads(pool: ExpertPool, layers: int, replays: int) -> list[Overhead]:
+def measure_overheads(threads: int, layers: int, replays: int) -> list[Overhead]:
     """The first table: one channel after the other, for a pool has one mailbox."""
+    pool = ExpertPool(threads=threads)
     w13 = torch.zeros(TOP_K, 2 * 64, HIDDEN, dtype=torch.bfloat16)
     w2 = torch.zeros(TOP_K, HIDDEN, 64, dtype=torch.bfloat16)
     handle = pool.add_layer(ExpertWeights(WeightFormat.BF16, w13, w2))
@@ -286,8 +287,9 @@ def measure_computed(
     )
 
 
-def measure_real(pool: ExpertPool, layers: int) -> list[Computed]:
-    """The second table."""
+def measure_real(threads: int, layers: int) -> list[Computed]:
+    """The second table, by a pool that has seen no other layers."""
+    pool = ExpertPool(threads=threads)
     handles = make_layers(pool, layers)
     channel = LayerChannel(pool, hidden=HIDDEN, max_tokens=32, top_k=TOP_K, give_up_s=1, limit_s=5)
     rows = [measure_computed(pool, channel, handles, tokens, runs) for tokens, runs in RUNS.items()]
@@ -333,19 +335,19 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("round_trip.py needs a GPU that torch can use", file=sys.stderr)
         return 2
-    # Two cores stay for this thread and the driver's.
-    pool = ExpertPool(threads=max(1, ExpertPool().threads - 2))
+    pool = ExpertPool()
+    isa, threads = pool.isa, max(1, pool.threads - 2)  # two cores for this thread and the driver's
     name = torch.cuda.get_device_name()
-    print(f"{name}, torch {torch.__version__}; {pool.isa} kernels, {pool.threads} threads\n")
-    overheads = measure_overheads(pool, arguments.layers, arguments.replays)
-    computed = measure_real(pool, arguments.real_layers) if arguments.real_layers else []
+    print(f"{name}, torch {torch.__version__}; {isa} kernels, {threads} threads\n")
+    overheads = measure_overheads(threads, arguments.layers, arguments.replays)
+    computed = measure_real(threads, arguments.real_layers) if arguments.real_layers else []
     print_tables(overheads, computed)
     if arguments.json:
         figures = {
             "gpu": name,
             "torch": torch.__version__,
-            "isa": pool.isa,
-            "threads": pool.threads,
+            "isa": isa,
+            "threads": threads,
             "overhead": [asdict(row) for row in overheads],
             "computed": [asdict(row) for row in computed],
         }

@@ -79,9 +79,10 @@ def test_a_layer_without_slots_writes_its_whole_output(rig, divide, rows):
     assert torch.equal(out.cpu(), summed(torch.zeros_like(x), share, plain.cpu_ids, tokens))
 
 
-def test_nothing_is_asked_of_the_pool_when_all_experts_are_in_slots(rig):
-    """The device knows it: no flag, no wait, and an output that stays."""
-    rig = rig()
+@pytest.mark.parametrize(("always", "asked"), [(False, 0), (True, 1)], ids=["known", "measured"])
+def test_nothing_is_asked_of_the_pool_when_all_experts_are_in_slots(rig, always, asked):
+    """The device knows it: no flag, no wait, an output that stays; unless the way is measured."""
+    rig = rig(always=always)
     layer = rig.layers[0]
     layer.table.copy_(torch.arange(layer.table.numel()))
     base = rig.hidden(40)
@@ -91,7 +92,7 @@ def test_nothing_is_asked_of_the_pool_when_all_experts_are_in_slots(rig):
         rig.channel.split(layer, rig.hidden(40), rig.ids(40), rig.weights(40))
         rig.channel.collect(out)
     rig.channel.check()
-    assert rig.pool.native.calls == calls
+    assert rig.pool.native.calls == calls + asked
     assert torch.equal(out, base)
 
 

@@ -70,8 +70,8 @@ class LayerChannel:
         top_k: Experts of a token, at most.
         give_up_s: A pool whose heart stands still for so long is given up.
         limit_s: No answer is waited for any longer, however the pool's heart beats; None: it is.
-        always: Publish every row and raise the flag though the pool has nothing to compute: to
-            measure the way itself.
+        always: Publish every row and raise the flag though the pool has nothing to compute, and
+            read every row of its answer, whatever is in it: to measure the way, not to compute.
 
     Raises:
         CudaFailed: The kernels do not compile, or memory is not mapped.
