@@ -10,6 +10,7 @@ from ktd.errors import ModelUnsupported
 from ktd.model.facts import read_facts
 from tests.model.conftest import EXPERT_BYTES, tensors_of, write_safetensors
 
+FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 TINY = Path(__file__).parents[2] / "models/ktd-tiny"
 
 
@@ -50,8 +51,33 @@ class TestUnderstood:
         )
         assert read_facts(path, device="cpu").expert_intermediate_size == 4
 
+    def test_quantised_experts_with_their_scales(self, folder):
+        """One scale for each block of 128 x 128, in each of three projections."""
+        for layer, name in enumerate("ab"):
+            tensors = tensors_of(layer, "F8_E4M3")
+            scales = {f"{key}_scale_inv": ("F32", [1, 1]) for key in tensors}
+            head = {"lm_head.weight": ("BF16", [10, 8])} if layer else {}
+            write_safetensors(folder.path / f"{name}.safetensors", {**tensors, **scales, **head})
+        facts = read_facts(folder.written(quantization_config=FP8), device="cpu")
+        assert facts.expert_format == "fp8_block"
+        assert facts.expert_bytes == 3 * (8 * 4 + 4)
+
+    def test_experts_that_a_quantised_checkpoint_left_alone(self, folder):
+        """The headers decide."""
+        facts = read_facts(folder.written(quantization_config=FP8), device="cpu")
+        assert (facts.expert_format, facts.expert_bytes) == ("bf16", EXPERT_BYTES)
+
 
 class TestRefused:
+    def test_quantised_weights_beside_the_experts(self, folder):
+        """SGLang has no kernels for them without a GPU."""
+        write_safetensors(
+            folder.path / "b.safetensors",
+            {**tensors_of(1), "lm_head.weight": ("F8_E4M3", [10, 8])},
+        )
+        with pytest.raises(ModelUnsupported, match=r"beside its experts \(F8_E4M3\), for which"):
+            read_facts(folder.written(quantization_config=FP8), device="cpu")
+
     @pytest.mark.parametrize(
         ("changes", "sentence"),
         [
@@ -61,10 +87,11 @@ class TestRefused:
             ({"num_experts": 0}, "is a dense model"),
             ({"decoder_sparse_step": 0}, "is a dense model"),
             ({"mlp_only_layers": [0, 1]}, "is a dense model"),
-            ({"hidden_act": "gelu"}, "activation 'gelu', and the CPU kernel implements silu only"),
+            ({"hidden_act": "gelu"}, "'gelu', and SGLang's Qwen3MoeForCausalLM computes silu only"),
             ({"swiglu_limit": 7.0}, r"clamps its activation \(swiglu_limit = 7.0\)"),
-            ({"quantization_config": {"quant_method": "fp8"}}, "quantised by fp8"),
+            ({"quantization_config": {"quant_method": "modelopt"}}, "quantised by modelopt"),
             ({"quantization_config": {"format": "pack-quantized"}}, "by pack-quantized"),
+            ({"quantization_config": ["fp8"]}, "in an unknown way how its experts are quantised"),
             ({"tie_word_embeddings": True}, "ties its output head"),
             ({"num_experts_per_tok": 9}, "does not say how large its experts are"),
             ({"moe_layers_enum": "a,b"}, "in an unknown way"),
@@ -78,7 +105,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("dtype", ["F16", "F32", "F8_E4M3"])
     def test_experts_in_another_type(self, folder, dtype):
-        """The headers say what the configuration does not."""
+        """The headers contradict the configuration, which says bf16."""
         write_safetensors(folder.path / "a.safetensors", tensors_of(0, dtype))
         with pytest.raises(ModelUnsupported, match=f"experts in {dtype}"):
             read_facts(folder.written(), device="cpu")

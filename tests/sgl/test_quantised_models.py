@@ -4,6 +4,7 @@ import pytest
 
 pytest.importorskip("sglang", reason="SGLang is not installed")
 
+from ktd.model.facts import read_facts
 from tests.sgl import quantised_models, tiny_models
 from tests.sgl.live_host import LiveHost
 from tests.sgl.test_architectures import TIMES_TRANSFORMERS_IN_BF16, distance
@@ -26,17 +27,20 @@ NEAR = 1 / 8
     ],
 )
 def test_answers_are_the_same_at_every_placement_and_near_the_reference(name, tmp_path):
-    """With two experts a token the order of the sum is no matter, so equal means equal bits."""
+    """The same but for the order in which two experts are added, which may round otherwise."""
     made = quantised_models.build(name, tmp_path)
     texts = tiny_models.some_texts()
     exact = tiny_models.reference(tmp_path / "reference", texts)
     rounded = tiny_models.reference(tmp_path / "reference", texts, dtype="bfloat16")
     blind = tiny_models.reference(tmp_path / "reference", texts, tiny_models.without_experts)
-    bound = TIMES_TRANSFORMERS_IN_BF16 * distance(rounded, exact)
+    rounding = distance(rounded, exact)
+    bound = TIMES_TRANSFORMERS_IN_BF16 * rounding
     if name in QUANTISED_ACTIVATIONS:
         bound = NEAR * distance(blind, exact)
     assert bound < distance(blind, exact) / 4, "the test would not see missing experts"
 
+    facts = read_facts(tmp_path / "quantised", device="cpu")
+    assert facts.expert_format == name
     layers, count = made.moe_layers, made.num_experts
     with LiveHost(
         model=tmp_path / "quantised",
@@ -47,10 +51,10 @@ def test_answers_are_the_same_at_every_placement_and_near_the_reference(name, tm
     ) as host:
         host.ready()
         hello = host.ranks()[0].hello()
-        assert hello["slot_bytes"] == hello["host_store_bytes"]
+        assert hello["slot_bytes"] == hello["host_store_bytes"] == facts.host_store_bytes
         on_cpu = [host.logprobs(ids) for ids in texts]
         assert distance(on_cpu, exact) <= bound
         host.swap(1, [(layer, -1, expert) for layer in layers for expert in (1, 4, 6)])
-        assert [host.logprobs(ids) for ids in texts] == on_cpu
+        assert distance([host.logprobs(ids) for ids in texts], on_cpu) <= rounding
         host.swap(2, [(layer, -1, expert) for layer in layers for expert in (0, 2, 3, 5, 7)])
-        assert [host.logprobs(ids) for ids in texts] == on_cpu
+        assert distance([host.logprobs(ids) for ids in texts], on_cpu) <= rounding

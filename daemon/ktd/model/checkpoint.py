@@ -32,6 +32,7 @@ class Checkpoint:
         files: Weight files, by name.
         expert_dtypes: safetensors names of the types of the experts' tensors, ``("BF16",)``.
         expert_bytes: Bytes of all tensors of experts.
+        other_dtypes: Types of the rest.
         other_bytes: Bytes of the rest.
         has_head: Whether there is an output head of its own, ``lm_head.weight``.
     """
@@ -39,6 +40,7 @@ class Checkpoint:
     files: tuple[str, ...]
     expert_dtypes: tuple[str, ...]
     expert_bytes: int
+    other_dtypes: tuple[str, ...]
     other_bytes: int
     has_head: bool
 
@@ -68,12 +70,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f"{weight_map[absent[0]]} does not have it; download it again."
         )
     experts = {name: value for name, value in tensors.items() if _EXPERT.search(name)}
+    others = {name: value for name, value in tensors.items() if name not in experts}
     return Checkpoint(
         files=tuple(names),
         expert_dtypes=tuple(sorted({dtype for dtype, _ in experts.values()})),
         expert_bytes=sum(size for _, size in experts.values()),
-        other_bytes=sum(size for _, size in tensors.values())
-        - sum(size for _, size in experts.values()),
+        other_dtypes=tuple(sorted({dtype for dtype, _ in others.values()})),
+        other_bytes=sum(size for _, size in others.values()),
         has_head="lm_head.weight" in tensors,
     )
 

@@ -12,7 +12,14 @@ from ktd.errors import ModelUnsupported
 from ktd.model.checkpoint import Checkpoint, read_checkpoint
 from ktd.model.kv_cache import KvCache, kv_cache_of
 from ktd.model.moe_layers import moe_layers
-from ktd.model.supported import ACTIVATIONS, ARCHITECTURES, EXPERT_DTYPES, names
+from ktd.model.quantisation import (
+    BF16,
+    DENSE_DTYPES,
+    ExpertFormat,
+    QuantisationUnsupported,
+    expert_format,
+)
+from ktd.model.supported import ACTIVATIONS, ARCHITECTURES, names
 
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
@@ -21,8 +28,6 @@ _ACTIVATION = ("hidden_act", "hidden_activation", "activation_function", "mlp_hi
 # Names that these models use for something else than a plain SiLU gate.
 _CLAMPS = ("swiglu_limit", "gemm1_alpha", "gemm1_clamp_limit")
 _TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
-_BF16_BYTES = 2
-_PROJECTIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +50,9 @@ class ModelFacts:
     Attributes:
         path: Folder of the checkpoint.
         moe_layers: Indices of layers with experts, ascending.
-        expert_format: Of the experts in the checkpoint; ``"bf16"``.
-        expert_bytes: One expert, whole, as a slot holds it: gate, up and down.
+        expert_format: Of the experts in the checkpoint, as ``WeightFormat`` names it: ``"bf16"``.
+        expert_bytes: One expert, whole, as a slot holds it: gate, up and down, with scales and
+            zero points.
         other_bytes: All weights that are not experts.
         max_context: Longest context in tokens, or 0 if the configuration does not say.
         kv_cache: What a token takes in the KV cache.
@@ -115,10 +121,11 @@ def read_facts(folder: Path, *, device: str) -> ModelFacts:
         )
     _check_architecture(architecture, device)
     _check_dense_layers(architecture, layers, num_layers, folder)
-    activation = _check_activation(config, folder)
-    _check_not_quantised(whole, config, folder)
+    activation = _check_activation(config, architecture, folder)
+    declared = _declared_format(whole, config, folder)
     checkpoint = read_checkpoint(folder)
-    _check_dtypes(checkpoint, folder)
+    experts = _check_dtypes(checkpoint, declared, folder)
+    _check_dense_weights(checkpoint, device, folder)
     _check_head(architecture, whole, config, checkpoint, folder)
     hidden, width = int(config.get("hidden_size") or 0), int(_first(config, _WIDTH) or 0)
     top_k = int(_first(config, _TOP_K) or 0)
@@ -137,8 +144,8 @@ def read_facts(folder: Path, *, device: str) -> ModelFacts:
         hidden_size=hidden,
         expert_intermediate_size=width,
         activation=activation,
-        expert_format="bf16",
-        expert_bytes=_PROJECTIONS * hidden * width * _BF16_BYTES,
+        expert_format=experts.name,
+        expert_bytes=experts.expert_bytes(hidden, width),
         other_bytes=checkpoint.other_bytes,
         max_context=int(config.get("max_position_embeddings") or 0),
         kv_cache=kv_cache_of(config, num_layers),
@@ -197,41 +204,60 @@ def _check_dense_layers(
         )
 
 
-def _check_activation(config: Mapping[str, Any], folder: Path) -> str:
+def _check_activation(config: Mapping[str, Any], architecture: str, folder: Path) -> str:
     activation = str(_first(config, _ACTIVATION) or "silu").lower()
     if activation not in ACTIVATIONS:
         raise ModelUnsupported(
-            f"{folder} uses the activation {activation!r}, and the CPU kernel implements "
+            f"{folder} uses the activation {activation!r}, and SGLang's {architecture} computes "
             f"{ACTIVATIONS[0]} only."
         )
     clamp = next((name for name in _CLAMPS if config.get(name)), None)
     if clamp:
         raise ModelUnsupported(
-            f"{folder} clamps its activation ({clamp} = {config[clamp]}), which the CPU kernel "
-            "does not implement."
+            f"{folder} clamps its activation ({clamp} = {config[clamp]}), which SGLang's "
+            f"{architecture} does not compute."
         )
     return activation
 
 
-def _check_not_quantised(whole: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
+def _declared_format(
+    whole: Mapping[str, Any], config: Mapping[str, Any], folder: Path
+) -> ExpertFormat:
+    """What the configuration says of the experts, which the headers may contradict."""
     quantisation = whole.get("quantization_config") or config.get("quantization_config")
-    if quantisation:
-        known = quantisation if isinstance(quantisation, dict) else {}
-        method = known.get("quant_method") or known.get("format") or "an unnamed method"
+    try:
+        return expert_format(quantisation)
+    except QuantisationUnsupported as unsupported:
+        raise ModelUnsupported(f"{folder} has {unsupported}.") from unsupported
+    except (AttributeError, TypeError, KeyError) as error:
         raise ModelUnsupported(
-            f"{folder} has experts quantised by {method}; this version computes bf16 experts only, "
-            "so take the unquantised checkpoint."
-        )
+            f"{folder}/config.json says in an unknown way how its experts are quantised: {error}."
+        ) from error
 
 
-def _check_dtypes(checkpoint: Checkpoint, folder: Path) -> None:
-    if not checkpoint.expert_dtypes:
+def _check_dtypes(checkpoint: Checkpoint, declared: ExpertFormat, folder: Path) -> ExpertFormat:
+    """The format that the experts have: a quantised checkpoint may have left them alone."""
+    found = checkpoint.expert_dtypes
+    if not found:
         raise ModelUnsupported(f"{folder} has no tensors of experts in its weight files.")
-    other = [dtype for dtype in checkpoint.expert_dtypes if dtype not in EXPERT_DTYPES]
+    if set(found) <= set(BF16.dtypes):
+        return BF16
+    other = [dtype for dtype in found if dtype not in declared.dtypes]
     if other:
         raise ModelUnsupported(
-            f"{folder} has experts in {', '.join(other)}; this version computes "
-            f"{', '.join(EXPERT_DTYPES)} experts only."
+            f"{folder} has experts in {', '.join(other)}, and its config.json says {declared.name},"
+            f" which is in {', '.join(declared.dtypes)}; use a checkpoint that agrees with itself."
+        )
+    return declared
+
+
+def _check_dense_weights(checkpoint: Checkpoint, device: str, folder: Path) -> None:
+    quantised = [dtype for dtype in checkpoint.other_dtypes if dtype not in DENSE_DTYPES]
+    if quantised and device == "cpu":
+        raise ModelUnsupported(
+            f"{folder} has quantised weights beside its experts ({', '.join(quantised)}), for "
+            "which SGLang has kernels on GPUs only; on a host without one use a checkpoint whose "
+            "experts alone are quantised, or the unquantised one."
         )
 
 

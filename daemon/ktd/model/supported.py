@@ -36,9 +36,8 @@ ARCHITECTURES = {
     "Qwen3MoeForCausalLM": Architecture(("cpu",), tied_head=False, dense_layers=False),
 }
 
-# What the CPU kernels implement (csrc/).
+# What SGLang's classes for these compute; the CPU kernels have more (ktd.experts.weights).
 ACTIVATIONS = ("silu", "swish")
-EXPERT_DTYPES = ("BF16",)
 
 
 def names(device: str) -> str:

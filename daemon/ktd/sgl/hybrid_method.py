@@ -128,6 +128,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
             store=self._rank.store,
             pool=self._rank.pool,
             experts=self._experts,
+            read=self._rank.slots_read,
             unstored=self._format.unstored(declared),
         )
 

@@ -1,8 +1,8 @@
 """Slots in host memory that the native pool computes, as a layer of S experts beside the E.
 
 On a host without a GPU SGLang has no method for quantised experts. Here a slot holds an expert as
-the checkpoint does, and the same kernels compute both, so that an expert's answer is the same
-wherever it runs.
+the checkpoint does, and the same kernels compute both, so that what an expert gives to a
+token has the same bits wherever it is computed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class PoolSlots:
         store: Where host memory comes from.
         pool: Computes.
         experts: Makes the pool's weights of tensors by parameter name.
+        read: Called with the bytes of weights that each step reads in slots.
         unstored: Loaders of SGLang's other parameters, which have no memory here.
     """
 
@@ -44,10 +45,12 @@ class PoolSlots:
         store: HostStore,
         pool: ExpertPool,
         experts: Callable[[Mapping[str, torch.Tensor]], ExpertWeights],
+        read: Callable[[int], None],
         unstored: Mapping[str, WeightLoader],
     ) -> None:
         self._pool = pool
         self._experts = experts
+        self._read = read
         self._num_slots = num_slots
         self._tensors: dict[str, torch.Tensor] = {}
         self._handle = -1
@@ -98,8 +101,10 @@ class PoolSlots:
         out: torch.Tensor,
     ) -> None:
         """One more call of the pool."""
+        before = self._pool.bytes_read
         hidden = dispatch_output.hidden_states.contiguous()
         out.add_(self._pool.forward(self._handle, hidden, slots, weights))
+        self._read(self._pool.bytes_read - before)
 
 
 def _without_memory(layer: nn.Module, name: str, loader: WeightLoader) -> nn.Parameter:

@@ -79,6 +79,7 @@ class Rank:
             spec.num_experts,
         )
         self._weight_bytes_at_reset = 0
+        self._slot_weight_bytes = 0
         cores = pool_cores(spec.cpu_threads, rank, world_size, quota=cpu_quota())
         threads, cpus = cores.threads, cores.cpus
         if cores.note:
@@ -172,9 +173,16 @@ class Rank:
             self._add(Word.PREFILL_STEPS, 1)
             self._add(Word.DECODE_TOKENS, decoded)
             self._add(Word.PREFILL_TOKENS, tokens - decoded)
-        self.file.words[Word.CPU_WEIGHT_BYTES] = self.pool.bytes_read - self._weight_bytes_at_reset
+        self.file.words[Word.CPU_WEIGHT_BYTES] = self._weight_bytes() - self._weight_bytes_at_reset
         self.file.words[Word.IN_STEP] = 0
         self.file.beat()
+
+    def slots_read(self, num_bytes: int) -> None:
+        """Takes bytes of weights that the pool has read for slots out of what the CPU reads."""
+        self._slot_weight_bytes += num_bytes
+
+    def _weight_bytes(self) -> int:
+        return self.pool.bytes_read - self._slot_weight_bytes
 
     def route(self, position: int, ids: torch.Tensor, table: torch.Tensor) -> Split:
         """Divides one layer's routing ``[tokens, top_k]`` between slots and pool, and counts it."""
@@ -283,7 +291,7 @@ class Rank:
             Word.CPU_WEIGHT_BYTES,
         ):
             self.file.words[word] = 0
-        self._weight_bytes_at_reset = self.pool.bytes_read
+        self._weight_bytes_at_reset = self._weight_bytes()
 
     def _report_slots(self, fields: dict[str, Any]) -> None:
         slots = {layer: expert_layer.mapped() for layer, expert_layer in self.layers.items()}
