@@ -26,8 +26,8 @@ class PoolSlots:
         layer: Gets parameters under SGLang's names, by which the model's loader finds the experts.
         loader: The layer's; the parameters carry it.
         num_slots: S.
-        template: What slots have in place of the loader's parameters, of the meta device. One that
-            has nothing in a slot is attached to the loader without memory.
+        template: What slots have in place of the loader's parameters, of the meta device; None: the
+            same. One that has nothing in a slot is attached to the loader without memory.
         store: Where host memory comes from.
         pool: Computes.
         experts: Makes the pool's weights of tensors by parameter name.
@@ -41,7 +41,7 @@ class PoolSlots:
         loader: ExpertLoader,
         num_slots: int,
         *,
-        template: Mapping[str, nn.Parameter],
+        template: Mapping[str, nn.Parameter] | None = None,
         store: HostStore,
         pool: ExpertPool,
         experts: Callable[[Mapping[str, torch.Tensor]], ExpertWeights],
@@ -54,6 +54,7 @@ class PoolSlots:
         self._num_slots = num_slots
         self._tensors: dict[str, torch.Tensor] = {}
         self._handle = -1
+        template = loader.template if template is None else template
         for name in loader.template:
             if name not in template:
                 loader.attach(name, _without_memory(layer, name, loader))
