@@ -217,5 +217,5 @@ def test_an_order_of_inputs_that_is_none_is_taken_and_another_one_refused():
     }
     places = (torch.arange(HIDDEN) // GROUP).to(torch.int32)
     unstored["w13_g_idx"](None, places, "a.name", shard_id="w1", expert_id=0)
-    with pytest.raises(ValueError, match="act-order"):
+    with pytest.raises(FormatRefused, match="act-order"):
         unstored["w13_g_idx"](None, places.flip(0), "a.name", shard_id="w1", expert_id=0)

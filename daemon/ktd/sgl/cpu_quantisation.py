@@ -29,6 +29,8 @@ from sglang.srt.layers.quantization.unquant import (
 from sglang.srt.layers.quantization.utils import get_dynamic_override
 from sglang.srt.layers.quantization.w8a8_int8 import W8A8Int8MoEMethod
 
+from ktd.sgl.expert_format import FormatRefused
+
 
 def register() -> None:
     """Puts these in the place of SGLang's; before a process looks at a model's configuration."""
@@ -42,8 +44,8 @@ def register() -> None:
     )
 
 
-def _dense_refused(prefix: str) -> ValueError:
-    return ValueError(
+def _dense_refused(prefix: str) -> FormatRefused:
+    return FormatRefused(
         f"{prefix} is quantised and no expert, which SGLang computes on GPUs only; use a checkpoint"
         " whose experts alone are quantised"
     )
@@ -102,7 +104,7 @@ class CpuGptqConfig(GPTQConfig):
         if rule is False:
             return UnquantizedFusedMoEMethod(layer.use_triton_kernels)
         if rule:
-            raise ValueError(
+            raise FormatRefused(
                 f"{prefix} is quantised otherwise than the rest ({rule}), which is not implemented;"
                 " use a checkpoint whose experts are quantised alike"
             )

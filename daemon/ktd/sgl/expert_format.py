@@ -102,7 +102,7 @@ class ExpertFormat:
     def unstored(self, declared: Iterable[str]) -> dict[str, Callable[..., None]]:
         """Loaders for SGLang's parameters that the pool does without.
 
-        Those in ``order`` raise ValueError for a checkpoint that needs them.
+        Those in ``order`` raise FormatRefused for a checkpoint that needs them.
         """
         return {
             name: self._check_order if name in self.order else _ignore
@@ -111,7 +111,10 @@ class ExpertFormat:
         }
 
     def _check_order(self, _param: nn.Parameter, g_idx: torch.Tensor, *_: Any, **__: Any) -> None:
-        refuse_act_order(g_idx, self.group)
+        try:
+            refuse_act_order(g_idx, self.group)
+        except ValueError as error:
+            raise FormatRefused(str(error)) from error
 
     def experts(self, tensors: Mapping[str, torch.Tensor], math: ExpertMath) -> ExpertWeights:
         """``tensors``, by SGLang's names, as the pool takes them."""

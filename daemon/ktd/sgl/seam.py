@@ -208,9 +208,10 @@ def _decode_rows(forward_batch: Any) -> int | None:
 
 def _explain(error: Exception) -> tuple[str, str]:
     """Failure kind and sentence for an exception that ended a scheduler's start."""
+    from ktd.sgl.expert_format import FormatRefused
     from ktd.sgl.weight_file import WeightsUnreadable
 
-    if isinstance(error, WeightsUnreadable):
+    if isinstance(error, WeightsUnreadable | FormatRefused):
         return "model", str(error)
     text = " ".join(str(error).split())[:_SENTENCE_MAX]
     what = f"{type(error).__name__}: {text}" if text else f"{type(error).__name__}{_where(error)}"
