@@ -1,16 +1,25 @@
 """Configurations of quantised checkpoints on a host without a GPU."""
 
+import importlib.metadata
+import json
+import sys
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("sglang", reason="SGLang is not installed")
+RELEASE = pytest.mark.skipif(
+    importlib.metadata.version("sglang") == "0.5.17", reason="SGLang 0.5.17 keeps these elsewhere"
+)
 
 from torch import nn
 
+from ktd.enginespec import EngineSpec
+from ktd.sgl import quantised_checkpoint
 from ktd.sgl.expert_format import FormatRefused
 
 # SGLang warns on import of what it has no kernels for.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), RELEASE]
 
 ATTENTION, EXPERTS = "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.experts"
 GPTQ = {"bits": 4, "group_size": 32, "desc_act": False}
@@ -108,17 +117,52 @@ def test_refusals_are_the_models_fault_and_not_sglangs_words():
     assert _explain(FormatRefused("it is quantised")) == ("model", "it is quantised")
 
 
-def test_sglang_takes_them_from_its_table():
+def spec_of(folder, config, device="cpu"):
+    """An engine over a checkpoint with this configuration."""
+    (folder / "config.json").write_text(json.dumps(config))
+    return EngineSpec(
+        engine_id="t-1",
+        runtime_dir=str(folder),
+        model_path=str(folder),
+        sglang_args=(),
+        device=device,
+        moe_layers=(0,),
+        num_experts=4,
+        slots=(2,),
+        initial=((),),
+    )
+
+
+@pytest.fixture
+def table():
+    """SGLang's table of configurations, as it was afterwards."""
+    from sglang.srt.layers.quantization import QUANTIZATION_METHODS
+
+    before = dict(QUANTIZATION_METHODS)
+    yield QUANTIZATION_METHODS
+    QUANTIZATION_METHODS.clear()
+    QUANTIZATION_METHODS.update(before)
+
+
+def test_a_quantised_checkpoint_puts_them_into_sglangs_table(table, tmp_path):
     """Every process looks configurations up there."""
-    from sglang.srt.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
+    from sglang.srt.layers.quantization import get_quantization_config
 
     from ktd.sgl import cpu_quantisation
 
-    before = dict(QUANTIZATION_METHODS)
-    try:
-        cpu_quantisation.register()
-        assert get_quantization_config("gptq") is cpu_quantisation.CpuGptqConfig
-        assert get_quantization_config("awq") is cpu_quantisation.CpuAwqConfig
-    finally:
-        QUANTIZATION_METHODS.clear()
-        QUANTIZATION_METHODS.update(before)
+    before = dict(table)
+    quantised_checkpoint.prepare(spec_of(tmp_path, {}))
+    quantised_checkpoint.prepare(spec_of(tmp_path, {"quantization_config": {}}, device="cuda"))
+    assert table == before
+    quantised_checkpoint.prepare(spec_of(tmp_path, {"quantization_config": {}}))
+    assert get_quantization_config("gptq") is cpu_quantisation.CpuGptqConfig
+    assert get_quantization_config("awq") is cpu_quantisation.CpuAwqConfig
+
+
+def test_a_release_without_these_classes_is_named(monkeypatch, tmp_path):
+    """An unquantised checkpoint is served by it nevertheless."""
+    monkeypatch.delattr("ktd.sgl.cpu_quantisation", raising=False)
+    monkeypatch.setitem(sys.modules, "ktd.sgl.cpu_quantisation", None)
+    quantised_checkpoint.prepare(spec_of(tmp_path, {}))
+    with pytest.raises(quantised_checkpoint.ReleaseTooOld, match=r"need SGLang 0\.5\.23, and 0\."):
+        quantised_checkpoint.prepare(spec_of(tmp_path, {"quantization_config": {}}))

@@ -65,9 +65,9 @@ def install(spec: EngineSpec) -> None:
     register(LOAD_MODEL, hooks.after_load_model, HookType.AFTER)
     register(FORWARD, hooks.around_forward, HookType.AROUND)
     if spec.device == "cpu":
-        from ktd.sgl import cpu_kernels, cpu_quantisation
+        from ktd.sgl import cpu_kernels, quantised_checkpoint
 
-        cpu_quantisation.register()
+        quantised_checkpoint.prepare(spec)
         register(
             cpu_kernels.GATE_SIGMOID_MUL_ADD, cpu_kernels.gate_sigmoid_mul_add, HookType.REPLACE
         )

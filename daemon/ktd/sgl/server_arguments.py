@@ -6,10 +6,10 @@ import argparse
 import contextlib
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ktd.enginespec import EngineSpec
+from ktd.sgl import quantised_checkpoint
 from ktd.sgl.refused_options import incompatible
 
 # KV cache on a host without a GPU, where SGLang would otherwise take most of the memory.
@@ -54,10 +54,10 @@ def parse(spec: EngineSpec) -> Any:
     """
     from sglang.srt.server_args import ServerArgs, prepare_server_args
 
-    if spec.device == "cpu" and _is_quantised(Path(spec.model_path)):
-        from ktd.sgl import cpu_quantisation
-
-        cpu_quantisation.register()
+    try:
+        quantised_checkpoint.prepare(spec)
+    except quantised_checkpoint.ReleaseTooOld as error:
+        raise ArgumentsRefused("model", str(error)) from error
     arguments = command_line(spec)
     parser = argparse.ArgumentParser(prog="sglang serve")
     ServerArgs.add_cli_args(parser)
@@ -74,14 +74,6 @@ def parse(spec: EngineSpec) -> Any:
             "for this host; leave it out",
         )
     return server_args
-
-
-def _is_quantised(model: Path) -> bool:
-    """Whether a checkpoint says that it is; only then the classes for it are worth importing."""
-    try:
-        return "quantization_config" in (model / "config.json").read_text()
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager
