@@ -51,7 +51,7 @@ def test_without_it_both_are_the_checkpoints():
         (
             {"expert_format": "mxfp4"},
             1,
-            "experts in mxfp4, and ktd quantises bf16 or fp8_block or ",
+            "experts in mxfp4, and ktd quantises bf16, fp8_block, fp8_channel only",
         ),
         ({"hidden_size": 272}, 1, r"multiples of 32, but \S+ has 272 and 64: take int8\."),
         ({}, 4, r"multiples of 32, but \S+ has 256 and 16: take int8\."),

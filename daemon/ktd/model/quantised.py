@@ -34,7 +34,7 @@ def quantised(facts: ModelFacts, wanted: str, *, ranks: int, named: str) -> Mode
     if facts.expert_format not in SOURCES:
         raise ModelUnsupported(
             f"{named} is {wanted}, but {facts.path} has experts in {facts.expert_format}, and ktd "
-            f"quantises {' or '.join(SOURCES)} only: leave it out."
+            f"quantises {', '.join(SOURCES)} only: leave it out."
         )
     hidden, width = facts.hidden_size, facts.expert_intermediate_size
     part = width // ranks
