@@ -10,7 +10,7 @@ code  meaning
 4     the daemon cannot be reached on its socket
 5     conflict: the placement has changed, or another swap is running
 6     the engine is not serving now; try again
-130   interrupted (Ctrl-C) or, for ``ktd serve``, stopped before it could finish
+130   interrupted (Ctrl-C); ``ktd serve`` that was told to stop ends with 0
 ====  ===================================================================================
 
 ``systemd/ktd.service`` has 2 and 3 in ``RestartPreventExitStatus``: a new start would not help.

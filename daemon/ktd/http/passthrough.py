@@ -212,7 +212,7 @@ async def _upload(
             await connection.send_more(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
         if chunked:
             await connection.send_more(b"0\r\n\r\n")
-    except (aiohttp.ClientError, OSError):
+    except (web.RequestPayloadError, aiohttp.ClientError, OSError):
         # Half a request must not be taken for a whole one; who waits for the answer is told.
         connection.close()
 
