@@ -32,6 +32,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def serve_arguments() -> list[str]:
+    """What this host's SGLang needs to be told, for ktd's engine as for an unmodified one."""
+    return os.environ.get("KTD_TEST_SGLANG_ARGS", "").split()
+
+
 def processes(variable: str, value: str) -> set[int]:
     """Living processes whose environment has ``variable=value``; zombies do not count."""
     wanted = f"{variable}={value}".encode()
@@ -83,6 +88,7 @@ class LiveDaemon:
             *("--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.state_dir)),
             *("--socket", str(self.socket), "--log-format", "json"),
             *args,
+            *serve_arguments(),
         ]
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("KTD_")},

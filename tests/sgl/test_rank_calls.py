@@ -160,7 +160,7 @@ def test_slots_are_reported_under_the_sequence_of_the_call(rank, tmp_path):
 def test_statistics_are_forgotten_on_reset_and_nothing_else(rank):
     """Warming up is not counted; loading and swapping stay."""
     rank.swap(1, (1, -1, 5))
-    rank.rank.begin_step(decode_rows=None)
+    rank.rank.begin_step(rows=3, decode_rows=None)
     rank.rank.route(0, torch.tensor([[2, 0]] * 3), rank.rank.layers[1].table)
     rank.rank.end_step(tokens=3)
     assert rank.reader.word(Word.DECODE_TOKENS) == 3
@@ -179,7 +179,7 @@ def test_a_step_counts_for_prefill_or_decode_or_each_row_for_its_own(
     """Rows at the end of a mixed step decode; the routing is divided as in any other step."""
     table = rank.rank.layers[1].table
     ids = torch.tensor([[0], [1], [2]])
-    rank.rank.begin_step(decode_rows=decode_rows)
+    rank.rank.begin_step(rows=3, decode_rows=decode_rows)
     routed = rank.rank.route(0, ids, table)
     rank.rank.end_step(tokens=3)
     assert torch.equal(routed.cpu_ids, ids.int())

@@ -93,7 +93,7 @@ class RecordingRank:
             extend_seq_lens_cpu=None if decode else [tokens],
             forward_mode=SimpleNamespace(value=2 if decode else 1),
         )
-        self.rank.begin_step(decode_rows=None if decode else 0)
+        self.rank.begin_step(rows=tokens, decode_rows=None if decode else 0)
         self.rank.recording.begin_pass(batch)
         for position, layer in enumerate(LAYERS):
             self.rank.route(position, ids, self.rank.layers[layer].table)

@@ -66,6 +66,10 @@ def stock_server(model: Path, arguments: Sequence[str], *, gpu: bool) -> Iterato
         environment = {"SGLANG_PLUGINS": "none"}
         command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
         command += ["--host", "127.0.0.1", "--port", str(port), *_COMMON]
+        if gpu:
+            # As ktd starts it, so that both sides run the same kernels.
+            command += ["--dtype", "bfloat16", "--disable-prefill-cuda-graph"]
+            command += ["--moe-runner-backend", "triton"]
         if not gpu:
             environment |= {"SGLANG_PLATFORM": "ktd", "SGLANG_PLUGINS": ""}
             command += ["--device", "cpu", "--attention-backend", "torch_native"]

@@ -36,12 +36,15 @@ class Routing(Structure):
         ("x", c_uint64),
         ("table", c_uint64),
         ("counters", c_uint64),
+        ("decode_counters", c_uint64),
         ("num_tokens", c_uint64),
         ("slots", c_uint64),
         ("layer", c_int32),
         ("rows", c_int32),
         ("top_k", c_int32),
         ("num_experts", c_int32),
+        ("first_decode_row", c_int32),
+        ("map_padding", c_int32),
     ]
 
 

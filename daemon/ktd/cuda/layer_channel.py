@@ -50,11 +50,15 @@ class DeviceLayer:
             is nothing to collect.
         table: int32 ``[E]``: the slot that holds an expert, or -1.
         counters: int64 ``[E, 2]`` (slot, CPU), grown by one per pair.
+        decode_counters: The same for rows that decode a token; None: these are counted alike.
+        map_padding: Rows of padding get slots too, for a runner that does not skip -1.
     """
 
     handle: int | None
     table: torch.Tensor
     counters: torch.Tensor
+    decode_counters: torch.Tensor | None = None
+    map_padding: bool = False
 
 
 class LayerChannel:
@@ -146,6 +150,8 @@ class LayerChannel:
         ids: torch.Tensor,
         weights: torch.Tensor,
         num_tokens: torch.Tensor | None = None,
+        *,
+        first_decode_row: int = 0,
     ) -> torch.Tensor:
         """Divide a layer's routing, count it, and publish the pool's share.
 
@@ -158,6 +164,7 @@ class LayerChannel:
             weights: float32 ``[T, K]``.
             num_tokens: int32, one value on the device: rows from it on are padding, which is
                 neither computed nor counted. None: no row is.
+            first_decode_row: Rows from it on are counted as decoding; part of a captured graph.
 
         Returns:
             int32 ``[T, K]``: the slot of each pair, -1 where none computes it.
@@ -176,6 +183,11 @@ class LayerChannel:
         _check(x, "x", torch.bfloat16, (rows, self._hidden))
         _check(layer.table, "the table", torch.int32, (experts,))
         _check(layer.counters, "the counters", torch.int64, (experts, 2))
+        decode_counters = layer.decode_counters
+        if decode_counters is None:
+            decode_counters = layer.counters
+        else:
+            _check(decode_counters, "the decode counters", torch.int64, (experts, 2))
         slots = torch.empty(rows, top_k, dtype=torch.int32, device=self._device)
         if rows == 0:
             return slots
@@ -185,12 +197,15 @@ class LayerChannel:
             x=x.data_ptr(),
             table=layer.table.data_ptr(),
             counters=layer.counters.data_ptr(),
+            decode_counters=decode_counters.data_ptr(),
             num_tokens=_count_address(num_tokens),
             slots=slots.data_ptr(),
             layer=-1 if layer.handle is None else layer.handle,
             rows=rows,
             top_k=top_k,
             num_experts=experts,
+            first_decode_row=first_decode_row,
+            map_padding=int(layer.map_padding),
         )
         kernel = self._kernels.split_int64 if wide else self._kernels.split_int32
         blocks = min(rows, self._most_blocks)
@@ -282,7 +297,7 @@ class LayerChannel:
 
 
 def _pinned(size: int, dtype: torch.dtype) -> torch.Tensor:
-    tensor = torch.zeros(max(size, 1), dtype=dtype, pin_memory=True)
+    tensor = torch.zeros(max(size, 1), dtype=dtype, device="cpu", pin_memory=True)
     if tensor.data_ptr() % _LINE:
         raise CudaFailed(f"pinned memory is at {tensor.data_ptr():#x}, no multiple of {_LINE}")
     return tensor

@@ -1,7 +1,8 @@
 """Copies experts into slots beside the steps, on a thread of its own, at a limited rate.
 
-A slot being written is not mapped, so nothing here needs to be ordered against inference; only
-the outcome is published, as the acknowledgement of the batch in the rank file.
+A slot being written is not mapped. Where slots are on a GPU, copies also wait for the steps that
+were launched before the unmapping (copy_lane.py); beyond that nothing here is ordered against
+inference. The outcome is published as the acknowledgement of the batch in the rank file.
 """
 
 from __future__ import annotations
@@ -11,13 +12,27 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import torch
+
+from ktd.sgl.copy_lane import CopyLane, HostLane
 from ktd.sgl.expert_layer import SlotCopy
 
 logger = logging.getLogger(__name__)
 
 # Between two looks at the rate limit and at stop(): 1 ms of copying at 4 GB/s.
 _CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A batch, or the sentence with which it was refused."""
+
+    batch_id: int
+    copies: Sequence[SlotCopy] = ()
+    refused: str | None = None
+    after: torch.cuda.Event | None = None
 
 
 class Copier:
@@ -27,6 +42,7 @@ class Copier:
         finished: Called with ``(batch_id, error)`` when a batch is done; error is one sentence.
         copied: Called with the bytes written of each finished piece.
         bytes_per_second: Rate limit, or None.
+        lane: Where slots are; None: in host memory.
     """
 
     def __init__(
@@ -35,22 +51,24 @@ class Copier:
         finished: Callable[[int, str | None], None],
         copied: Callable[[int], None],
         bytes_per_second: float | None,
+        lane: CopyLane | None = None,
     ) -> None:
         self._finished = finished
         self._copied = copied
         self._rate = bytes_per_second
+        self._lane: CopyLane = HostLane() if lane is None else lane
         self._stopping = threading.Event()
-        self._jobs: queue.Queue[tuple[int, Sequence[SlotCopy] | str] | None] = queue.Queue()
+        self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="ktd-copier", daemon=True)
         self._thread.start()
 
     def submit(self, batch_id: int, copies: Sequence[SlotCopy]) -> None:
-        """Queues a batch and returns at once."""
-        self._jobs.put((batch_id, copies))
+        """Queues a batch and returns at once; its slots have been unmapped."""
+        self._jobs.put(_Job(batch_id, copies, after=self._lane.order()))
 
     def refuse(self, batch_id: int, sentence: str) -> None:
         """Reports a batch as failed, in order: the acknowledgement has one writer, the thread."""
-        self._jobs.put((batch_id, sentence))
+        self._jobs.put(_Job(batch_id, refused=sentence))
 
     def stop(self) -> None:
         """Ends the thread after the piece it is copying."""
@@ -60,18 +78,19 @@ class Copier:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            batch_id, copies = job
-            if isinstance(copies, str):
-                self._finished(batch_id, copies)
+            if job.refused is not None:
+                self._finished(job.batch_id, job.refused)
                 continue
             try:
-                for copy in copies:
+                self._lane.enter(job.after)
+                for copy in job.copies:
                     self._copy(copy)
+                self._lane.finish()
             except Exception as error:  # the batch fails, the thread lives
-                logger.exception("copying batch %d failed", batch_id)
-                self._finished(batch_id, f"copying into a slot failed: {error}")
+                logger.exception("copying batch %d failed", job.batch_id)
+                self._finished(job.batch_id, f"copying into a slot failed: {error}")
             else:
-                self._finished(batch_id, None)
+                self._finished(job.batch_id, None)
 
     def _copy(self, copy: SlotCopy) -> None:
         for part in copy.parts:
@@ -81,6 +100,7 @@ class Copier:
                 count = min(step, part.units - start)
                 part.fill(start, count)
                 num_bytes = count * part.unit_bytes
+                self._lane.wrote(num_bytes)
                 self._copied(num_bytes)
                 if self._rate:
                     used = time.monotonic() - began

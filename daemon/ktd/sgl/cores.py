@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# Beside a GPU, one core of so many is not the pool's.
+_LEFT_TO_ENGINE = 8
 _SYSFS = Path("/sys/devices/system/cpu")
 
 
@@ -39,15 +41,24 @@ class PoolCores:
     note: str = ""
 
 
-def pool_cores(limit: int | None, rank: int, world_size: int, *, quota: float) -> PoolCores:
+def pool_cores(
+    limit: int | None, rank: int, world_size: int, *, quota: float, gpu: bool = False
+) -> PoolCores:
     """Threads and cores of one rank's pool: all allowed cores are divided among the ranks.
+
+    Beside a GPU an eighth of the cores, one at least, is left to the engine's own processes: its
+    scheduler launches steps all the time, and a pool thread that shares its core holds up a layer.
 
     Args:
         limit: Threads of all ranks that were asked for, or None.
         rank: Which one.
         world_size: Of how many.
         quota: CPUs' worth of time that the cgroups give all ranks together.
+        gpu: Whether slots are on a GPU.
     """
+    if gpu and limit is None:
+        cores = len(cores_allowed())
+        limit = max(world_size, int(min(cores, quota)) - max(1, cores // _LEFT_TO_ENGINE))
     if world_size == 1:
         return PoolCores(limit or 0)
     mine = tuple(share_of_cores(cores_allowed(), rank, world_size))

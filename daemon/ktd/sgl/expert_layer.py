@@ -50,7 +50,8 @@ class ExpertLayer:
         num_slots: Slots of the layer, S.
         store: All experts in host memory.
         slots: Slot tensors by parameter name, ``[S, …]``, in SGLang's own method's layout.
-        table: int32 ``[E]`` on the device that splits the routing: slot of each expert, or -1.
+        table: int32 ``[E]`` in host memory: slot of each expert, or -1. A GPU splits by a copy that
+            follows through :meth:`take_changes`.
     """
 
     layer: int
@@ -62,6 +63,7 @@ class ExpertLayer:
     _occupants: list[int] = field(init=False)
     _slot_of: dict[int, int] = field(init=False, default_factory=dict)
     _writing: dict[int, int] = field(init=False, default_factory=dict)
+    _changed: dict[int, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._occupants = [EMPTY] * self.num_slots
@@ -98,7 +100,7 @@ class ExpertLayer:
     def unmap(self, expert: int) -> int:
         """Gives the expert to the CPU from the next step on; returns the slot that became free."""
         slot = self._slot_of.pop(expert)
-        self.table[expert] = EMPTY
+        self._map(expert, EMPTY)
         self._occupants[slot] = EMPTY
         return slot
 
@@ -106,7 +108,16 @@ class ExpertLayer:
         """Takes back an :meth:`unmap` whose slot nobody has written."""
         self._occupants[slot] = expert
         self._slot_of[expert] = slot
+        self._map(expert, slot)
+
+    def take_changes(self) -> dict[int, int]:
+        """The slot, or -1, of each expert whose entry changed since the last call."""
+        changed, self._changed = self._changed, {}
+        return changed
+
+    def _map(self, expert: int, slot: int) -> None:
         self.table[expert] = slot
+        self._changed[expert] = slot
 
     def reserve(self, expert: int, slot: int | None = None) -> SlotCopy:
         """Takes a free slot, the lowest by default, for an expert that will be copied into it."""

@@ -2,11 +2,12 @@
 
 It wraps SGLang's method for the format. Slots compute the experts they hold, the native pool
 the others. The routing is split once per step (invariant 3): a slot id or -1 for the device, an
-expert id or -1 for the pool.
+expert id or -1 for the pool; who does what in a step is HostStep's or CudaStep's business.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,10 +17,12 @@ from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from torch import nn
 
 from ktd.experts.weights import ExpertWeights, WeightFormat
+from ktd.sgl import cuda_formats
 from ktd.sgl.expert_format import ExpertFormat, FormatRefused, expert_format, quantised
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.expert_loader import ExpertLoader, LayerTemplate
-from ktd.sgl.limits import ExpertMath, LayerRefused, math_of
+from ktd.sgl.host_step import HostStep
+from ktd.sgl.limits import ExpertMath, LayerRefused, math_of, routed_scale_of
 from ktd.sgl.pool_slots import PoolSlots
 from ktd.sgl.rank import Rank
 from ktd.sgl.sglang_slots import SglangSlots
@@ -53,7 +56,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self._loader: ExpertLoader
         self._slots: Slots
         self._layer: ExpertLayer
-        self._handle: int
+        self._step: Callable[[nn.Module, Any], torch.Tensor]
 
     # --- construction and loading ----------------------------------------------------------
 
@@ -81,6 +84,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
             self._math = math_of(layer, params_dtype, num_experts)
             self._format = expert_format(self.gpu_method, layer, self._math)
             self._stored = self._in_slots = self._format
+            if self._rank.on_gpu:
+                cuda_formats.check(self._format, self._math, self._rank.quantiser)
             if self._rank.quantiser is not None:
                 wanted = self._rank.quantiser.format
                 self._stored, self._in_slots = quantised(self._format, wanted)
@@ -104,6 +109,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
             sentence = f"layer {self._layer_id}: {refused}"
             raise self._rank.refuse("model", sentence) from refused
         self._rank.expect_bytes(self._loader.num_bytes)
+        self._rank.attach_gpu(hidden=hidden_size, top_k=int(layer.top_k))  # type: ignore[arg-type]
         self._slots = self._make_slots(layer, attributes, declared)
         # SGLang's loader follows the layout of this method, not of the wrapper (0.5.23).
         layer.weight_load_method = self.gpu_method
@@ -117,9 +123,17 @@ class HybridMoEMethod(FusedMoEMethodBase):
         attributes: dict[str, Any],
         declared: Mapping[str, nn.Parameter],
     ) -> Slots:
-        # SGLang's torch-native method is for these alone.
-        if self._format.weights is WeightFormat.BF16 and self._math.plain:
-            return SglangSlots(self.gpu_method, layer, self._loader, self._num_slots, attributes)
+        # Without a GPU SGLang's method is for these alone.
+        plain = self._format.weights is WeightFormat.BF16 and self._math.plain
+        if self._rank.on_gpu or plain:
+            return SglangSlots(
+                self.gpu_method,
+                layer,
+                self._loader,
+                self._num_slots,
+                attributes,
+                unstored=self._format.unstored(declared),
+            )
         return PoolSlots(
             layer,
             self._loader,
@@ -154,14 +168,36 @@ class HybridMoEMethod(FusedMoEMethodBase):
             num_slots=self._num_slots,
             store=self._source(tensors),
             slots=self._slots.tensors(layer),
-            table=torch.full((self._rank.spec.num_experts,), -1, dtype=torch.int32),
+            table=torch.full((self._rank.spec.num_experts,), -1, dtype=torch.int32, device="cpu"),
         )
+        self._rank.register_memory(tensors.values())
         for expert in self._rank.spec.initial[self._position]:
             self._layer.reserve(expert).run()
             self._layer.publish(expert)
         self._slots.filled(layer)
-        self._handle = self._rank.pool.add_layer(self._stored.experts(tensors, self._math))
+        self._step = self._make_step(layer, tensors)
         self._rank.add_layer(self._layer)
+
+    def _make_step(
+        self, layer: nn.Module, tensors: Mapping[str, torch.Tensor]
+    ) -> Callable[[nn.Module, Any], torch.Tensor]:
+        experts = self._stored.experts(tensors, self._math)
+        rank, side = self._rank, self._rank.side
+        if side is None:
+            return HostStep(
+                rank, self._position, self._layer, rank.pool.add_layer(experts), self._slots
+            )
+        # imported here: on a host without a GPU nothing of it is needed.
+        from ktd.sgl.cuda_step import CudaStep
+
+        handle = None
+        if self._num_slots < rank.spec.num_experts:
+            scale = routed_scale_of(layer)
+            handle = rank.pool.add_layer(dataclasses.replace(experts, routed_scale=scale))
+        slots = self._slots if self._num_slots else None
+        if slots is not None and not isinstance(slots, SglangSlots):
+            raise TypeError(f"slots on a GPU are SGLang's, not {type(slots).__name__}")
+        return CudaStep(side, side.layer(self._position, handle), slots)
 
     def _source(self, tensors: Mapping[str, torch.Tensor]) -> SlotSource:
         quantiser = self._rank.quantiser
@@ -184,20 +220,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
     # --- one step ------------------------------------------------------------------------
 
     def apply(self, layer: nn.Module, dispatch_output: Any) -> StandardCombineInput:
-        """Computes ``[tokens, hidden]``: the pool's float32 sum plus the slots' share."""
-        hidden = dispatch_output.hidden_states
-        topk = dispatch_output.topk_output
-        ids, weights = topk.topk_ids, topk.topk_weights.float().contiguous()
-        routed = self._rank.route(self._position, ids.contiguous(), self._layer.table)
-        if routed.on_cpu:
-            out = self._rank.pool.forward(
-                self._handle, hidden.contiguous(), routed.cpu_ids, weights
-            )
-        else:
-            out = torch.zeros(hidden.shape, dtype=torch.float32)
-        if routed.in_slots:
-            self._slots.add(layer, dispatch_output, routed.slots, weights, out)
-        return StandardCombineInput(hidden_states=out.to(hidden.dtype))
+        """Computes ``[tokens, hidden]``."""
+        return StandardCombineInput(hidden_states=self._step(layer, dispatch_output))
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else SGLang asks of its method, the wrapped one answers."""

@@ -49,8 +49,8 @@ _KINDS = {
 def math_of(layer: Any, params_dtype: torch.dtype, num_experts: int) -> ExpertMath:
     """What SGLang's layer computes.
 
-    Its ``routed_scaling_factor`` is no part of it: without a GPU SGLang's models multiply by it
-    themselves.
+    Its ``routed_scaling_factor`` is no part of it: see :func:`routed_scale_of`; without a GPU
+    SGLang's models multiply by it themselves.
 
     Args:
         layer: SGLang's ``FusedMoE``.
@@ -102,6 +102,17 @@ def math_of(layer: Any, params_dtype: torch.dtype, num_experts: int) -> ExpertMa
         interleaved=alpha is not None and getattr(config, "gate_up_interleaved", True),
         biases=bool(getattr(layer, "with_bias", False)),
     )
+
+
+def routed_scale_of(layer: Any) -> float:
+    """By what SGLang's runners on a GPU multiply the sum of a token's experts.
+
+    1.0 where SGLang's router has multiplied its weights by it already.
+    """
+    if layer.should_fuse_routed_scaling_factor_in_topk:
+        return 1.0
+    factor = layer.moe_runner_config.routed_scaling_factor
+    return 1.0 if factor is None else float(factor)
 
 
 def _limit(value: float | None) -> float:

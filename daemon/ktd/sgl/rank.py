@@ -6,38 +6,35 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from importlib.metadata import version as distribution_version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ktd.cuda import host_memory
 from ktd.enginespec import EngineSpec, report_failure
+from ktd.errors import CudaFailed
 from ktd.experts._native import cpu_quota
 from ktd.experts.pool import ExpertPool, Split, split
 from ktd.experts.store import HostStore
 from ktd.rankfile import KINDS, TIERS, Kind, RankFileWriter, Word, path_of
 from ktd.sgl.copier import Copier
+from ktd.sgl.copy_lane import CopyLane, GpuLane, HostLane
 from ktd.sgl.cores import pool_cores
-from ktd.sgl.expert_layer import EMPTY, ExpertLayer, MoveRefused, SlotCopy
+from ktd.sgl.expert_layer import ExpertLayer, MoveRefused
+from ktd.sgl.move_calls import MoveCalls
 from ktd.sgl.quantiser import Quantiser
 from ktd.sgl.recorder import Recorder, RecordingRefused
 from ktd.sgl.recording_calls import RecordingCalls
 from ktd.sgl.weight_reader import WeightReader
 from ktd.version import __version__
 
+if TYPE_CHECKING:
+    from ktd.sgl.cuda_side import CudaSide
+
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Batch:
-    """The last batch that this rank prepared."""
-
-    id: int
-    copies: Sequence[SlotCopy]
-    published: bool = False
 
 
 class StartRefused(RuntimeError):
@@ -49,9 +46,17 @@ class Rank:
 
     It is created when the model's first MoE layer is built, when SGLang knows the rank. Every
     control call arrives in the scheduler's thread between two launches.
+
+    Args:
+        spec: What the engine was started with.
+        rank: Which of its ranks this is.
+        world_size: Of how many.
+        chunk: Tokens of the largest prefill step, or None if there is no limit.
     """
 
-    def __init__(self, spec: EngineSpec, *, rank: int, world_size: int) -> None:
+    def __init__(
+        self, spec: EngineSpec, *, rank: int, world_size: int, chunk: int | None = None
+    ) -> None:
         self.spec = spec
         self.rank = rank
         self.world_size = world_size
@@ -63,6 +68,8 @@ class Rank:
             num_experts=spec.num_experts,
         )
         self.store = HostStore()
+        self.side: CudaSide | None = None  # with a GPU, from the first MoE layer on
+        self._chunk = chunk
         self.reader: WeightReader | None = None  # while the model is loaded
         # int64 stands for uint64: torch has no view of a uint64 buffer in every release we run on.
         counters = torch.frombuffer(self.file.counters, dtype=torch.int64).view(
@@ -70,7 +77,8 @@ class Rank:
         )
         # Addresses, because looking at a tensor in every layer of every step costs more than
         # counting does; the file keeps the memory.
-        self._counters = [[row.data_ptr() for row in of_kind] for of_kind in counters]
+        self._counter_addresses = [[row.data_ptr() for row in of_kind] for of_kind in counters]
+        self._counters = counters
         self._decode_rows: int | None = 0
         self.recording = RecordingCalls(
             Recorder(counters, self._experts_in_slots) if rank == 0 else None,
@@ -80,30 +88,71 @@ class Rank:
         )
         self._weight_bytes_at_reset = 0
         self._slot_weight_bytes = 0
-        cores = pool_cores(spec.cpu_threads, rank, world_size, quota=cpu_quota())
+        cores = pool_cores(spec.cpu_threads, rank, world_size, quota=cpu_quota(), gpu=self.on_gpu)
         threads, cpus = cores.threads, cores.cpus
         if cores.note:
             logger.warning("%s", cores.note)
         self.pool = ExpertPool(threads=threads, isa=spec.isa or "", cpus=cpus)
         wanted = spec.cpu_expert_format
         self.quantiser = Quantiser(wanted, self.store, self.pool.place) if wanted else None
-        self._copier = Copier(
+        copier = Copier(
             finished=self.file.acknowledge_copy,
             copied=lambda num_bytes: self._add(Word.SWAP_BYTES, num_bytes),
             bytes_per_second=spec.swap_rate,
+            lane=self._lane(),
         )
-        self._batch: _Batch | None = None
+        moves = MoveCalls(rank, self.layers, copier, moved=self._write_tables)
         self._load_lock = threading.Lock()
         self._calls: dict[str, Callable[[dict[str, Any]], None]] = {
-            "prepare": self._prepare,
-            "publish": self._publish,
-            "abort": self._abort,
+            **moves.calls(),
             "reset_statistics": self._reset_statistics,
             "slots": self._report_slots,
             **self.recording.calls(),
         }
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether slots are on a GPU."""
+        return self.spec.device != "cpu"
+
+    def _lane(self) -> CopyLane:
+        if not self.on_gpu:
+            return HostLane()
+        return GpuLane(torch.device("cuda", torch.cuda.current_device()))
+
     # --- loading -------------------------------------------------------------------------
+
+    def attach_gpu(self, *, hidden: int, top_k: int) -> None:
+        """Called for each MoE layer before it is loaded; makes this rank's side of the GPU.
+
+        Raises:
+            StartRefused: The GPU or its driver does not do what is needed.
+        """
+        if not self.on_gpu or self.side is not None:
+            return
+        # Imported here: on a host without a GPU nothing of it is needed.
+        from ktd.sgl.cuda_side import CudaSide
+
+        try:
+            self.side = CudaSide(
+                self.pool, self._counters, hidden=hidden, top_k=top_k, chunk=self._chunk
+            )
+        except CudaFailed as error:
+            raise self.refuse("model", f"{error}") from error
+
+    def register_memory(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Makes a layer's complete host memory readable for the GPU's copies; elsewhere nothing.
+
+        Raises:
+            StartRefused: The driver refuses.
+        """
+        if self.side is None:
+            return
+        try:
+            for tensor in tensors:
+                host_memory.register(tensor)
+        except CudaFailed as error:
+            raise self.refuse("memory", f"{error}") from error
 
     def refuse(self, kind: str, message: str) -> StartRefused:
         """Leaves a sentence for the daemon and returns the exception to raise."""
@@ -126,6 +175,7 @@ class Rank:
     def add_layer(self, layer: ExpertLayer) -> None:
         """Registers a layer whose store is complete and whose initial slots are filled."""
         self.layers[layer.layer] = layer
+        self._write_tables()
         self._add(Word.SLOT_BYTES, layer.num_slots * layer.expert_bytes)
 
     def say_hello(self, device: str) -> None:
@@ -152,19 +202,24 @@ class Rank:
 
     # --- steps ---------------------------------------------------------------------------
 
-    def begin_step(self, *, decode_rows: int | None) -> None:
+    def begin_step(self, *, rows: int, decode_rows: int | None) -> None:
         """A forward pass starts.
 
         Args:
+            rows: Its tokens, without padding.
             decode_rows: How many rows, at the end, decode a token; None: all. A step that also
                 prefills counts those as decode and the others as prefill.
         """
         self._decode_rows = decode_rows
         self.file.words[Word.IN_STEP] = 1
         self.file.beat()
+        if self.side is not None:
+            self.side.begin_step(rows, decode_rows)
 
     def end_step(self, *, tokens: int) -> None:
         """A forward pass has been launched (on a CPU host: has finished)."""
+        if self.side is not None:
+            self.side.launched()
         decoded = self._decode_rows
         if decoded is None:
             self._add(Word.DECODE_STEPS, 1)
@@ -176,6 +231,25 @@ class Rank:
         self.file.words[Word.CPU_WEIGHT_BYTES] = self._weight_bytes() - self._weight_bytes_at_reset
         self.file.words[Word.IN_STEP] = 0
         self.file.beat()
+
+    def idle(self) -> None:
+        """The scheduler has nothing to do."""
+        if self.side is not None:
+            self.side.idle()
+        self.file.beat()
+
+    def check_results(self, done: Any) -> None:
+        """Called before a step's results are used; see :meth:`CudaSide.check`.
+
+        Raises:
+            StartRefused: A layer had no answer: this engine has to be restarted.
+        """
+        if self.side is None:
+            return
+        try:
+            self.side.check(done)
+        except CudaFailed as error:
+            raise self.refuse("internal", f"rank {self.rank}: {error}") from error
 
     def slots_read(self, num_bytes: int) -> None:
         """Takes bytes of weights that the pool has read for slots out of what the CPU reads."""
@@ -191,11 +265,11 @@ class Rank:
         rows = self._decode_rows
         if not rows or rows >= ids.shape[0]:
             kind = Kind.PREFILL if rows == 0 else Kind.DECODE
-            return split(ids, table, self._counters[kind][position])
+            return split(ids, table, self._counter_addresses[kind][position])
         # A mixed step is rare and large: counting it in parts costs nothing that shows.
         prefilled = ids.shape[0] - rows
-        split(ids[:prefilled], table, self._counters[Kind.PREFILL][position])
-        split(ids[prefilled:], table, self._counters[Kind.DECODE][position])
+        split(ids[:prefilled], table, self._counter_addresses[Kind.PREFILL][position])
+        split(ids[prefilled:], table, self._counter_addresses[Kind.DECODE][position])
         return split(ids, table)
 
     # --- control calls -------------------------------------------------------------------
@@ -221,67 +295,17 @@ class Rank:
         else:
             self.file.acknowledge_call(fields["sequence"])
 
-    def _prepare(self, fields: dict[str, Any]) -> None:
-        batch_id = fields["batch"]
-        if self._batch is not None and not self._batch.published:
-            sentence = f"batch {self._batch.id} is still open"
-            self._copier.refuse(batch_id, f"rank {self.rank}: {sentence}")
-            raise MoveRefused(sentence)
-        unmapped: list[tuple[ExpertLayer, int, int]] = []
-        copies: list[SlotCopy] = []
-        try:
-            for layer_id, evict, load in fields["moves"]:
-                layer = self._layer(layer_id)
-                layer.check(evict, load)
-                slot = None
-                if evict != EMPTY:
-                    slot = layer.unmap(evict)
-                    unmapped.append((layer, evict, slot))
-                if load != EMPTY:
-                    copies.append(layer.reserve(load, slot))
-        except Exception as error:
-            # Nothing has been copied yet, so the batch leaves no trace.
-            for copy in copies:
-                self.layers[copy.layer].release(copy.expert)
-            for layer, expert, slot in reversed(unmapped):
-                layer.restore(expert, slot)
-            self._copier.refuse(batch_id, f"rank {self.rank}: {error}")
-            raise
-        self._batch = _Batch(batch_id, copies)
-        self._copier.submit(batch_id, copies)
-
-    def _layer(self, layer: int) -> ExpertLayer:
-        if layer not in self.layers:
-            raise MoveRefused(f"layer {layer} has no experts")
-        return self.layers[layer]
-
-    def _publish(self, fields: dict[str, Any]) -> None:
-        batch = self._batch
-        if batch is None or batch.id != fields["batch"] or batch.published:
-            raise MoveRefused(f"batch {fields['batch']} was not prepared")
-        for copy in batch.copies:
-            self.layers[copy.layer].publish(copy.expert)
-        batch.published = True
-
-    def _abort(self, fields: dict[str, Any]) -> None:
-        """Leaves the slots of a batch empty, whether it was prepared here, published, or neither.
-
-        Ranks that came to different points agree again after it.
-        """
-        if self._batch is not None and self._batch.id == fields["batch"]:
-            for copy in self._batch.copies:
-                layer = self.layers[copy.layer]
-                if self._batch.published:
-                    layer.unmap(copy.expert)
-                else:
-                    layer.release(copy.expert)
-            self._batch = None
-        for layer_id, evict, _ in fields["moves"]:
-            if layer_id in self.layers and self.layers[layer_id].is_mapped(evict):
-                self.layers[layer_id].unmap(evict)
+    def _write_tables(self) -> None:
+        """The GPU's tables follow, between two steps."""
+        if self.side is not None:
+            self.side.write_tables(
+                (self.position_of(layer), of_layer) for layer, of_layer in self.layers.items()
+            )
 
     def _reset_statistics(self, _: dict[str, Any]) -> None:
         """Forgets what warming up counted: statistics begin with the first request served."""
+        if self.side is not None:
+            self.side.reset_counters()
         self.file.counters[:] = bytes(len(self.file.counters))
         for word in (
             Word.DECODE_STEPS,

@@ -19,6 +19,7 @@ SCHEDULER_MODULE = "sglang.srt.managers.scheduler"
 KT_WRAPPER = "sglang.srt.layers.moe.kt_ep_wrapper.KTEPWrapperMethod"
 KT_CONFIG = "sglang.srt.layers.moe.kt_ep_wrapper.create_kt_config_from_server_args"
 SCHEDULER_INIT = f"{SCHEDULER_MODULE}.Scheduler.__init__"
+SCHEDULER_RESULTS = f"{SCHEDULER_MODULE}.Scheduler.process_batch_result"
 SCHEDULER_IDLE = f"{SCHEDULER_MODULE}.Scheduler.on_idle"
 LOAD_MODEL = "sglang.srt.model_executor.model_runner.ModelRunner.load_model"
 READ_WEIGHTS = "sglang.srt.model_loader.loader.safetensors_weights_iterator"
@@ -64,6 +65,8 @@ def install(spec: EngineSpec) -> None:
     register(READ_WEIGHTS_IN_THREADS, hooks.read_weights, HookType.REPLACE)
     register(LOAD_MODEL, hooks.after_load_model, HookType.AFTER)
     register(FORWARD, hooks.around_forward, HookType.AROUND)
+    if spec.device != "cpu":
+        register(SCHEDULER_RESULTS, hooks.before_results, HookType.BEFORE)
     if spec.device == "cpu":
         from ktd.sgl import cpu_kernels, quantised_checkpoint
 
@@ -82,9 +85,10 @@ class SchedulerHooks:
     def __init__(self, spec: EngineSpec) -> None:
         self._spec = spec
         self._rank: Any = None
+        self._chunk: int | None = None
         self._reader: Any = None  # while a model is loaded
 
-    def layer_configuration(self, _server_args: Any, layer_idx: int) -> int:
+    def layer_configuration(self, server_args: Any, layer_idx: int) -> int:
         """In place of SGLang's: a layer's configuration is its index.
 
         Some of SGLang's classes give every layer experts, whatever the configuration says
@@ -97,6 +101,8 @@ class SchedulerHooks:
             )
             report_failure(self._spec, "model", sentence)
             raise ValueError(sentence)
+        chunk = getattr(server_args, "chunked_prefill_size", None)
+        self._chunk = chunk if chunk is not None and chunk > 0 else None
         return layer_idx
 
     def wrapper_class(self) -> type:
@@ -121,7 +127,12 @@ class SchedulerHooks:
         from ktd.sgl.rank import Rank
 
         if self._rank is None:
-            self._rank = Rank(self._spec, rank=layer.moe_tp_rank, world_size=layer.moe_tp_size)
+            self._rank = Rank(
+                self._spec,
+                rank=layer.moe_tp_rank,
+                world_size=layer.moe_tp_size,
+                chunk=self._chunk,
+            )
         self._rank.reader = self._weight_reader()
         return self._rank
 
@@ -139,11 +150,14 @@ class SchedulerHooks:
     def around_init(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Turns whatever ends the scheduler's start into one sentence for the daemon."""
         try:
-            return original(*args, **kwargs)
+            result = original(*args, **kwargs)
+            if self._rank is not None and self._rank.side is not None:
+                self._rank.side.started()
         except Exception as error:
             kind, sentence = _explain(error)
             report_failure(self._spec, kind, sentence)
             raise
+        return result
 
     def after_load_model(self, result: Any, runner: Any, *_: Any, **__: Any) -> Any:
         """The model is complete: say hello."""
@@ -158,7 +172,12 @@ class SchedulerHooks:
     def before_idle(self, *_: Any, **__: Any) -> None:
         """The scheduler's loop goes round."""
         if self._rank is not None:
-            self._rank.file.beat()
+            self._rank.idle()
+
+    def before_results(self, _scheduler: Any, _batch: Any, result: Any, *_: Any, **__: Any) -> None:
+        """A step's results are about to be used."""
+        if self._rank is not None:
+            self._rank.check_results(getattr(result, "copy_done", None))
 
     def around_forward(
         self, original: Any, runner: Any, forward_batch: Any, *args: Any, **kwargs: Any
@@ -167,17 +186,16 @@ class SchedulerHooks:
         rank = self._rank
         if rank is None:
             return original(runner, forward_batch, *args, **kwargs)
-        rank.begin_step(decode_rows=_decode_rows(forward_batch))
+        rank.begin_step(rows=_rows(forward_batch), decode_rows=_decode_rows(forward_batch))
         if rank.recording.wants_ids:
             # Before the pass: a mixed batch calls itself an extending one after it.
             rank.recording.begin_pass(forward_batch)
         # A step that raises ends the scheduler; IN_STEP stays, and SGLang tells its parent.
         result = original(runner, forward_batch, *args, **kwargs)
-        decode = forward_batch.forward_mode.is_decode()
-        tokens = forward_batch.batch_size if decode else forward_batch.input_ids.shape[0]
-        rank.end_step(tokens=int(tokens))
+        tokens = _rows(forward_batch)
+        rank.end_step(tokens=tokens)
         if rank.recording.active:
-            rank.recording.end_pass(runner.forward_pass_id, int(tokens))
+            rank.recording.end_pass(runner.forward_pass_id, tokens)
         return result
 
     @property
@@ -185,10 +203,22 @@ class SchedulerHooks:
         """``Scheduler.ktd_call(request)``."""
         hooks = self
 
-        def ktd_call(_scheduler: Any, request: str) -> None:
-            hooks._rank.call(request)
+        def ktd_call(scheduler: Any, request: str) -> None:
+            side = hooks._rank.side
+            if side is None:
+                hooks._rank.call(request)
+                return
+            with side.steps_on(scheduler):
+                hooks._rank.call(request)
 
         return ktd_call
+
+
+def _rows(forward_batch: Any) -> int:
+    """Tokens of a step, without padding."""
+    if forward_batch.forward_mode.is_decode():
+        return int(forward_batch.batch_size)
+    return int(forward_batch.input_ids.shape[0])
 
 
 def _decode_rows(forward_batch: Any) -> int | None:

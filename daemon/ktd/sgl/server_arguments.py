@@ -38,7 +38,11 @@ def command_line(spec: EngineSpec) -> list[str]:
     if spec.device == "cpu":
         arguments += ("--device", "cpu", "--attention-backend", "torch_native")
         arguments += ("--disable-cuda-graph", "--max-total-tokens", str(_CPU_KV_TOKENS))
-        arguments += ("--dtype", "bfloat16")
+    else:
+        arguments += ("--device", spec.device, "--moe-runner-backend", "triton")
+        # A captured prefill would hold a split between two launches.
+        arguments += ("--disable-prefill-cuda-graph",)
+    arguments += ("--dtype", "bfloat16")
     return [*arguments, "--model-path", spec.model_path, *spec.sglang_args]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ktd.sgl.expert_loader import ExpertLoader
+from ktd.sgl.expert_loader import ExpertLoader, WeightLoader
 
 
 class SglangSlots:
@@ -21,6 +21,7 @@ class SglangSlots:
         loader: The layer's; the parameters carry it.
         num_slots: S.
         attributes: What else SGLang's layer gave to ``create_weights``.
+        unstored: Loaders of SGLang's other parameters, by name.
     """
 
     def __init__(
@@ -30,6 +31,8 @@ class SglangSlots:
         loader: ExpertLoader,
         num_slots: int,
         attributes: Mapping[str, Any],
+        *,
+        unstored: Mapping[str, WeightLoader] | None = None,
     ) -> None:
         self._method = method
         self._num_slots = num_slots
@@ -39,20 +42,38 @@ class SglangSlots:
         )
         for name in self._names:
             loader.attach(name, getattr(layer, name))
+        for name, ignoring in (unstored or {}).items():
+            parameter = getattr(layer, name, None)
+            if parameter is not None:
+                parameter.weight_loader = ignoring
 
     def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
         """SGLang's parameters, as they were loaded."""
         return {name: getattr(layer, name).data for name in self._names}
 
     def filled(self, layer: nn.Module) -> None:
-        """SGLang's own work after loading."""
+        """SGLang's own work after loading, which has to leave the tensors where and as they are.
+
+        Raises:
+            RuntimeError: It did not: an expert copied into a slot later would not be in its layout.
+        """
+        if not self._num_slots:
+            return
+        before = {name: _look(tensor) for name, tensor in self.tensors(layer).items()}
         self._method.process_weights_after_loading(layer)
+        for name, look in before.items():
+            if _look(self.tensors(layer)[name]) != look:
+                raise RuntimeError(
+                    f"SGLang's {type(self._method).__name__} rearranges {name} after loading, so "
+                    "experts cannot be copied into slots; choose --moe-runner-backend triton"
+                )
 
     def create_runner(self, layer: nn.Module, config: Any) -> None:
         """Builds SGLang's runner over S experts.
 
-        ``num_local_experts`` differs from ``num_experts`` so that 0.5.17 skips the id -1 too;
-        the input is never overwritten, because the pool reads it as well.
+        Fewer ``num_local_experts`` than ``num_experts`` make its runners skip the id -1, in 0.5.17
+        too; a layer with a slot for every expert meets none and runs as SGLang would run it. The
+        input is never overwritten, because the pool reads it as well.
         """
         config = dataclasses.replace(
             config, num_local_experts=max(self._num_slots, 1), inplace=False
@@ -90,3 +111,33 @@ class SglangSlots:
         )
         computed = self._method.apply(layer, rows).hidden_states
         out.index_add_(0, tokens, computed.float())
+
+    def compute(
+        self,
+        layer: nn.Module,
+        dispatch_output: Any,
+        slots: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """The slots' share on a GPU, through SGLang's fused runner, which skips the id -1.
+
+        Args:
+            layer: SGLang's layer.
+            dispatch_output: What its dispatcher gave; bf16 hidden states ``[T, H]``.
+            slots: int32 ``[T, K]``: the slot of each pair, -1 where another side computes.
+            weights: float32 ``[T, K]``.
+
+        Returns:
+            bf16 ``[T, H]``, not the input's memory.
+        """
+        topk = dispatch_output.topk_output._replace(topk_ids=slots, topk_weights=weights)
+        computed: torch.Tensor = self._method.apply(
+            layer, dispatch_output._replace(topk_output=topk)
+        ).hidden_states
+        return computed
+
+
+def _look(tensor: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...], float]:
+    """Where a tensor is, how it lies, and something of what is in it."""
+    bits = tensor[0].contiguous().view(torch.uint8)
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), float(bits.float().sum())

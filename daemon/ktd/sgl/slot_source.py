@@ -66,9 +66,11 @@ class CopiedElements:
         return self.source.element_size()
 
     def fill(self, start: int, count: int) -> None:
-        """Copies."""
+        """Copies; onto a GPU, on the current stream, without waiting."""
         end = start + count
-        self.destination.view(-1)[start:end].copy_(self.source.view(-1)[start:end])
+        self.destination.view(-1)[start:end].copy_(
+            self.source.view(-1)[start:end], non_blocking=True
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,18 @@ struct Routing {
   const float* weights;          // [rows, top_k]
   const uint4* x;                // bf16 [rows, hidden]
   const int* table;              // [num_experts]: the slot that holds an expert, or -1
-  unsigned long long* counters;  // [num_experts, 2] (slot, CPU), grown by one per pair
+  // [num_experts, 2] (slot, CPU), grown by one per pair: for rows before first_decode_row, and from
+  // it on.
+  unsigned long long* counters;
+  unsigned long long* decode_counters;
   const int* num_tokens;         // rows from this one on are padding; null: none is
   int* slots;                    // out, [rows, top_k]: -1 where no slot computes
   int layer;                     // the pool's handle; negative: the layer has no CPU path
   int rows;
   int top_k;
   int num_experts;
+  int first_decode_row;
+  int map_padding;  // 1: rows of padding get their slots, for a runner that takes no -1
 };
 static_assert(sizeof(Routing) == KTD_ROUTING_BYTES, "Python and the kernels differ");
 
@@ -25,7 +30,8 @@ __device__ inline int RealRows(const Routing& routing) {
 
 // One pair's slot is written, its id and weight are published. True if the pool computes it.
 template <class Id>
-__device__ bool SplitPair(const Channel& channel, const Routing& routing, int pair, bool publish) {
+__device__ bool SplitPair(const Channel& channel, const Routing& routing,
+                          unsigned long long* counters, int pair, bool publish) {
   const Id id = static_cast<const Id*>(routing.ids)[pair];
   int slot = -1;
   bool ours = false;
@@ -34,7 +40,7 @@ __device__ bool SplitPair(const Channel& channel, const Routing& routing, int pa
   } else if (id >= 0) {
     slot = routing.table[id];
     ours = slot < 0;
-    atomicAdd(&routing.counters[2 * id + (ours ? 1 : 0)], 1ull);
+    atomicAdd(&counters[2 * id + (ours ? 1 : 0)], 1ull);
   }
   routing.slots[pair] = ours ? -1 : slot;
   if (publish) {
@@ -42,6 +48,13 @@ __device__ bool SplitPair(const Channel& channel, const Routing& routing, int pa
     channel.weights[pair] = routing.weights[pair];
   }
   return ours;
+}
+
+template <class Id>
+__device__ int SlotOfPadding(const Routing& routing, int pair) {
+  if (routing.map_padding == 0) return -1;
+  const Id id = static_cast<const Id*>(routing.ids)[pair];
+  return id >= 0 && id < routing.num_experts ? routing.table[id] : 0;
 }
 
 // Called by one thread of every block when all of the block's writes are done; the last of them
@@ -82,7 +95,7 @@ __device__ void Split(const Channel& channel, const Routing& routing) {
     if (row >= tokens) {
       for (int k = static_cast<int>(threadIdx.x); k < routing.top_k;
            k += static_cast<int>(blockDim.x)) {
-        routing.slots[first + k] = -1;
+        routing.slots[first + k] = SlotOfPadding<Id>(routing, first + k);
       }
       if (threadIdx.x == 0) channel.row_ours[row] = 0;
       continue;
@@ -91,10 +104,12 @@ __device__ void Split(const Channel& channel, const Routing& routing) {
     const uint4* x = routing.x + static_cast<size_t>(row) * row_vectors;
     uint4 vector = {};
     if (publish && threadIdx.x < row_vectors) vector = x[threadIdx.x];
+    unsigned long long* counters =
+        row < routing.first_decode_row ? routing.counters : routing.decode_counters;
     bool ours = false;
     for (int k = static_cast<int>(threadIdx.x); k < routing.top_k;
          k += static_cast<int>(blockDim.x)) {
-      ours |= SplitPair<Id>(channel, routing, first + k, publish);
+      ours |= SplitPair<Id>(channel, routing, counters, first + k, publish);
     }
     ours = __syncthreads_or(ours || channel.always != 0) != 0;
     if (threadIdx.x == 0) channel.row_ours[row] = ours ? 1 : 0;

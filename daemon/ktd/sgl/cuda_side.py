@@ -1,0 +1,187 @@
+"""A rank's GPU: the channel to the pool, the tables and counters on the device, the copy stream.
+
+Everything here is called by the scheduler's thread, unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from ktd.cuda.layer_channel import DeviceLayer, LayerChannel
+from ktd.cuda.streams import has_passed, new_event
+from ktd.experts.pool import ExpertPool
+from ktd.rankfile import Kind
+from ktd.sgl.counter_copier import CounterCopier
+from ktd.sgl.expert_layer import ExpertLayer
+
+# Rows of a step beyond a chunk of prefill: with mixed batches each running request adds one.
+_MIXED_ROWS = 1024
+_CHUNK = 8192
+
+
+class CudaSide:
+    """What one rank has on its GPU beside SGLang's own; made with the first MoE layer.
+
+    The pool is awake while a launched step is unfinished. Until the scheduler is complete, steps
+    run that nobody announces (kernels are warmed up for graphs); their rows count as padding.
+
+    Args:
+        pool: Computes what is in no slot.
+        counters: int64 ``[kinds, MoE layers, E, tiers]`` in host memory, which the daemon reads.
+        hidden: Width of the hidden states.
+        top_k: Experts of a token.
+        chunk: Rows of the largest prefill step; None: SGLang's largest default.
+
+    Attributes:
+        channel: The way to the pool.
+        num_tokens: int32 ``[1]`` on the device: rows of the step that runs; others are padding.
+        first_decode_row: Of the step that is being launched: rows from it on decode a token.
+        in_slots: Whether any layer has slots.
+    """
+
+    def __init__(
+        self,
+        pool: ExpertPool,
+        counters: torch.Tensor,
+        *,
+        hidden: int,
+        top_k: int,
+        chunk: int | None,
+    ) -> None:
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        self.max_rows = (chunk or _CHUNK) + _MIXED_ROWS
+        self.channel = LayerChannel(pool, hidden=hidden, max_tokens=self.max_rows, top_k=top_k)
+        self.num_tokens = torch.zeros(1, dtype=torch.int32, device=self.device)
+        self.first_decode_row = 0
+        _, layers, experts, _ = counters.shape
+        self._tables = torch.full((layers, experts), -1, dtype=torch.int32, device=self.device)
+        self._counters = torch.zeros(counters.shape, dtype=torch.int64, device=self.device)
+        self._copier = CounterCopier(self._counters, counters)
+        self._running: deque[torch.cuda.Event] = deque()
+        self._spare: list[torch.cuda.Event] = []
+        self._starting = True
+        # A layer of the model that is being loaded may be run to warm something up.
+        self.channel.begin_step()
+
+    # --- layers ----------------------------------------------------------------------------
+
+    def layer(self, position: int, handle: int | None) -> DeviceLayer:
+        """One layer on the device.
+
+        Args:
+            position: Index among the MoE layers.
+            handle: The pool's, or None if every expert has a slot for as long as the engine lives.
+        """
+        return DeviceLayer(
+            handle,
+            self._tables[position],
+            self._counters[Kind.PREFILL, position],
+            self._counters[Kind.DECODE, position],
+            map_padding=handle is None,
+        )
+
+    def write_tables(self, layers: Iterable[tuple[int, ExpertLayer]]) -> None:
+        """Enqueues, on the current stream, what changed in the mapping of layers by position."""
+        places: list[int] = []
+        slots: list[int] = []
+        experts = self._tables.shape[1]
+        for position, layer in layers:
+            for expert, slot in layer.take_changes().items():
+                places.append(position * experts + expert)
+                slots.append(slot)
+        if not places:
+            return
+        self._tables.view(-1).index_copy_(
+            0, self._to_device(places, torch.int64), self._to_device(slots, torch.int32)
+        )
+
+    def _to_device(self, values: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        # Pinned: a copy from other memory may make the host wait for the stream.
+        pinned = torch.tensor(values, dtype=dtype, device="cpu").pin_memory()
+        return pinned.to(self.device, non_blocking=True)
+
+    # --- steps -----------------------------------------------------------------------------
+
+    def begin_step(self, rows: int, decode_rows: int | None) -> None:
+        """A forward pass is about to be launched on the current stream.
+
+        Args:
+            rows: Its tokens, without padding.
+            decode_rows: How many of them, at the end, decode a token; None: all.
+        """
+        self._retire()
+        self.channel.begin_step()
+        self.first_decode_row = 0 if decode_rows is None else rows - decode_rows
+        self.num_tokens.fill_(rows)
+
+    def launched(self) -> None:
+        """It has been launched."""
+        event = self._spare.pop() if self._spare else new_event()
+        event.record()
+        self._running.append(event)
+        self._copier.step_launched(event)
+
+    def idle(self) -> None:
+        """The scheduler has nothing to do: what was launched ends, and the pool may sleep."""
+        while self._running:
+            self._running[0].synchronize()
+            self._retire()
+
+    def started(self) -> None:
+        """The scheduler is complete: from now on steps are announced."""
+        if self._starting:
+            self._starting = False
+            torch.cuda.synchronize(self.device)
+            self.channel.end_step()
+            self._copier.start()
+
+    def _retire(self) -> None:
+        while self._running and has_passed(self._running[0]):
+            event = self._running.popleft()
+            self.channel.end_step()
+            self._spare.append(event)
+
+    def check(self, done: Any) -> None:
+        """Looks whether the pool has answered every layer, before results are used.
+
+        Args:
+            done: SGLang's event behind the results' copy to the host, or None: the current stream
+                is waited for.
+
+        Raises:
+            CudaFailed: It has not.
+        """
+        if done is None:
+            torch.cuda.current_stream(self.device).synchronize()
+        else:
+            done.synchronize()
+        self.channel.check()
+
+    # --- statistics ------------------------------------------------------------------------
+
+    def refresh_counters(self) -> None:
+        """Brings the host's counters up to date; waits for the steps that run."""
+        self._copier.copy_now()
+
+    def reset_counters(self) -> None:
+        """All counters begin again with the next step."""
+        self._copier.reset()
+
+    # --- streams ---------------------------------------------------------------------------
+
+    @staticmethod
+    def steps_on(scheduler: Any) -> AbstractContextManager[Any]:
+        """Makes the stream of SGLang's steps the current one: work is ordered between two steps."""
+        if getattr(scheduler, "enable_overlap", False):
+            return torch.cuda.stream(scheduler.forward_stream)
+        return torch.cuda.stream(torch.cuda.current_stream())
+
+    def close(self) -> None:
+        """Nothing is launched any more."""
+        self._copier.stop()
+        self.channel.close()

@@ -1,0 +1,111 @@
+"""The control calls that move experts: prepare, publish, abort; one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ktd.sgl.copier import Copier
+from ktd.sgl.expert_layer import EMPTY, ExpertLayer, MoveRefused, SlotCopy
+
+
+@dataclass(slots=True)
+class _Batch:
+    """The last batch that this rank prepared."""
+
+    id: int
+    copies: Sequence[SlotCopy]
+    published: bool = False
+
+
+class MoveCalls:
+    """What the control channel may do to a rank's slots, between two steps.
+
+    Args:
+        rank: Which one, for sentences.
+        layers: By index in the model.
+        copier: Fills slots; its acknowledgement ends a batch that was prepared.
+        moved: Called when a mapping has changed, before anything is copied.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        layers: Mapping[int, ExpertLayer],
+        copier: Copier,
+        *,
+        moved: Callable[[], None],
+    ) -> None:
+        self._rank = rank
+        self._layers = layers
+        self._copier = copier
+        self._moved = moved
+        self._batch: _Batch | None = None
+
+    def calls(self) -> dict[str, Callable[[dict[str, Any]], None]]:
+        """By their names in a request; they raise :class:`MoveRefused`."""
+        return {"prepare": self._prepare, "publish": self._publish, "abort": self._abort}
+
+    def _prepare(self, fields: dict[str, Any]) -> None:
+        batch_id = fields["batch"]
+        if self._batch is not None and not self._batch.published:
+            sentence = f"batch {self._batch.id} is still open"
+            self._copier.refuse(batch_id, f"rank {self._rank}: {sentence}")
+            raise MoveRefused(sentence)
+        unmapped: list[tuple[ExpertLayer, int, int]] = []
+        copies: list[SlotCopy] = []
+        try:
+            for layer_id, evict, load in fields["moves"]:
+                layer = self._layer(layer_id)
+                layer.check(evict, load)
+                slot = None
+                if evict != EMPTY:
+                    slot = layer.unmap(evict)
+                    unmapped.append((layer, evict, slot))
+                if load != EMPTY:
+                    copies.append(layer.reserve(load, slot))
+        except Exception as error:
+            # Nothing has been copied yet, so the batch leaves no trace.
+            for copy in copies:
+                self._layers[copy.layer].release(copy.expert)
+            for layer, expert, slot in reversed(unmapped):
+                layer.restore(expert, slot)
+            self._moved()
+            self._copier.refuse(batch_id, f"rank {self._rank}: {error}")
+            raise
+        self._moved()
+        self._batch = _Batch(batch_id, copies)
+        self._copier.submit(batch_id, copies)
+
+    def _layer(self, layer: int) -> ExpertLayer:
+        if layer not in self._layers:
+            raise MoveRefused(f"layer {layer} has no experts")
+        return self._layers[layer]
+
+    def _publish(self, fields: dict[str, Any]) -> None:
+        batch = self._batch
+        if batch is None or batch.id != fields["batch"] or batch.published:
+            raise MoveRefused(f"batch {fields['batch']} was not prepared")
+        for copy in batch.copies:
+            self._layers[copy.layer].publish(copy.expert)
+        batch.published = True
+        self._moved()
+
+    def _abort(self, fields: dict[str, Any]) -> None:
+        """Leaves the slots of a batch empty, whether it was prepared here, published, or neither.
+
+        Ranks that came to different points agree again after it.
+        """
+        if self._batch is not None and self._batch.id == fields["batch"]:
+            for copy in self._batch.copies:
+                layer = self._layers[copy.layer]
+                if self._batch.published:
+                    layer.unmap(copy.expert)
+                else:
+                    layer.release(copy.expert)
+            self._batch = None
+        for layer_id, evict, _ in fields["moves"]:
+            if layer_id in self._layers and self._layers[layer_id].is_mapped(evict):
+                self._layers[layer_id].unmap(evict)
+        self._moved()
