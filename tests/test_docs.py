@@ -23,11 +23,11 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 CODE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 KTD_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-COMMAND = re.compile(r"^\s*(?:\$ )?ktd ([a-z]+)", re.MULTILINE)
+COMMAND = re.compile(r"^\s*(?:\$ )?ktd ([a-z-]+)", re.MULTILINE)
 # Flags of client commands and of SGLang that the pages use; each is tested where it is handled.
 OTHER_FLAGS = {
     *("--against", "--any", "--file", "--help", "--interval", "--json", "--once", "--strategy"),
-    *("--trace", "--yes", "--now", "--accept", "--check", "--system"),
+    *("--shape", "--trace", "--yes", "--now", "--accept", "--check", "--system"),
     *("--chunked-prefill-size", "--max-total-tokens"),
 }
 

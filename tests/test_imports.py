@@ -43,6 +43,7 @@ PLANTS = {
     "simulate": Plant("daemon/ktd/app/planted.py", "import ktd.simulate"),
     "engine": Plant("tui/ktd_tui/planted.py", "import ktd.engine"),
     "experts": Plant("daemon/ktd/app.py", "import ktd.experts"),
+    "shapes": Plant("daemon/ktd/placement/planted.py", "import ktd.shapes"),
     "cuda": Plant("daemon/ktd/experts/planted.py", "import ktd.cuda"),
     "sgl": Plant("daemon/ktd/app.py", "import ktd.sgl"),
     "services": Plant("daemon/ktd/cli/planted.py", "import ktd.rpc"),

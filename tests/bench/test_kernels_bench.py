@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("torch", reason="ktd bench kernels measures with torch")
 
-from ktd.bench.kernels import shapes
-from ktd.bench.kernels.shapes import MoeShape
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.program import run
+from ktd.shapes import moe as shapes
+from ktd.shapes.moe import MoeShape
 
 TINY = MoeShape("tiny", 16, 256, 128, 2)
 CORES = len(os.sched_getaffinity(0))

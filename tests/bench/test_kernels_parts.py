@@ -13,7 +13,6 @@ from ktd.bench.kernels.host import Host  # noqa: E402
 from ktd.bench.kernels.layers import LayerSet, Plan  # noqa: E402
 from ktd.bench.kernels.plot import check_plot  # noqa: E402
 from ktd.bench.kernels.routing import Routing  # noqa: E402
-from ktd.bench.kernels.shapes import SHAPES, MoeShape  # noqa: E402
 from ktd.bench.kernels.spread import Spread, quantile  # noqa: E402
 from ktd.bench.kernels.torch_experts import TorchExperts, moe_forward  # noqa: E402
 from ktd.bench.kernels.units import best_unit  # noqa: E402
@@ -22,6 +21,7 @@ from ktd.experts import _native  # noqa: E402
 from ktd.experts.isa import isas  # noqa: E402
 from ktd.experts.pool import ExpertPool  # noqa: E402
 from ktd.experts.weights import WeightFormat  # noqa: E402
+from ktd.shapes.moe import SHAPES, MoeShape  # noqa: E402
 
 GIB = 1 << 30
 SMALL = MoeShape("small", 12, 256, 128, 3)

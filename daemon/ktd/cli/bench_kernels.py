@@ -87,8 +87,8 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     try:
         from ktd.bench.kernels import catalogue, measurement, plot, roofline  # noqa: PLC0415
         from ktd.bench.kernels.host import Host  # noqa: PLC0415
-        from ktd.bench.kernels.shapes import SHAPES, shape_called  # noqa: PLC0415
         from ktd.bench.kernels.table import markdown  # noqa: PLC0415
+        from ktd.shapes.moe import SHAPES, shape_called  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"ktd bench kernels needs {error.name}, which is not installed: install torch"

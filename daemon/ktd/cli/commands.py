@@ -42,7 +42,12 @@ class Command:
 
     def load(self) -> CommandModule:
         """Imports the command's module."""
-        return cast("CommandModule", import_module(f"ktd.cli.{self.name}"))
+        return cast("CommandModule", import_module(self.module))
+
+    @property
+    def module(self) -> str:
+        """Where the command is."""
+        return f"ktd.cli.{self.name.replace('-', '_')}"
 
 
 COMMANDS = {
@@ -61,6 +66,7 @@ COMMANDS = {
         Command("chat", "talk to the model"),
         Command("demo", "serve a small model and show what placement does"),
         Command("bench", "measure", passes_rest=True),
+        Command("make-model", "a model of a published shape with generated weights"),
         Command("doctor", "what this host can run, and why not"),
         Command("config", "the configuration and where each value comes from"),
         Command("version", "versions of the client and the daemon"),

@@ -99,7 +99,7 @@ def _parser(chosen: Command | None) -> Parser:
     for command in COMMANDS.values():
         if command is chosen:
             command.load().add_parser(subparsers)
-        elif find_spec(f"ktd.cli.{command.name}") is not None:
+        elif find_spec(command.module) is not None:
             subparsers.add_parser(command.name, help=command.summary)
     return parser
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ktd.errors import ModelUnsupported
+from ktd.errors import ConfigError, ModelUnsupported
+from ktd.shapes.generated import read_generated
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -69,6 +70,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             f"{folder} is half-downloaded: the index names tensor {absent[0]}, and "
             f"{weight_map[absent[0]]} does not have it; download it again."
         )
+    tensors |= _generated(folder)
     experts = {name: value for name, value in tensors.items() if _EXPERT.search(name)}
     others = {name: value for name, value in tensors.items() if name not in experts}
     return Checkpoint(
@@ -79,6 +81,17 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         other_bytes=sum(size for _, size in others.values()),
         has_head="lm_head.weight" in tensors,
     )
+
+
+def _generated(folder: Path) -> dict[str, tuple[str, int]]:
+    """What the engine will generate instead of reading it (ktd make-model)."""
+    try:
+        generated = read_generated(folder)
+    except ConfigError as error:
+        raise ModelUnsupported(f"{error}.") from error
+    if generated is None:
+        return {}
+    return {tensor.name: (tensor.dtype, tensor.num_bytes) for _, tensor in generated.experts()}
 
 
 def _weight_map(folder: Path) -> Mapping[str, str]:

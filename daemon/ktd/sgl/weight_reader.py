@@ -15,12 +15,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ktd.sgl.generated_file import GeneratedFile, generated_beside
 from ktd.sgl.weight_file import Entry, WeightFile
 
 _THREADS = 8
@@ -28,6 +29,7 @@ _THREADS = 8
 _LEAST_VIEW = 64 << 10
 # Bytes that may be read ahead of SGLang's loader.
 _AHEAD = 512 << 20
+_File: TypeAlias = WeightFile | GeneratedFile
 _EXPERT = re.compile(r"\.experts?\.|\.block_sparse_moe\.(in|out)put_linear\.")
 
 
@@ -36,19 +38,20 @@ class WeightReader:
 
     def __init__(self, threads: int = _THREADS) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ktd-load")
-        self._files: dict[int, WeightFile] = {}  # by the address of their mappings
+        self._files: dict[int, _File] = {}  # by the address of their mappings
         self._views = True
 
     def tensors(self, paths: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and tensor of everything in these files, in the order in which it lies there.
+
+        Experts that their folder only describes (ktd make-model) come after them.
 
         Raises:
             WeightsUnreadable: A file is damaged; the sentence names it.
         """
         ahead: deque[tuple[Entry, Future[torch.Tensor]]] = deque()
         waiting = 0
-        for path in paths:
-            file = WeightFile(Path(path))
+        for file in _open(paths):
             for entry in file.entries:
                 view = self._view(file, entry)
                 if view is not None:
@@ -95,7 +98,7 @@ class WeightReader:
 
         return [self._threads.submit(read, *job) for job in copies.jobs]
 
-    def file_of(self, tensor: torch.Tensor) -> WeightFile | None:
+    def file_of(self, tensor: torch.Tensor) -> _File | None:
         """The file that a tensor is a view of, or None."""
         if tensor.device.type != "cpu" or not self._files:
             return None
@@ -130,7 +133,7 @@ class WeightReader:
         self._threads.shutdown(cancel_futures=True)
         self._files.clear()
 
-    def _view(self, file: WeightFile, entry: Entry) -> torch.Tensor | None:
+    def _view(self, file: _File, entry: Entry) -> torch.Tensor | None:
         if not self._views or entry.size < _LEAST_VIEW or not _EXPERT.search(entry.name):
             return None
         view = file.view(entry)
@@ -188,6 +191,16 @@ class _PutOffCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return tensor
         self.materialised = True
         return self._reader.read(tensor)
+
+
+def _open(paths: Iterable[str]) -> Iterator[_File]:
+    """The files, and last what a folder has only a description of."""
+    folders: dict[Path, None] = {}
+    for path in map(Path, paths):
+        folders.setdefault(path.parent)
+        yield WeightFile(path)
+    for folder in folders:
+        yield from generated_beside(folder)
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from ktd.bench.kernels.formats import FORMATS, ExpertMould
-from ktd.bench.kernels.shapes import MoeShape
 from ktd.errors import ConfigError
 from ktd.experts.isa import isas
 from ktd.experts.pool import ExpertPool
 from ktd.experts.weights import WeightFormat
+from ktd.shapes.moe import MoeShape
 
 _SMALL = MoeShape("small", 1, 256, 256, 1)
 

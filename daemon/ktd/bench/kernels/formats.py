@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
-from ktd.bench.kernels.shapes import MoeShape
 from ktd.experts.weights import FP8_BLOCK, MXFP4_GROUP, Activation, ExpertWeights, WeightFormat
+from ktd.shapes.moe import MoeShape
 
 _SPREAD = 0.02  # of a weight, about what trained ones have
 _INT4_GROUP = 32  # Kimi-K2's

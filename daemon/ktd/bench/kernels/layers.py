@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from ktd.bench.kernels.formats import ExpertMould
-from ktd.bench.kernels.shapes import MoeShape
 from ktd.errors import DoesNotFit
 from ktd.experts.store import HostStore
 from ktd.experts.weights import ExpertWeights, WeightFormat
+from ktd.shapes.moe import MoeShape
 
 CACHES = 8  # working set in last-level caches
 _SHARE = 0.85  # of the memory that is available

@@ -14,11 +14,11 @@ from ktd.bench.kernels.host import Host
 from ktd.bench.kernels.layers import CACHES, LayerSet
 from ktd.bench.kernels.overhead import Overhead
 from ktd.bench.kernels.result import Report, Result
-from ktd.bench.kernels.shapes import MoeShape
 from ktd.bench.kernels.torch_experts import TorchExperts
 from ktd.errors import ConfigError, DoesNotFit
 from ktd.experts.pool import ExpertPool
 from ktd.experts.weights import WeightFormat
+from ktd.shapes.moe import MoeShape
 
 _FEWEST_BYTES = 256 << 20  # of the read loop, where caches are small
 _TORCH_SHARE = 0.5  # of a cell's seconds

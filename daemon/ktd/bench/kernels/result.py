@@ -11,7 +11,7 @@ from ktd.bench.kernels.cell import CellFigures
 from ktd.bench.kernels.host import Host
 from ktd.bench.kernels.layers import Plan
 from ktd.bench.kernels.overhead import Overhead
-from ktd.bench.kernels.shapes import MoeShape
+from ktd.shapes.moe import MoeShape
 
 _MICRO = 1e6
 
