@@ -1,60 +1,17 @@
 """What the benchmarks compute, against a server whose timing is known."""
 
-import http.server
 import json
-import threading
 
 import pytest
 
-from ktd.bench.decode import measure_decode
+from ktd.bench.decode import DecodeResult, common_rate, measure_decode
 from ktd.bench.passthrough import measure_passthrough
 from ktd.bench.servers import RunningServer
 from ktd.bench.summary import Summary
-from ktd.bench.timed_stream import TcpEndpoint, timed_completion
+from ktd.bench.timed_stream import TcpEndpoint, TimedStream, timed_completion
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.program import run
 from ktd.errors import EngineFailed
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Streams one event per token, as an OpenAI server does."""
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.bodies.append(body)
-        if self.server.refuse:
-            self.send_error(503, "not now")
-            return
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.end_headers()
-        for number in range(body["max_tokens"]):
-            self.event({"choices": [{"text": f"{number} "}]})
-        self.event({"choices": [], "usage": {"completion_tokens": body["max_tokens"]}})
-        self.wfile.write(b"data: [DONE]\n\n")
-
-    def event(self, event):
-        self.wfile.write(b"data: " + json.dumps(event).encode() + b"\n\n")
-        self.wfile.flush()
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.bodies, server.refuse = [], False
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def endpoint(server):
-    return TcpEndpoint(server.server_address[1])
 
 
 def test_a_stream_keeps_its_text_its_tokens_and_one_arrival_each(endpoint):
@@ -83,7 +40,7 @@ def test_requests_are_greedy_and_of_fixed_length(server, endpoint):
 
 def test_a_server_that_refuses_is_named_with_its_answer(server, endpoint):
     """Not a division by zero."""
-    server.refuse = True
+    server.refuse = lambda _: True
     with pytest.raises(EngineFailed, match="answered 503"):
         timed_completion(endpoint, "prompt", 3)
 
@@ -92,7 +49,8 @@ def test_decode_takes_turns_and_pairs_neighbours(server, endpoint):
     """One run of each that does not count, then as many pairs as asked for."""
     servers = [RunningServer("a", endpoint), RunningServer("b", endpoint)]
     lines = []
-    result = measure_decode(servers, prompt="p", tokens=4, runs=3, progress=lines.append)
+    rates = measure_decode(servers, prompt="p", tokens=4, runs=3, progress=lines.append)
+    result = DecodeResult.of(rates, 1)
     assert len(server.bodies) == 2 + 6
     assert result.ratio.count == result.tokens_per_second["a"].count == 3
     assert [line.split(": ")[1].split()[0] for line in lines[2:]] == ["a", "b"] * 3
@@ -101,9 +59,26 @@ def test_decode_takes_turns_and_pairs_neighbours(server, endpoint):
 def test_one_server_alone_has_no_ratio(endpoint):
     """Without --against there is nothing to divide by."""
     alone = [RunningServer("a", endpoint)]
-    result = measure_decode(alone, prompt="p", tokens=4, runs=2, progress=lambda _: None)
+    rates = measure_decode(alone, prompt="p", tokens=4, runs=2, progress=lambda _: None)
+    result = DecodeResult.of(rates, 1)
     assert result.ratio is None
     assert json.loads(json.dumps(result.as_json()))["ratio"] is None
+
+
+def test_several_streams_are_sent_at_once(server, endpoint):
+    """A batch is one run, and its rate is that of all streams together."""
+    alone = [RunningServer("a", endpoint)]
+    rates = measure_decode(alone, prompt="p", tokens=4, runs=2, progress=lambda _: None, batch=3)
+    assert len(server.bodies) == 3 * (1 + 2)
+    assert len(rates["a"]) == 2
+
+
+def test_a_batch_is_timed_while_all_its_streams_decode():
+    """From the last first token to the first last one; events of two tokens count as two."""
+    early = TimedStream("", (1.0, 2.0, 3.0, 4.0, 5.0), 5, began=10.0)
+    late = TimedStream("", (0.5, 1.5, 2.5, 3.5), 8, began=12.0)
+    # From 12.5 to 15: 13, 14, 15 of the one, and 13.5, 14.5 with two tokens each of the other.
+    assert common_rate([early, late]) == pytest.approx((3 + 4) / 2.5)
 
 
 def test_passthrough_alternates_who_goes_first(endpoint):
@@ -126,6 +101,12 @@ def test_a_summary_shows_its_spread():
         (["decode", "/no/such/model"], "/no/such/model is not a folder"),
         (["decode", ".", "--tokens", "1"], "--tokens 1 is too few"),
         (["passthrough", ".", "--runs", "0"], "--runs 0 is too few"),
+        (["serve", "/no/such/model"], "/no/such/model is not a folder"),
+        (["serve", ".", "--against", "vllm"], "--against vllm is neither stock nor an address"),
+        (["serve", ".", "--longest", "3"], "--longest 3 is too few"),
+        (["prefill", "."], "does not say how many tokens the model knows"),
+        (["swap", "."], "does not say how many tokens the model knows"),
+        (["decode", ".", "--batch", "1,x"], "invalid list of numbers value"),
     ],
 )
 def test_bad_arguments_end_before_a_server_starts(arguments, sentence, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -11,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ktd.bench.timed_stream import TcpEndpoint, UnixEndpoint
-from ktd.errors import EngineFailed
+from ktd.errors import ConfigError, EngineFailed
 
 _START_SECONDS = 900.0
 _STOP_SECONDS = 40.0
@@ -79,6 +81,56 @@ def stock_server(model: Path, arguments: Sequence[str], *, gpu: bool) -> Iterato
         command += arguments
         with _process(command, base / "sglang.log", port, "/health_generate", environment):
             yield RunningServer("stock SGLang", TcpEndpoint(port))
+
+
+@contextlib.contextmanager
+def server_at(url: str) -> Iterator[RunningServer]:
+    """A server that somebody else has started, of any make that speaks OpenAI's API.
+
+    Raises:
+        ConfigError: That is no address, or nothing answers there.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname:
+        raise ConfigError(f"{url} is no address such as http://127.0.0.1:8080")
+    prefix = parts.path.rstrip("/").removesuffix("/v1")
+    listed = f"http://{parts.hostname}:{parts.port or 80}{prefix}/v1/models"
+    try:
+        with urllib.request.urlopen(listed, timeout=30) as answer:
+            models = json.load(answer)["data"]
+        model = str(models[0]["id"]) if models else "default"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{listed} does not answer like an OpenAI server: {error}") from error
+    endpoint = TcpEndpoint(parts.port or 80, host=parts.hostname, prefix=prefix, model=model)
+    yield RunningServer(url, endpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPlan:
+    """A server that can be started.
+
+    Attributes:
+        what: For progress.
+        start: Starts it; leaving the context ends it.
+    """
+
+    what: str
+    start: Callable[[], contextlib.AbstractContextManager[RunningServer]]
+
+
+def server_plans(
+    model: Path, arguments: Sequence[str], against: str | None, stock_arguments: Sequence[str]
+) -> list[ServerPlan]:
+    """ktd, and what it is compared with: None, ``"stock"`` or an address."""
+    plans = [ServerPlan("ktd", lambda: ktd_server(model, arguments))]
+    if against == "stock":
+        gpu = Path("/dev/nvidia0").exists()
+        plans.append(
+            ServerPlan("unmodified SGLang", lambda: stock_server(model, stock_arguments, gpu=gpu))
+        )
+    elif against is not None:
+        plans.append(ServerPlan(against, lambda: server_at(against)))
+    return plans
 
 
 @contextlib.contextmanager

@@ -1,0 +1,223 @@
+"""``ktd bench swap``: moves experts while streams decode, and what either costs the other.
+
+Stretches with and without swaps take turns. In one with swaps the placement is changed through the
+daemon's API, back and forth between two sets of experts, as fast as it goes or at a given rate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ktd.bench.decode_load import DecodeLoad, Stretch
+from ktd.bench.summary import Summary
+from ktd.client import KtdClient, Placement
+from ktd.errors import ConfigError
+
+# Moves of one call, where a rate is asked for: a quarter of a second's.
+_CALLS_PER_SECOND = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SwapPair:
+    """One stretch without swaps and the next one, with them.
+
+    Attributes:
+        quiet, busy: The streams in either.
+        experts: Copied into slots in the second.
+        num_bytes: The same in bytes, over all ranks.
+        seconds: That moving took.
+        calls: Of the API.
+    """
+
+    quiet: Stretch
+    busy: Stretch
+    experts: int
+    num_bytes: int
+    seconds: float
+    calls: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwapResult:
+    """All pairs."""
+
+    pairs: tuple[SwapPair, ...]
+    slots: int
+    expert_bytes: int
+
+    @property
+    def experts_per_second(self) -> Summary:
+        """Moved."""
+        return Summary.of([pair.experts / pair.seconds for pair in self.pairs])
+
+    @property
+    def bytes_per_second(self) -> Summary:
+        """Copied."""
+        return Summary.of([pair.num_bytes / pair.seconds for pair in self.pairs])
+
+    @property
+    def throughput_ratio(self) -> Summary:
+        """Decode throughput with swaps over that without."""
+        return Summary.of(
+            [pair.busy.tokens_per_second / pair.quiet.tokens_per_second for pair in self.pairs]
+        )
+
+    @property
+    def p99_ratio(self) -> Summary:
+        """99th percentile between tokens, with swaps over without."""
+        return Summary.of(
+            [pair.busy.between_tokens.p99 / pair.quiet.between_tokens.p99 for pair in self.pairs]
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        ratios = {
+            "experts_per_second": asdict(self.experts_per_second),
+            "bytes_per_second": asdict(self.bytes_per_second),
+            "throughput_ratio": asdict(self.throughput_ratio),
+            "p99_ratio": asdict(self.p99_ratio),
+        }
+        return asdict(self) | ratios
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Two placements of which each slot holds something else, as far as there are experts enough.
+
+    Attributes:
+        here: Experts per layer.
+        there: As many of others.
+    """
+
+    here: Mapping[int, tuple[int, ...]]
+    there: Mapping[int, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, placement: Placement) -> Exchange:
+        """From the placement now.
+
+        Raises:
+            ConfigError: No layer has both experts in slots and others.
+        """
+        here, there = {}, {}
+        for row in placement.layers:
+            inside = tuple(row.gpu_experts)
+            others = [expert for expert in range(row.num_experts) if expert not in set(inside)]
+            moved = min(len(inside), len(others))
+            if moved:
+                here[row.layer] = inside
+                there[row.layer] = tuple(sorted((*inside[moved:], *others[:moved])))
+        if not here:
+            raise ConfigError(
+                "no layer has both experts in slots and experts outside: give ktd bench swap a "
+                "--gpu-experts-ratio between 0 and 1"
+            )
+        return cls(here, there)
+
+    def steps(self, moves: int | None) -> list[dict[int, tuple[int, ...]]]:
+        """Partial targets that lead from here to there, each of about ``moves``; None: one."""
+        if moves is None:
+            return [dict(self.there)]
+        steps: list[dict[int, tuple[int, ...]]] = [{}]
+        left = moves
+        for layer, target in self.there.items():
+            now = set(self.here[layer])
+            leaving = sorted(now - set(target))
+            entering = sorted(set(target) - now)
+            while entering:
+                count = min(left, len(entering))
+                now = (now - set(leaving[:count])) | set(entering[:count])
+                leaving, entering = leaving[count:], entering[count:]
+                steps[-1][layer] = tuple(sorted(now))
+                left -= count
+                if not left:
+                    steps.append({})
+                    left = moves
+        return [step for step in steps if step]
+
+    def reversed(self) -> Exchange:
+        """The way back."""
+        return Exchange(self.there, self.here)
+
+
+async def measure_swaps(
+    client: KtdClient,
+    load: DecodeLoad,
+    *,
+    seconds: float,
+    pairs: int,
+    rate: float | None,
+    progress: Callable[[str], None],
+) -> SwapResult:
+    """Measures ``pairs`` of stretches of ``seconds`` each.
+
+    Args:
+        client: Of the daemon that serves ``load``.
+        load: Streams that are running.
+        seconds: Length of a stretch.
+        pairs: How many.
+        rate: Experts a second; None: as fast as it goes.
+        progress: Told what was measured.
+
+    Raises:
+        KtdError: A swap failed, or a stream broke off.
+    """
+    placement = await client.placement()
+    mover = _Mover(client, Exchange.of(placement), rate)
+    found: list[SwapPair] = []
+    for number in range(pairs):
+        quiet = await asyncio.to_thread(load.measure, seconds)
+        before = mover.moved
+        begin = time.perf_counter()
+        await mover.run(begin + seconds)
+        end = time.perf_counter()
+        busy = load.stretch(begin, end)
+        experts, size, calls = (a - b for a, b in zip(mover.moved, before, strict=True))
+        found.append(SwapPair(quiet, busy, experts, size, end - begin, calls))
+        progress(
+            f"pair {number + 1}/{pairs}: {experts / (end - begin):.1f} experts/s, "
+            f"{quiet.tokens_per_second:.1f} tokens/s without, {busy.tokens_per_second:.1f} with"
+        )
+    slots = sum(row.slots for row in placement.layers)
+    size = found[-1].num_bytes // max(1, found[-1].experts)
+    return SwapResult(tuple(found), slots, size)
+
+
+class _Mover:
+    """Goes to and fro between two placements."""
+
+    def __init__(self, client: KtdClient, exchange: Exchange, rate: float | None) -> None:
+        self._client = client
+        self._rate = rate
+        self._moves = None if rate is None else max(1, round(rate / _CALLS_PER_SECOND))
+        self._exchange = exchange
+        self._steps: Sequence[Mapping[int, Sequence[int]]] = exchange.steps(self._moves)
+        self._next = 0
+        self.moved = (0, 0, 0)  # experts, bytes, calls
+
+    async def run(self, until: float) -> None:
+        """Applies steps until that moment, by ``time.perf_counter``; at least one."""
+        began, before = time.perf_counter(), self.moved[0]
+        while True:
+            await self._step()
+            now = time.perf_counter()
+            if self._rate is not None:
+                due = began + (self.moved[0] - before) / self._rate
+                await asyncio.sleep(max(0.0, min(due, until) - now))
+            if time.perf_counter() >= until:
+                return
+
+    async def _step(self) -> None:
+        if self._next == len(self._steps):
+            self._exchange = self._exchange.reversed()
+            self._steps = self._exchange.steps(self._moves)
+            self._next = 0
+        target = self._steps[self._next]
+        self._next += 1
+        swap = await self._client.apply_and_wait(layers=target, partial=True)
+        experts, size, calls = self.moved
+        self.moved = (experts + swap.moves_total, size + swap.bytes_done, calls + 1)
