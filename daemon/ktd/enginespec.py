@@ -34,6 +34,9 @@ class EngineSpec:
         cpu_threads: Threads of the native pool over all ranks, or None for every core allowed.
         isa: Kernel set to force, or None for the best one.
         swap_rate: Limit of copying into slots per rank, bytes per second, or None.
+        prefill_threshold: Tokens of a prefill from which a GPU computes all experts of a layer,
+            which stream through a buffer; None: never.
+        prefill_buffer_bytes: Of that buffer on each rank, at most.
         cpu_expert_format: ``"int8"`` or ``"int4"``: experts are quantised while they are loaded;
             None: they lie in host memory as in the checkpoint.
     """
@@ -51,6 +54,8 @@ class EngineSpec:
     isa: str | None = None
     swap_rate: float | None = None
     cpu_expert_format: str | None = None
+    prefill_threshold: int | None = None
+    prefill_buffer_bytes: int = 4 << 30
 
     @property
     def control_socket(self) -> Path:

@@ -7,7 +7,8 @@
 # FOLDER holds sglang.tar.xz (SGLang and what it needs, as a site folder of that name), wheels/ (what ktd's daemon needs
 # beside it), and, if Python has no pybind11 of its own, pybind11/. The host has python3 with torch for CUDA, cmake, and
 # a C++20 compiler. Everything is put below KTD_WORK (/tmp/ktd-engine); kernels that Triton and FlashInfer compile are
-# kept in the caches of the user, and, if FOLDER has one, come from caches.tar.xz.
+# kept in the caches of the user, and, if FOLDER has one, come from caches.tar.xz; an extension that was built on such a
+# host before is taken from FOLDER instead of being built.
 set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -28,15 +29,21 @@ setup() {
   if [ -f "$folder/caches.tar.xz" ]; then tar -C "$HOME" -xJf "$folder/caches.tar.xz"; fi
   quietly "$python" -m pip install --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$work/deps" "$folder"/wheels/*.whl
   say "extension"
+  mkdir -p "$stage/ktd/experts"
+  if ls "$folder"/_native.*.so >/dev/null 2>&1; then cp "$folder"/_native.*.so "$stage/ktd/experts/"; else build "$folder"; fi
+  wait "$unpacking"
+  quietly "$python" -m compileall -q -j 0 "$work/site" "$work/deps" || true
+  say "ready"
+}
+
+build() {
+  folder=$1
   pybind=$folder/pybind11/share/cmake/pybind11
   [ -d "$pybind" ] || pybind=$("$python" -m pybind11 --cmakedir)
   quietly cmake -S "$root/csrc" -B "$work/build" -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$(command -v "$python")" \
     -Dpybind11_DIR="$pybind"
   quietly cmake --build "$work/build" --parallel "$(nproc)"
   quietly cmake --install "$work/build" --prefix "$stage"
-  wait "$unpacking"
-  quietly "$python" -m compileall -q -j 0 "$work/site" "$work/deps" || true
-  say "ready"
 }
 
 run() {

@@ -29,6 +29,9 @@ from ktd.placement.strategies.registry import initial_placement, live_placement
 
 _log = structlog.get_logger(__name__)
 
+# Streaming a layer of qwen3-30b-a3b's shape over PCIe takes as long as 16 Xeon cores need for so
+# many tokens of it (docs/results).
+PREFILL_THRESHOLD = 1024
 _FORMAT_SETTING = "cpu_expert_format"
 
 
@@ -223,7 +226,14 @@ class EngineStarts:
             isa=settings.isa,
             swap_rate=settings.swap_rate,
             cpu_expert_format=facts.quantised.format if facts.quantised else None,
+            prefill_threshold=self._prefill_threshold(),
         )
+
+    def _prefill_threshold(self) -> int | None:
+        if self._device == "cpu":
+            return None
+        given = self._settings.gpu_prefill_token_threshold
+        return PREFILL_THRESHOLD if given is None else given
 
     def _sglang_args(self) -> tuple[str, ...]:
         settings = self._settings

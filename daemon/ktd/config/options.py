@@ -88,7 +88,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "device", ("--device",), values.text, MODEL,
-        "Where slots live. Slots on a GPU (cuda) are not in this version: auto is cpu.",
+        "Where slots live and the model runs: auto takes a GPU (cuda) if there is one.",
         default="auto", choices=DEVICES,
     ),
     Option(
@@ -155,8 +155,9 @@ OPTIONS: tuple[Option, ...] = (
         "gpu_prefill_token_threshold",
         ("--kt-gpu-prefill-token-threshold", "--gpu-prefill-token-threshold"),
         values.integer, PLACEMENT,
-        "Least tokens of a prefill by which dynamic places each layer's experts.",
-        shown_default="none: dynamic never fires", metavar="TOKENS",
+        "Tokens of a prefill from which a GPU computes all experts, streamed to it; and from which "
+        "dynamic places each layer's experts.",
+        shown_default="1024 on a GPU; dynamic never fires", metavar="TOKENS",
     ),
     Option(
         "policy_copy_cost", ("--policy-copy-cost",), values.number, PLACEMENT,

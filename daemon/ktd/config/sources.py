@@ -177,10 +177,11 @@ def _notices(chosen: Mapping[str, object], provenance: Mapping[str, str]) -> lis
                 "is ignored."
             )
         policy = policy or "dynamic"
-    if "gpu_prefill_token_threshold" in provenance and policy != "dynamic":
+    without_gpu = chosen.get("device") == "cpu"
+    if "gpu_prefill_token_threshold" in provenance and policy != "dynamic" and without_gpu:
         notices.append(
-            "--kt-gpu-prefill-token-threshold is read only by --placement-policy dynamic, which is "
-            "what --kt-enable-dynamic-expert-update turns on."
+            "--kt-gpu-prefill-token-threshold is read, on a CPU, only by --placement-policy "
+            "dynamic, which is what --kt-enable-dynamic-expert-update turns on."
         )
     return notices
 

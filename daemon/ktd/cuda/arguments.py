@@ -35,6 +35,7 @@ class Routing(Structure):
         ("weights", c_uint64),
         ("x", c_uint64),
         ("table", c_uint64),
+        ("resident", c_uint64),
         ("counters", c_uint64),
         ("decode_counters", c_uint64),
         ("num_tokens", c_uint64),

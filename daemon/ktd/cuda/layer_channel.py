@@ -52,6 +52,7 @@ class DeviceLayer:
         counters: int64 ``[E, 2]`` (slot, CPU), grown by one per pair.
         decode_counters: The same for rows that decode a token; None: these are counted alike.
         map_padding: Rows of padding get slots too, for a runner that does not skip -1.
+        resident: The table by which pairs are counted, where ``table`` is a step's own; None: it.
     """
 
     handle: int | None
@@ -59,6 +60,7 @@ class DeviceLayer:
     counters: torch.Tensor
     decode_counters: torch.Tensor | None = None
     map_padding: bool = False
+    resident: torch.Tensor | None = None
 
 
 class LayerChannel:
@@ -188,6 +190,8 @@ class LayerChannel:
             decode_counters = layer.counters
         else:
             _check(decode_counters, "the decode counters", torch.int64, (experts, 2))
+        resident = layer.table if layer.resident is None else layer.resident
+        _check(resident, "the table that counts", torch.int32, (experts,))
         slots = torch.empty(rows, top_k, dtype=torch.int32, device=self._device)
         if rows == 0:
             return slots
@@ -196,6 +200,7 @@ class LayerChannel:
             weights=weights.data_ptr(),
             x=x.data_ptr(),
             table=layer.table.data_ptr(),
+            resident=resident.data_ptr(),
             counters=layer.counters.data_ptr(),
             decode_counters=decode_counters.data_ptr(),
             num_tokens=_count_address(num_tokens),

@@ -18,6 +18,7 @@ from ktd.experts.pool import ExpertPool
 from ktd.rankfile import Kind
 from ktd.sgl.counter_copier import CounterCopier
 from ktd.sgl.expert_layer import ExpertLayer
+from ktd.sgl.prefill_stream import PrefillStream
 
 # Rows of a step beyond a chunk of prefill: with mixed batches each running request adds one.
 _MIXED_ROWS = 1024
@@ -36,12 +37,14 @@ class CudaSide:
         hidden: Width of the hidden states.
         top_k: Experts of a token.
         chunk: Rows of the largest prefill step; None: SGLang's largest default.
+        stream: Takes long prefills; None: they go to the pool like the others.
 
     Attributes:
         channel: The way to the pool.
         num_tokens: int32 ``[1]`` on the device: rows of the step that runs; others are padding.
         first_decode_row: Of the step that is being launched: rows from it on decode a token.
-        in_slots: Whether any layer has slots.
+        stream: As given.
+        streaming: Whether the step that is being launched passes through it.
     """
 
     def __init__(
@@ -52,12 +55,15 @@ class CudaSide:
         hidden: int,
         top_k: int,
         chunk: int | None,
+        stream: PrefillStream | None = None,
     ) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.max_rows = (chunk or _CHUNK) + _MIXED_ROWS
         self.channel = LayerChannel(pool, hidden=hidden, max_tokens=self.max_rows, top_k=top_k)
         self.num_tokens = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.first_decode_row = 0
+        self.stream = stream
+        self.streaming = False
         _, layers, experts, _ = counters.shape
         self._tables = torch.full((layers, experts), -1, dtype=torch.int32, device=self.device)
         self._counters = torch.zeros(counters.shape, dtype=torch.int64, device=self.device)
@@ -83,6 +89,21 @@ class CudaSide:
             self._counters[Kind.PREFILL, position],
             self._counters[Kind.DECODE, position],
             map_padding=handle is None,
+        )
+
+    def streamed_layer(self, position: int, handle: int) -> DeviceLayer:
+        """The same layer for steps that pass through the stream: every expert is on the device.
+
+        What is counted stays what is in slots.
+        """
+        experts = self._tables.shape[1]
+        everywhere = torch.arange(experts, dtype=torch.int32, device=self.device)
+        return DeviceLayer(
+            handle,
+            everywhere,
+            self._counters[Kind.PREFILL, position],
+            self._counters[Kind.DECODE, position],
+            resident=self._tables[position],
         )
 
     def write_tables(self, layers: Iterable[tuple[int, ExpertLayer]]) -> None:
@@ -118,6 +139,10 @@ class CudaSide:
         self.channel.begin_step()
         self.first_decode_row = 0 if decode_rows is None else rows - decode_rows
         self.num_tokens.fill_(rows)
+        stream = self.stream
+        self.streaming = stream is not None and self.first_decode_row >= stream.threshold
+        if stream is not None and self.streaming:
+            stream.begin()
 
     def launched(self) -> None:
         """It has been launched."""

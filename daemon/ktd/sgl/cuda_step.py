@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from ktd.cuda.layer_channel import DeviceLayer
 from ktd.sgl.cuda_side import CudaSide
+from ktd.sgl.prefill_stream import Piece, PrefillStream
 from ktd.sgl.sglang_slots import SglangSlots
 
 
@@ -18,16 +21,30 @@ class CudaStep:
     Args:
         side: The rank's.
         layer: On the device.
-        slots: Computes its slots; None: it has none.
+        slots: Computes its slots.
+        has_slots: Whether there is any.
+        streamed: How it passes through the rank's prefill stream; None: it does not.
     """
 
-    def __init__(self, side: CudaSide, layer: DeviceLayer, slots: SglangSlots | None) -> None:
+    def __init__(
+        self,
+        side: CudaSide,
+        layer: DeviceLayer,
+        slots: SglangSlots,
+        *,
+        has_slots: bool,
+        streamed: StreamedLayer | None = None,
+    ) -> None:
         self._side = side
         self._layer = layer
         self._slots = slots
+        self._has_slots = has_slots
+        self._streamed = streamed
 
     def __call__(self, layer: nn.Module, dispatch_output: Any) -> torch.Tensor:
         """bf16 ``[tokens, hidden]``: the slots' sum and, added in float32, the pool's."""
+        if self._side.streaming and self._streamed is not None:
+            return self._stream(layer, dispatch_output, self._streamed)
         rows, most = dispatch_output.hidden_states.shape[0], self._side.max_rows
         if rows <= most:
             return self._part(layer, dispatch_output, self._side.num_tokens)
@@ -43,27 +60,82 @@ class CudaStep:
         self, layer: nn.Module, dispatch_output: Any, num_tokens: torch.Tensor | None
     ) -> torch.Tensor:
         channel = self._side.channel
-        topk = dispatch_output.topk_output
-        hidden = dispatch_output.hidden_states.contiguous()
-        weights = topk.topk_weights.float().contiguous()
-        capturing = torch.cuda.is_current_stream_capturing()
-        slots = channel.split(
-            self._layer,
-            hidden,
-            topk.topk_ids.contiguous(),
-            weights,
-            num_tokens,
-            # Only decoding is captured.
-            first_decode_row=0 if capturing else self._side.first_decode_row,
-        )
-        if self._slots is None:
-            out = torch.empty_like(hidden)
+        slots, weights = self._split(self._layer, dispatch_output, num_tokens)
+        if not self._has_slots:
+            out = torch.empty_like(dispatch_output.hidden_states)
             channel.collect(out, num_tokens, add=False)
             return out
         out = self._slots.compute(layer, dispatch_output, slots, weights)
         if self._layer.handle is not None:
             channel.collect(out, num_tokens)
         return out
+
+    def _split(
+        self, layer: DeviceLayer, dispatch_output: Any, num_tokens: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        topk = dispatch_output.topk_output
+        weights = topk.topk_weights.float().contiguous()
+        slots = self._side.channel.split(
+            layer,
+            dispatch_output.hidden_states.contiguous(),
+            topk.topk_ids.contiguous(),
+            weights,
+            num_tokens,
+            # Only decoding is captured.
+            first_decode_row=(
+                0 if torch.cuda.is_current_stream_capturing() else self._side.first_decode_row
+            ),
+        )
+        return slots, weights
+
+    def _stream(
+        self, layer: nn.Module, dispatch_output: Any, streamed: StreamedLayer
+    ) -> torch.Tensor:
+        experts, weights = self._split(streamed.device, dispatch_output, None)
+        total: torch.Tensor | None = None
+        for piece in streamed.stream.pieces(streamed.place):
+            whole = piece.count == streamed.device.table.shape[0]
+            rows = experts if whole else _within(experts, piece)
+            view = WithParameters(layer, piece.tensors)
+            part = self._slots.compute(view, dispatch_output, rows, weights)
+            if whole:
+                return part
+            total = part.float() if total is None else total.add_(part)
+        if total is None:
+            raise RuntimeError("a streamed layer has no experts")
+        return total.to(dispatch_output.hidden_states.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedLayer:
+    """A layer that long prefills compute out of the rank's stream.
+
+    Attributes:
+        stream: The rank's.
+        place: The layer's in it.
+        device: Its tables for such steps: an expert's slot is its id.
+    """
+
+    stream: PrefillStream
+    place: int
+    device: DeviceLayer
+
+
+class WithParameters:
+    """SGLang's layer with other tensors in place of its parameters."""
+
+    def __init__(self, layer: nn.Module, parameters: Mapping[str, torch.Tensor]) -> None:
+        self.__dict__.update(parameters)
+        self.__dict__["_layer"] = layer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_layer"], name)
+
+
+def _within(experts: torch.Tensor, piece: Piece) -> torch.Tensor:
+    """Ids as rows of a piece, -1 for those that are not in it."""
+    rows = experts - piece.first
+    return torch.where((rows >= 0) & (rows < piece.count), rows, -1)
 
 
 def _rows(dispatch_output: Any, rows: slice) -> Any:

@@ -187,17 +187,27 @@ class HybridMoEMethod(FusedMoEMethodBase):
             return HostStep(
                 rank, self._position, self._layer, rank.pool.add_layer(experts), self._slots
             )
-        # imported here: on a host without a GPU nothing of it is needed.
-        from ktd.sgl.cuda_step import CudaStep
+        if not isinstance(self._slots, SglangSlots):
+            raise TypeError(f"slots on a GPU are SGLang's, not {type(self._slots).__name__}")
+        # Imported here: on a host without a GPU nothing of it is needed.
+        from ktd.sgl.cuda_step import CudaStep, StreamedLayer
 
-        handle = None
+        handle, streamed = None, None
         if self._num_slots < rank.spec.num_experts:
             scale = routed_scale_of(layer)
             handle = rank.pool.add_layer(dataclasses.replace(experts, routed_scale=scale))
-        slots = self._slots if self._num_slots else None
-        if slots is not None and not isinstance(slots, SglangSlots):
-            raise TypeError(f"slots on a GPU are SGLang's, not {type(slots).__name__}")
-        return CudaStep(side, side.layer(self._position, handle), slots)
+            if side.stream is not None:
+                place = side.stream.add_layer(self._layer, tensors)
+                streamed = StreamedLayer(
+                    side.stream, place, side.streamed_layer(self._position, handle)
+                )
+        return CudaStep(
+            side,
+            side.layer(self._position, handle),
+            self._slots,
+            has_slots=self._num_slots > 0,
+            streamed=streamed,
+        )
 
     def _source(self, tensors: Mapping[str, torch.Tensor]) -> SlotSource:
         quantiser = self._rank.quantiser

@@ -132,10 +132,20 @@ class Rank:
             return
         # Imported here: on a host without a GPU nothing of it is needed.
         from ktd.sgl.cuda_side import CudaSide
+        from ktd.sgl.prefill_stream import PrefillStream
 
+        stream, threshold = None, self.spec.prefill_threshold
+        if threshold is not None:
+            device = torch.device("cuda", torch.cuda.current_device())
+            stream = PrefillStream(device, threshold, self.spec.prefill_buffer_bytes)
         try:
             self.side = CudaSide(
-                self.pool, self._counters, hidden=hidden, top_k=top_k, chunk=self._chunk
+                self.pool,
+                self._counters,
+                hidden=hidden,
+                top_k=top_k,
+                chunk=self._chunk,
+                stream=stream,
             )
         except CudaFailed as error:
             raise self.refuse("model", f"{error}") from error

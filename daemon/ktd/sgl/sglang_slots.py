@@ -114,7 +114,7 @@ class SglangSlots:
 
     def compute(
         self,
-        layer: nn.Module,
+        layer: Any,
         dispatch_output: Any,
         slots: torch.Tensor,
         weights: torch.Tensor,
@@ -122,7 +122,7 @@ class SglangSlots:
         """The slots' share on a GPU, through SGLang's fused runner, which skips the id -1.
 
         Args:
-            layer: SGLang's layer.
+            layer: SGLang's layer, or what answers like it.
             dispatch_output: What its dispatcher gave; bf16 hidden states ``[T, H]``.
             slots: int32 ``[T, K]``: the slot of each pair, -1 where another side computes.
             weights: float32 ``[T, K]``.

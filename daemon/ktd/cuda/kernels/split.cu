@@ -7,7 +7,8 @@ struct Routing {
   const void* ids;               // Id [rows, top_k], -1: nothing
   const float* weights;          // [rows, top_k]
   const uint4* x;                // bf16 [rows, hidden]
-  const int* table;              // [num_experts]: the slot that holds an expert, or -1
+  const int* table;              // [num_experts]: the slot that computes an expert, or -1
+  const int* resident;           // the same as it is counted: not a slot for this step alone
   // [num_experts, 2] (slot, CPU), grown by one per pair: for rows before first_decode_row, and from
   // it on.
   unsigned long long* counters;
@@ -40,7 +41,7 @@ __device__ bool SplitPair(const Channel& channel, const Routing& routing,
   } else if (id >= 0) {
     slot = routing.table[id];
     ours = slot < 0;
-    atomicAdd(&counters[2 * id + (ours ? 1 : 0)], 1ull);
+    atomicAdd(&counters[2 * id + (routing.resident[id] < 0 ? 1 : 0)], 1ull);
   }
   routing.slots[pair] = ours ? -1 : slot;
   if (publish) {

@@ -1,0 +1,182 @@
+"""Long prefills on a GPU: a layer's experts pass through a double buffer at the link's speed.
+
+From some number of tokens on, bringing all of a layer's experts to the GPU takes less time than
+computing them on the CPU. The copies follow a fixed order, layer by layer, and know nothing of the
+routing, so those of the next layer run while this one is computed. An expert that has a slot comes
+from there, the others from the host store. No slot changes, and nothing remains in the buffer that
+a later step relies on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ktd.cuda.streams import new_event, new_stream
+from ktd.sgl.expert_layer import EMPTY, ExpertLayer
+
+_BUFFERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Experts ``[first, first + count)`` of a layer in one half of the buffer.
+
+    Attributes:
+        tensors: ``[C, …]`` by parameter name; expert ``first + i`` in row i.
+    """
+
+    first: int
+    count: int
+    tensors: Mapping[str, torch.Tensor]
+
+
+@dataclass(slots=True)
+class _Half:
+    tensors: dict[str, torch.Tensor]
+    filled: torch.cuda.Event = field(default_factory=new_event)
+    free: torch.cuda.Event = field(default_factory=new_event)
+
+
+class PrefillStream:
+    """One rank's buffer and the stream that fills it.
+
+    All layers have the same shape. A pass begins with :meth:`begin`, then takes the pieces of its
+    layers in order.
+
+    Args:
+        device: Where.
+        threshold: Tokens of prefill from which a step is computed so.
+        budget: Bytes of the buffer, both halves, at most: a layer with more comes in pieces.
+    """
+
+    def __init__(self, device: torch.device, threshold: int, budget: int) -> None:
+        self.threshold = threshold
+        self._device = device
+        self._budget = budget
+        self._stream = new_stream(device)
+        self._halves: list[_Half] = []
+        self._layers: list[ExpertLayer] = []
+        self._host: list[Mapping[str, torch.Tensor]] = []
+        self._rows = 0
+        self._planned: Iterator[tuple[int, int]] = iter(())
+        self._ahead: list[tuple[int, Piece, _Half]] = []
+        self._turn = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the buffer; reserved with the first layer."""
+        return sum(
+            tensor.numel() * tensor.element_size()
+            for half in self._halves
+            for tensor in half.tensors.values()
+        )
+
+    def add_layer(self, layer: ExpertLayer, host: Mapping[str, torch.Tensor]) -> int:
+        """Adds the next layer of the model.
+
+        Args:
+            layer: Its slots.
+            host: All its experts, ``[E, …]``, registered, by the names and shapes of its slots.
+
+        Returns:
+            Its place among those that pass through here.
+        """
+        if not self._halves:
+            self._reserve(host)
+        self._layers.append(layer)
+        self._host.append(host)
+        return len(self._layers) - 1
+
+    def _reserve(self, host: Mapping[str, torch.Tensor]) -> None:
+        num_experts = next(iter(host.values())).shape[0]
+        expert_bytes = sum(tensor[0].numel() * tensor.element_size() for tensor in host.values())
+        self._rows = max(1, min(num_experts, self._budget // (_BUFFERS * expert_bytes)))
+        for _ in range(_BUFFERS):
+            tensors = {
+                name: torch.empty(
+                    (self._rows, *tensor.shape[1:]), dtype=tensor.dtype, device=self._device
+                )
+                for name, tensor in host.items()
+            }
+            self._halves.append(_Half(tensors))
+
+    # --- a pass ----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A pass through all layers is about to be launched on the current stream."""
+        # What an earlier pass left unused has nobody waiting for it.
+        self._ahead.clear()
+        self._planned = (
+            (place, first)
+            for place, layer in enumerate(self._layers)
+            for first in range(0, layer.num_experts, self._rows)
+        )
+        for half in self._halves:
+            half.free.record(torch.cuda.current_stream(self._device))
+        for _ in range(_BUFFERS):
+            self._fill_next()
+
+    def pieces(self, place: int) -> Iterator[Piece]:
+        """A layer's experts; each is computed, on the current stream, before the next is taken.
+
+        Raises:
+            RuntimeError: The pass takes its layers in another order than they were added.
+        """
+        current = torch.cuda.current_stream(self._device)
+        count = -(-self._layers[place].num_experts // self._rows)
+        for _ in range(count):
+            if not self._ahead or self._ahead[0][0] != place:
+                raise RuntimeError(f"layer {self._layers[place].layer} was not expected in a pass")
+            _, piece, half = self._ahead.pop(0)
+            current.wait_event(half.filled)
+            yield piece
+            half.free.record(current)
+            self._fill_next()
+
+    def _fill_next(self) -> None:
+        planned = next(self._planned, None)
+        if planned is None:
+            return
+        place, first = planned
+        half = self._halves[self._turn]
+        self._turn = (self._turn + 1) % _BUFFERS
+        layer = self._layers[place]
+        piece = Piece(first, min(self._rows, layer.num_experts - first), half.tensors)
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(half.free)
+            self._copy(layer, self._host[place], piece)
+            half.filled.record(self._stream)
+        self._ahead.append((place, piece, half))
+
+    @staticmethod
+    def _copy(layer: ExpertLayer, host: Mapping[str, torch.Tensor], piece: Piece) -> None:
+        table: list[int] = layer.table[piece.first : piece.first + piece.count].tolist()
+        for start, end, slot in runs(table):
+            for name, buffer in piece.tensors.items():
+                if slot == EMPTY:
+                    source = host[name][piece.first + start : piece.first + end]
+                else:
+                    source = layer.slots[name][slot : slot + end - start]
+                buffer[start:end].copy_(source, non_blocking=True)
+
+
+def runs(table: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Stretches ``[start, end)`` of experts that lie together: in the host store, or in slots.
+
+    Args:
+        table: Slot of each expert, or -1.
+
+    Yields:
+        Start, end, and the slot of the first, or -1.
+    """
+    start = 0
+    for end in range(1, len(table) + 1):
+        if end < len(table):
+            follows = EMPTY if table[start] == EMPTY else table[end - 1] + 1
+            if table[end] == follows:
+                continue
+        yield start, end, table[start]
+        start = end
