@@ -44,7 +44,7 @@ def test_figures_of_adaptive_can_be_set():
 
 def test_a_threshold_that_nothing_reads_is_said():
     told = settings("--device", "cpu", "--kt-gpu-prefill-token-threshold", "512")
-    assert "read only by" in told.notices[0]
+    assert "only by --placement-policy dynamic" in told.notices[0]
 
 
 def test_without_a_threshold_dynamic_never_fires():
