@@ -18,6 +18,21 @@ ID_VARIABLE = "KTD_ENGINE_ID"
 
 
 @dataclass(frozen=True, slots=True)
+class Bench:
+    """What only ``ktd bench table`` asks of an engine; no setting of ``ktd serve`` leads here.
+
+    Attributes:
+        routing: File with the expert ids that take the place of the router's.
+        run_id: The file has to carry the same one; drawn by the bench, for this run alone.
+        keep_cpu_path: Layers whose every expert has a slot can give some up nevertheless.
+    """
+
+    routing: str
+    run_id: str
+    keep_cpu_path: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSpec:
     """Everything that is fixed when an engine starts.
 
@@ -39,6 +54,7 @@ class EngineSpec:
         prefill_buffer_bytes: Of that buffer on each rank, at most.
         cpu_expert_format: ``"int8"`` or ``"int4"``: experts are quantised while they are loaded;
             None: they lie in host memory as in the checkpoint.
+        bench: What a bench asks for; None while anything else is served.
     """
 
     engine_id: str
@@ -56,6 +72,7 @@ class EngineSpec:
     cpu_expert_format: str | None = None
     prefill_threshold: int | None = None
     prefill_buffer_bytes: int = 4 << 30
+    bench: Bench | None = None
 
     @property
     def control_socket(self) -> Path:
@@ -80,6 +97,7 @@ class EngineSpec:
         for name in ("sglang_args", "moe_layers", "slots"):
             raw[name] = tuple(raw[name])
         raw["initial"] = tuple(tuple(layer) for layer in raw["initial"])
+        raw["bench"] = Bench(**raw["bench"]) if raw.get("bench") else None
         return cls(**raw)
 
     @classmethod

@@ -81,13 +81,13 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def rig(options, *, copy_pairs=lambda: 0.0, advice=lambda _: ""):
-    engine, target, conditions = Engine(), FakeTarget(SHAPE, START), {}
+async def rig(options, *, copy_pairs=lambda: 0.0, advice=lambda _: "", start=START, **more):
+    engine, target, conditions = Engine(), FakeTarget(SHAPE, start), {}
     async with PlacementManager() as manager:
-        await manager.attach(target, SHAPE, START)
+        await manager.attach(target, SHAPE, start)
         loop = PolicyLoop(
             manager, engine, options, on_condition=conditions.__setitem__, copy_pairs=copy_pairs,
-            advice=advice, monotonic=lambda: engine.now,
+            advice=advice, monotonic=lambda: engine.now, **more,
         )  # fmt: skip
         yield Rig(engine, manager, target, loop, conditions)
 
@@ -116,6 +116,18 @@ async def test_adaptive_moves_what_is_used_and_says_why():
         assert all(one.choice.gain > one.choice.cost for one in found.moves)
         assert found.moved == 4
         assert here.manager.history.entries[0].origin == "policy:adaptive"
+
+
+async def test_where_a_bench_asks_for_it_empty_slots_stay_empty():
+    """A layer of two slots with one expert keeps one, and it is one that is used."""
+    async with rig(ADAPTIVE, start=((0,), (0, 1)), exchanges_only=True) as here:
+        await here.turns()
+        assert [len(chosen) for chosen in here.experts] == [1, 2]
+        assert set(here.experts[0]) < set(HOT[0])
+        assert here.experts[1] == HOT[1]
+    async with rig(ADAPTIVE, start=((0,), (0, 1))) as here:
+        await here.turns()
+        assert here.experts == HOT
 
 
 async def test_an_operators_plan_holds_and_a_change_pauses_until_it_is_set_again():

@@ -29,6 +29,7 @@ from ktd.engine.leftovers import clear
 from ktd.engine.ports import Log
 from ktd.engine.status import EngineStatus, Versions
 from ktd.engine.supervisor import Supervisor, Timings
+from ktd.enginespec import Bench
 from ktd.errors import ConfigError, DoesNotFit, EngineFailed, KtdError, StrategyUnknown
 from ktd.http.auth import KeyCheck
 from ktd.http.gate import Gate
@@ -51,10 +52,20 @@ from ktd.stats.recording import RecordingOptions, Recordings
 from ktd.version import __version__
 
 _RPC_GRACE_SECONDS = 1.0
+_BENCH_WARNING = (
+    "ktd bench table replaces this model's routing: answers have no meaning, do not use them."
+)
 
 
-def serve(settings: Settings, *, command: Sequence[str] = HOST_COMMAND) -> int:
-    """Runs the daemon until it is told to stop; returns 0. ``command`` starts an engine host.
+def serve(
+    settings: Settings, *, command: Sequence[str] = HOST_COMMAND, bench: Bench | None = None
+) -> int:
+    """Runs the daemon until it is told to stop; returns 0.
+
+    Args:
+        settings: What it was told.
+        command: Starts an engine host.
+        bench: For :mod:`ktd.app.bench_daemon` alone.
 
     Raises:
         KtdError: what kept it from starting; the daemon is gone and has left nothing.
@@ -63,7 +74,7 @@ def serve(settings: Settings, *, command: Sequence[str] = HOST_COMMAND) -> int:
         to_standard_error(settings.log_format, settings.log_level) as log,
         asyncio.Runner(loop_factory=_loop_factory()) as runner,
     ):
-        return runner.run(_serve(settings, log, command))
+        return runner.run(_serve(settings, log, command, bench))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -79,7 +90,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-async def _serve(settings: Settings, log: Log, command: Sequence[str]) -> int:
+async def _serve(settings: Settings, log: Log, command: Sequence[str], bench: Bench | None) -> int:
     _say_notices(settings, log)
     _check_strategy(settings)
     notifier = Notifier.from_environment()
@@ -88,7 +99,7 @@ async def _serve(settings: Settings, log: Log, command: Sequence[str]) -> int:
         # Held before the long start, so that a port or socket in use is said at once.
         sock = bind(settings.host, settings.port)
         try:
-            async with _daemon(settings, log, sock, command) as (supervisor, rpc):
+            async with _daemon(settings, log, sock, command, bench) as (supervisor, rpc):
                 return await _run(supervisor, rpc, notifier, log)
         finally:
             sock.close()
@@ -96,7 +107,11 @@ async def _serve(settings: Settings, log: Log, command: Sequence[str]) -> int:
 
 @contextlib.asynccontextmanager
 async def _daemon(
-    settings: Settings, log: Log, sock: socket.socket, command: Sequence[str]
+    settings: Settings,
+    log: Log,
+    sock: socket.socket,
+    command: Sequence[str],
+    bench: Bench | None,
 ) -> AsyncIterator[tuple[Supervisor, RpcServer]]:
     """All parts, joined; they are ended in the reverse order."""
     ended = await clear(settings.state_dir, settings.runtime_dir)
@@ -123,7 +138,11 @@ async def _daemon(
         manager=manager,
         find_model=lambda wanted: find_model(wanted, board.say),
         evidence=StartEvidence(settings, device, KnownCounts(store, profiles), pairs),
+        bench=bench,
     )
+    if bench is not None:
+        log.warning("bench", warning=_BENCH_WARNING)
+        board.report("BENCH_ROUTING", _BENCH_WARNING)
     evidence.follow(lambda: starts.facts)
     for sentence in plugins().broken.values():
         log.warning("placement strategy", problem=sentence)
@@ -159,6 +178,7 @@ async def _daemon(
         on_condition=board.report,
         copy_pairs=lambda: copy_pairs(evidence.costs(), manager.placement().shape.expert_bytes),
         advice=lambda options: never_fires(settings, options),
+        exchanges_only=bench is not None,
     )
     observer = Observer(supervisor, manager, hub, gate)
     metrics = Metrics(observer)

@@ -16,7 +16,7 @@ from ktd.app.fitting import fit_for_start
 from ktd.config.settings import Settings
 from ktd.engine.leftovers import new_engine_id
 from ktd.engine.status import MemorySummary, ModelSummary
-from ktd.enginespec import EngineSpec
+from ktd.enginespec import Bench, EngineSpec
 from ktd.errors import EngineFailed, KtdError
 from ktd.model.facts import ModelFacts, read_facts
 from ktd.model.memory import HostMemory, check_fits, needs_of
@@ -55,6 +55,7 @@ class EngineStarts:
         manager: Has the placement that was committed last.
         find_model: From MODEL to a folder; may download.
         evidence: What the first placement is chosen by.
+        bench: What a bench asks of the engine.
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class EngineStarts:
         manager: PlacementManager,
         find_model: Callable[[Settings], Awaitable[Path]],
         evidence: StartEvidence,
+        bench: Bench | None = None,
     ) -> None:
         self._settings = settings
         self._device = device
         self._manager = manager
         self._find_model = find_model
         self._evidence = evidence
+        self._bench = bench
         self.facts: ModelFacts | None = None
 
     @property
@@ -206,7 +209,8 @@ class EngineStarts:
             num_experts=facts.num_experts,
             slots=slots,
             expert_bytes=facts.expert_bytes,
-            full_stays_full=self._device != "cpu",
+            full_stays_full=self._device != "cpu"
+            and not (self._bench is not None and self._bench.keep_cpu_path),
         )
 
     def _spec(self, facts: ModelFacts, shape: ModelShape, experts: Experts) -> EngineSpec:
@@ -227,6 +231,7 @@ class EngineStarts:
             swap_rate=settings.swap_rate,
             cpu_expert_format=facts.quantised.format if facts.quantised else None,
             prefill_threshold=self._prefill_threshold(),
+            bench=self._bench,
         )
 
     def _prefill_threshold(self) -> int | None:

@@ -64,6 +64,8 @@ class PolicyLoop:
         advice: What a user should know about options, one sentence, or nothing.
         limits: Of a swap.
         monotonic: Seconds.
+        exchanges_only: Policies leave empty slots empty, as a bench wants that has more of them
+            than it measures with.
     """
 
     def __init__(
@@ -77,9 +79,16 @@ class PolicyLoop:
         advice: Callable[[PolicyOptions], str] = lambda _options: "",
         limits: BatchLimits | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        exchanges_only: bool = False,
     ) -> None:
         self._around = Surroundings(
-            manager, counters, on_condition, copy_pairs, limits or BatchLimits(), monotonic
+            manager,
+            counters,
+            on_condition,
+            copy_pairs,
+            limits or BatchLimits(),
+            monotonic,
+            exchanges_only=exchanges_only,
         )
         self.journal = Journal()
         self._advice = advice

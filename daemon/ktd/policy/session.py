@@ -46,6 +46,7 @@ class Surroundings:
         copy_pairs: Pairs that the CPU computes in the time of one copy, as measured; 0: not known.
         limits: Of a swap.
         monotonic: Seconds.
+        exchanges_only: Empty slots stay empty.
     """
 
     manager: PlacementManager
@@ -54,6 +55,7 @@ class Surroundings:
     copy_pairs: Callable[[], float]
     limits: BatchLimits
     monotonic: Callable[[], float]
+    exchanges_only: bool = False
 
 
 class PolicySession:
@@ -167,7 +169,7 @@ class PolicySession:
         policy = self.policy
         known = self._last
         if policy is None or self._shape not in (None, placement.shape):
-            policy = self.policy = self._made(placement.shape)
+            policy = self.policy = self._made(placement)
             known = None
         self._shape = placement.shape
         if (mean := self._step_times.update(self._around.monotonic(), counted)) is not None:
@@ -187,11 +189,14 @@ class PolicySession:
             self._shifts = policy.shifts
             self._watchdog.changed()
 
-    def _made(self, shape: ModelShape) -> Policy:
+    def _made(self, placement: Placement) -> Policy:
+        slots: Sequence[int] = placement.shape.slots
+        if self._around.exchanges_only:
+            slots = [len(chosen) for chosen in placement.experts]
         if self.options.name == DYNAMIC:
-            return Dynamic(shape.slots, self.options.threshold)
+            return Dynamic(slots, self.options.threshold)
         settings = AdaptiveSettings(copy_cost=self.options.copy_cost)
-        return Adaptive(shape.slots, shape.num_experts, settings)
+        return Adaptive(slots, placement.shape.num_experts, settings)
 
     def _decide(self, placement: Placement) -> None:
         shape = placement.shape

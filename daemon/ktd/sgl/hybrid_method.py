@@ -110,6 +110,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
             raise self._rank.refuse("model", sentence) from refused
         self._rank.expect_bytes(self._loader.num_bytes)
         self._rank.attach_gpu(hidden=hidden_size, top_k=int(layer.top_k))  # type: ignore[arg-type]
+        self._rank.attach_bench(top_k=int(layer.top_k))  # type: ignore[arg-type]
         self._slots = self._make_slots(layer, attributes, declared)
         # SGLang's loader follows the layout of this method, not of the wrapper (0.5.23).
         layer.weight_load_method = self.gpu_method
@@ -133,6 +134,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 self._num_slots,
                 attributes,
                 unstored=self._format.unstored(declared),
+                always_skips=self._keeps_cpu_path,
             )
         return PoolSlots(
             layer,
@@ -193,7 +195,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         from ktd.sgl.cuda_step import CudaStep, StreamedLayer
 
         handle, streamed = None, None
-        if self._num_slots < rank.spec.num_experts:
+        if self._num_slots < rank.spec.num_experts or self._keeps_cpu_path:
             scale = routed_scale_of(layer)
             handle = rank.pool.add_layer(dataclasses.replace(experts, routed_scale=scale))
             if side.stream is not None:
@@ -208,6 +210,12 @@ class HybridMoEMethod(FusedMoEMethodBase):
             has_slots=self._num_slots > 0,
             streamed=streamed,
         )
+
+    @property
+    def _keeps_cpu_path(self) -> bool:
+        """Whether a layer may give up slots although every expert has one."""
+        bench = self._rank.spec.bench
+        return bench is not None and bench.keep_cpu_path
 
     def _source(self, tensors: Mapping[str, torch.Tensor]) -> SlotSource:
         quantiser = self._rank.quantiser
@@ -231,6 +239,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
 
     def apply(self, layer: nn.Module, dispatch_output: Any) -> StandardCombineInput:
         """Computes ``[tokens, hidden]``."""
+        if self._rank.bench_routing is not None:
+            dispatch_output = self._rank.bench_routing.replaced(self._position, dispatch_output)
         return StandardCombineInput(hidden_states=self._step(layer, dispatch_output))
 
     def __getattr__(self, name: str) -> Any:

@@ -20,6 +20,7 @@ from ktd.experts._native import cpu_quota
 from ktd.experts.pool import ExpertPool, Split, split
 from ktd.experts.store import HostStore
 from ktd.rankfile import KINDS, TIERS, Kind, RankFileWriter, Word, path_of
+from ktd.sgl.bench_routing import BenchRouting, BenchRoutingRefused, read_routing
 from ktd.sgl.copier import Copier
 from ktd.sgl.copy_lane import CopyLane, GpuLane, HostLane
 from ktd.sgl.cores import pool_cores
@@ -69,6 +70,7 @@ class Rank:
         )
         self.store = HostStore()
         self.side: CudaSide | None = None  # with a GPU, from the first MoE layer on
+        self.bench_routing: BenchRouting | None = None  # for ktd bench table alone
         self._chunk = chunk
         self.reader: WeightReader | None = None  # while the model is loaded
         # int64 stands for uint64: torch has no view of a uint64 buffer in every release we run on.
@@ -150,6 +152,28 @@ class Rank:
         except CudaFailed as error:
             raise self.refuse("model", f"{error}") from error
 
+    def attach_bench(self, *, top_k: int) -> None:
+        """Called for each MoE layer before it is loaded; nothing unless ``ktd bench table`` runs.
+
+        Raises:
+            StartRefused: What it wrote is not for this engine.
+        """
+        bench, side = self.spec.bench, self.side
+        if bench is None or self.bench_routing is not None:
+            return
+        layers, experts = len(self.spec.moe_layers), self.spec.num_experts
+        try:
+            ids = read_routing(
+                Path(bench.routing), bench.run_id, layers=layers, experts=experts, top_k=top_k
+            )
+        except BenchRoutingRefused as refused:
+            raise self.refuse("usage", f"{refused}") from refused
+        logger.warning("ktd bench table replaces the routing: answers have no meaning")
+        device = torch.device("cpu") if side is None else side.device
+        self.bench_routing = BenchRouting(
+            ids, device=device, rows=1 if side is None else side.max_rows
+        )
+
     def register_memory(self, tensors: Iterable[torch.Tensor]) -> None:
         """Makes a layer's complete host memory readable for the GPU's copies; elsewhere nothing.
 
@@ -225,6 +249,8 @@ class Rank:
         self.file.beat()
         if self.side is not None:
             self.side.begin_step(rows, decode_rows)
+        if self.bench_routing is not None:
+            self.bench_routing.advance(rows)
 
     def end_step(self, *, tokens: int) -> None:
         """A forward pass has been launched (on a CPU host: has finished)."""

@@ -22,6 +22,7 @@ class SglangSlots:
         num_slots: S.
         attributes: What else SGLang's layer gave to ``create_weights``.
         unstored: Loaders of SGLang's other parameters, by name.
+        always_skips: The runner takes the id -1 also if every expert has a slot.
     """
 
     def __init__(
@@ -33,8 +34,10 @@ class SglangSlots:
         attributes: Mapping[str, Any],
         *,
         unstored: Mapping[str, WeightLoader] | None = None,
+        always_skips: bool = False,
     ) -> None:
         self._method = method
+        self._always_skips = always_skips
         self._num_slots = num_slots
         self._names = tuple(loader.template)
         method.create_weights(
@@ -75,9 +78,10 @@ class SglangSlots:
         too; a layer with a slot for every expert meets none and runs as SGLang would run it. The
         input is never overwritten, because the pool reads it as well.
         """
-        config = dataclasses.replace(
-            config, num_local_experts=max(self._num_slots, 1), inplace=False
-        )
+        local = max(self._num_slots, 1)
+        if self._always_skips and config.num_experts == local:
+            config = dataclasses.replace(config, num_experts=local + 1)
+        config = dataclasses.replace(config, num_local_experts=local, inplace=False)
         self._method.create_moe_runner(layer, config)
 
     def runner_backend(self, layer: nn.Module) -> Any:
