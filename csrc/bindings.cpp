@@ -2,8 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <limits>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -62,13 +64,43 @@ Value Named(const std::string& name, const std::string_view (&names)[N], const c
 constexpr std::string_view kScaleNames[] = {"", "float32", "bf16", "float16", "e8m0"};
 constexpr std::string_view kActivationNames[] = {"swish", "gelu", "gelu_tanh"};
 
+// By the name of a tensor: address and pitch of each projection's lines.
+using ScatteredTensors =
+    std::map<std::string, std::vector<std::pair<std::uintptr_t, std::int64_t>>>;
+
+std::vector<Lines> LinesOf(const ScatteredTensors& tensors, const std::string& name,
+                           std::size_t alignment) {
+  std::vector<Lines> lines;
+  const auto found = tensors.find(name);
+  if (found == tensors.end()) return lines;
+  for (const auto& [address, pitch] : found->second) {
+    KTD_CHECK(address % alignment == 0 && Count(pitch, "pitch") % alignment == 0, name,
+              " has lines at addresses that are no multiples of ", alignment);
+    lines.push_back({At<const std::uint8_t>(address, name.c_str()), Count(pitch, "pitch")});
+  }
+  return lines;
+}
+
+Scattered ScatteredOf(const ScatteredTensors& tensors, const std::string& name,
+                      const LayerWeights& weights) {
+  const std::size_t element = weights.format == WeightFormat::kBf16 ? sizeof(Bf16)
+                              : ColumnMajor(weights.format) || weights.format == WeightFormat::kInt4
+                                  ? sizeof(std::int32_t)
+                                  : 1;
+  return {
+      LinesOf(tensors, name, element),
+      LinesOf(tensors, name + "_scale", std::max<std::size_t>(ScaleBytes(weights.scale_type), 1)),
+      LinesOf(tensors, name + "_zeros", sizeof(std::int32_t))};
+}
+
 std::size_t AddLayer(ExpertPool& pool, std::int64_t num_experts, std::int64_t hidden,
                      std::int64_t intermediate, std::uintptr_t w13, std::uintptr_t w2,
                      const std::string& format, std::int64_t group, const std::string& scale_type,
                      std::uintptr_t w13_scale, std::uintptr_t w2_scale, std::uintptr_t w13_zeros,
                      std::uintptr_t w2_zeros, std::uintptr_t w13_bias, std::uintptr_t w2_bias,
                      bool interleaved, const std::string& activation, float alpha, float limit,
-                     float beta, float routed_scale, bool weights_before_input) {
+                     float beta, float routed_scale, bool weights_before_input,
+                     const ScatteredTensors& scattered) {
   LayerWeights weights;
   weights.num_experts = Count(num_experts, "num_experts");
   weights.hidden = Count(hidden, "hidden");
@@ -87,6 +119,8 @@ std::size_t AddLayer(ExpertPool& pool, std::int64_t num_experts, std::int64_t hi
   weights.w2_scales = At<const std::uint8_t>(w2_scale, "w2_scale");
   weights.w13_zeros = At<const std::uint8_t>(w13_zeros, "w13_zeros");
   weights.w2_zeros = At<const std::uint8_t>(w2_zeros, "w2_zeros");
+  weights.w13_scattered = ScatteredOf(scattered, "w13", weights);
+  weights.w2_scattered = ScatteredOf(scattered, "w2", weights);
   weights.w13_bias = At<const Bf16>(w13_bias, "w13_bias");
   weights.w2_bias = At<const Bf16>(w2_bias, "w2_bias");
   weights.activation = {Named<ActivationKind>(activation, kActivationNames, "activation"), alpha,
@@ -223,7 +257,8 @@ PYBIND11_MODULE(_native, module) {
            py::arg("w2_zeros") = 0, py::arg("w13_bias") = 0, py::arg("w2_bias") = 0,
            py::arg("interleaved") = false, py::arg("activation") = "swish", py::arg("alpha") = 1.0f,
            py::arg("limit") = std::numeric_limits<float>::infinity(), py::arg("beta") = 0.0f,
-           py::arg("routed_scale") = 1.0f, py::arg("weights_before_input") = false)
+           py::arg("routed_scale") = 1.0f, py::arg("weights_before_input") = false,
+           py::arg("scattered") = ktd::ScatteredTensors{})
       .def("forward", &ktd::Forward, py::arg("layer"), py::arg("x"), py::arg("ids"),
            py::arg("weights"), py::arg("out"), py::arg("tokens"), py::arg("top_k"))
       .def("submit", &ktd::Submit, py::arg("layer"), py::arg("x"), py::arg("ids"),

@@ -69,26 +69,34 @@ const std::uint8_t* At(const std::uint8_t* base, std::size_t offset) noexcept {
   return base == nullptr ? nullptr : base + offset;
 }
 
+// The weights, scales and zero points of a layer's first or second product.
 struct Tensors {
   const std::uint8_t* weights;
   const std::uint8_t* scales;
   const std::uint8_t* zeros;
+  const Scattered& scattered;
+  std::size_t parts;  // projections of an expert
 };
 
 Matrix Projection(const LayerWeights& layer, const Tensors& tensors, const Planes& planes,
                   std::size_t expert, std::size_t part, std::size_t rows, std::size_t columns) {
   const bool interleaved = layer.interleaved && planes.weights.lines == 2 * rows;
-  const auto start = [&](const std::uint8_t* base, const Plane& plane) {
+  const auto lines = [&](const std::uint8_t* base, const Plane& plane,
+                         const std::vector<Lines>& scattered) {
+    if (!scattered.empty()) return scattered[expert * tensors.parts + part];
     const std::size_t step = interleaved ? plane.pitch : plane.step;
-    return At(base, expert * plane.expert_bytes() + part * step);
+    return Lines{At(base, expert * plane.expert_bytes() + part * step),
+                 plane.pitch * (interleaved ? 2 : 1)};
   };
-  const std::size_t stride = interleaved ? 2 : 1;
-  return {start(tensors.weights, planes.weights),
-          start(tensors.scales, planes.scales),
-          start(tensors.zeros, planes.zeros),
-          planes.weights.pitch * stride,
-          planes.scales.pitch * stride,
-          planes.zeros.pitch * stride,
+  const Lines weights = lines(tensors.weights, planes.weights, tensors.scattered.weights);
+  const Lines scales = lines(tensors.scales, planes.scales, tensors.scattered.scales);
+  const Lines zeros = lines(tensors.zeros, planes.zeros, tensors.scattered.zeros);
+  return {weights.start,
+          scales.start,
+          zeros.start,
+          weights.pitch,
+          scales.pitch,
+          zeros.pitch,
           rows,
           columns,
           layer.format == WeightFormat::kMxfp4 ? kMxfp4Group : layer.group,
@@ -109,21 +117,41 @@ void CheckMultiple(std::size_t value, std::size_t of, const char* what, WeightFo
             kFormatNames[static_cast<std::size_t>(format)], " need a multiple of ", of);
 }
 
+// Whether a layer has a tensor, in one piece or in as many as there are projections.
+bool Present(const std::uint8_t* tensor, const std::vector<Lines>& lines, std::size_t projections,
+             const char* what) {
+  if (lines.empty()) return tensor != nullptr;
+  KTD_CHECK(tensor == nullptr, "a layer's ", what, " are in one tensor or scattered, not both");
+  KTD_CHECK(lines.size() == projections, "a layer's scattered ", what, " are of ", projections,
+            " projections, not of ", lines.size());
+  for (const Lines& projection : lines) {
+    KTD_CHECK(projection.start != nullptr && projection.pitch > 0, "a layer's scattered ", what,
+              " are at address 0, or their lines are");
+  }
+  return true;
+}
+
 }  // namespace
 
 void CheckLayer(const LayerWeights& layer) {
   KTD_CHECK(layer.num_experts > 0 && layer.hidden > 0 && layer.intermediate > 0,
             "a layer needs experts, a hidden and an intermediate size of at least 1, not ",
             layer.num_experts, ", ", layer.hidden, " and ", layer.intermediate);
-  KTD_CHECK(layer.w13 != nullptr && layer.w2 != nullptr, "a layer's weights are at address 0");
+  const auto present = [&](const std::uint8_t* first, const std::uint8_t* second,
+                           std::vector<Lines> Scattered::* lines, const char* what) {
+    const bool w13 = Present(first, layer.w13_scattered.*lines, 2 * layer.num_experts, what);
+    return Present(second, layer.w2_scattered.*lines, layer.num_experts, what) && w13;
+  };
+  KTD_CHECK(present(layer.w13, layer.w2, &Scattered::weights, "weights"),
+            "a layer's weights are at address 0");
   const std::string_view name = kFormatNames[static_cast<std::size_t>(layer.format)];
   const bool scaled = layer.format != WeightFormat::kBf16;
   KTD_CHECK(scaled == (layer.scale_type != ScaleType::kNone) &&
-                scaled == (layer.w13_scales != nullptr && layer.w2_scales != nullptr),
+                scaled == present(layer.w13_scales, layer.w2_scales, &Scattered::scales, "scales"),
             "experts in ", name, scaled ? " need scales" : " have no scales");
   const bool zeros = ColumnMajor(layer.format);
-  KTD_CHECK(zeros == (layer.w13_zeros != nullptr && layer.w2_zeros != nullptr), "experts in ", name,
-            zeros ? " need zero points" : " have no zero points");
+  KTD_CHECK(zeros == present(layer.w13_zeros, layer.w2_zeros, &Scattered::zeros, "zero points"),
+            "experts in ", name, zeros ? " need zero points" : " have no zero points");
   KTD_CHECK(!layer.interleaved || !(zeros || layer.format == WeightFormat::kFp8Block),
             "experts in ", name, " cannot have interleaved rows");
   std::size_t unit = 1;
@@ -156,8 +184,8 @@ ExpertMatrices MatricesOf(const LayerWeights& layer, std::size_t expert) noexcep
   const std::size_t h = layer.hidden;
   const Planes first = FirstPlanes(layer);
   const Planes second = SecondPlanes(layer);
-  const Tensors w13{layer.w13, layer.w13_scales, layer.w13_zeros};
-  const Tensors w2{layer.w2, layer.w2_scales, layer.w2_zeros};
+  const Tensors w13{layer.w13, layer.w13_scales, layer.w13_zeros, layer.w13_scattered, 2};
+  const Tensors w2{layer.w2, layer.w2_scales, layer.w2_zeros, layer.w2_scattered, 1};
   const Bf16* bias = layer.w13_bias == nullptr ? nullptr : layer.w13_bias + expert * 2 * i;
   const std::size_t up_bias = layer.interleaved ? 1 : i;
   return {Projection(layer, w13, first, expert, 0, i, h),

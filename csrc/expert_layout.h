@@ -3,15 +3,32 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "kernels/activation.h"
 #include "weight_format.h"
 
 namespace ktd {
 
+// Lines of one projection that lie by themselves, `pitch` bytes apart.
+struct Lines {
+  const std::uint8_t* start = nullptr;  // aligned to its elements
+  std::size_t pitch = 0;
+};
+
+// Projections that lie by themselves, as in the files of a checkpoint: the gate and up lines of
+// each expert in turn, or the down lines. Interleaved rows are two projections with twice the
+// pitch. What is empty lies in the layer's tensor instead.
+struct Scattered {
+  std::vector<Lines> weights;
+  std::vector<Lines> scales;
+  std::vector<Lines> zeros;
+};
+
 // Borrowed weights of one layer; the caller keeps them alive and unmoved as long as the pool. All
 // tensors are contiguous with the expert as first dimension; w13 holds the gate rows and then the
-// up rows (column-major formats: outputs), or, interleaved, gate and up row by row.
+// up rows (column-major formats: outputs), or, interleaved, gate and up row by row. A tensor that
+// is scattered has no address.
 struct LayerWeights {
   std::size_t num_experts = 0;
   std::size_t hidden = 0;
@@ -26,6 +43,8 @@ struct LayerWeights {
   const std::uint8_t* w2_scales = nullptr;
   const std::uint8_t* w13_zeros = nullptr;
   const std::uint8_t* w2_zeros = nullptr;
+  Scattered w13_scattered = {};
+  Scattered w2_scattered = {};
   const Bf16* w13_bias = nullptr;  // [num_experts, 2 * intermediate], in the order of w13's rows
   const Bf16* w2_bias = nullptr;   // [num_experts, hidden]
   Activation activation = {};

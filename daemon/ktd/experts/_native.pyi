@@ -7,7 +7,7 @@ released while anything is computed. A wrong argument raises ValueError with one
 nothing has been written then.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 class IsaInfo(TypedDict):
@@ -107,6 +107,7 @@ class Pool:
         beta: float = 0.0,
         routed_scale: float = 1.0,
         weights_before_input: bool = False,
+        scattered: Mapping[str, Sequence[tuple[int, int]]] = ...,
     ) -> int:
         """Borrow one layer's weights and return its handle (0, 1, ...).
 
@@ -132,6 +133,8 @@ class Pool:
             beta: The same.
             routed_scale: Multiplies every router weight.
             weights_before_input: The router weight multiplies gate and up, not the output.
+            scattered: By the name of a tensor above that is given as 0: address and pitch of the
+                lines of each projection, gate and up of every expert in turn, or down.
 
         Raises:
             ValueError: Sizes or tensors that the format cannot have, or a format that the kernels

@@ -14,6 +14,7 @@ import torch
 
 from ktd.errors import ConfigError
 from ktd.experts import _native
+from ktd.experts.scattered import ExpertTensor
 from ktd.experts.weights import ExpertWeights
 
 _log = logging.getLogger(__name__)
@@ -115,8 +116,8 @@ class ExpertPool:
             weights.num_experts,
             weights.hidden,
             weights.intermediate,
-            weights.w13.data_ptr(),
-            weights.w2.data_ptr(),
+            _address(weights.w13),
+            _address(weights.w2),
             format=weights.format.value,
             group=weights.group,
             scale_type=weights.scale_type,
@@ -133,6 +134,7 @@ class ExpertPool:
             beta=activation.beta,
             routed_scale=weights.routed_scale,
             weights_before_input=weights.weights_before_input,
+            scattered=weights.scattered,
         )
         self._layers.append(weights)
         return layer
@@ -225,8 +227,9 @@ def split(
     return Split(slots, cpu_ids, in_slots, on_cpu)
 
 
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _address(tensor: ExpertTensor | None) -> int:
+    """Where a tensor begins; 0 for one that is not there, or scattered."""
+    return tensor.data_ptr() if isinstance(tensor, torch.Tensor) else 0
 
 
 def _check(

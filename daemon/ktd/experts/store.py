@@ -33,11 +33,16 @@ class HostStore:
     allocation costs address space only. A mapping lives as long as a tensor that looks into it.
 
     Args:
+        mapped: Experts are used from the checkpoint's files, where the page cache has them; what
+            is allocated here holds what cannot stay there, and slots.
         huge_page_setting: The kernel's file that says whether it hands out huge pages; see its
             admin-guide/mm/transhuge. A missing file decides nothing.
     """
 
-    def __init__(self, huge_page_setting: Path = _HUGE_PAGE_SETTING) -> None:
+    def __init__(
+        self, huge_page_setting: Path = _HUGE_PAGE_SETTING, *, mapped: bool = False
+    ) -> None:
+        self.mapped = mapped
         self._lock = threading.Lock()
         self._bytes = 0
         self._huge_pages = True

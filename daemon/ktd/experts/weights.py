@@ -11,6 +11,8 @@ from typing import TypeAlias
 
 import torch
 
+from ktd.experts.scattered import ExpertTensor, ScatteredTensor
+
 FP8_BLOCK = 128
 MXFP4_GROUP = 32
 _NIBBLES = 8  # in an int32
@@ -59,6 +61,9 @@ class Activation:
 class ExpertWeights:
     """The experts of one layer; tensors are contiguous, on the CPU, with the expert first.
 
+    Weights, scales and zero points may be scattered instead: gate and up are two pieces, or one
+    where they are interleaved.
+
     Attributes:
         format: Layout of the tensors; ``WeightFormat`` gives their shapes.
         w13: Gate rows, then up rows (outputs, in the column-major formats).
@@ -73,12 +78,12 @@ class ExpertWeights:
     """
 
     format: WeightFormat
-    w13: torch.Tensor
-    w2: torch.Tensor
-    w13_scale: torch.Tensor | None = None
-    w2_scale: torch.Tensor | None = None
-    w13_zeros: torch.Tensor | None = None
-    w2_zeros: torch.Tensor | None = None
+    w13: ExpertTensor
+    w2: ExpertTensor
+    w13_scale: ExpertTensor | None = None
+    w2_scale: ExpertTensor | None = None
+    w13_zeros: ExpertTensor | None = None
+    w2_zeros: ExpertTensor | None = None
     w13_bias: torch.Tensor | None = None
     w2_bias: torch.Tensor | None = None
     interleaved: bool = False
@@ -101,7 +106,7 @@ class ExpertWeights:
     @property
     def intermediate(self) -> int:
         """I, this rank's shard."""
-        inputs = self.w2.shape[1 if self.format in _COLUMN_MAJOR else 2]
+        inputs = self.w2.shape[1 if self.format in COLUMN_MAJOR else 2]
         return inputs * _INPUTS_PER_ELEMENT.get(self.format, 1)
 
     @property
@@ -109,7 +114,7 @@ class ExpertWeights:
         """Inputs under one scale; 0 where the format does not say it by a tensor's shape."""
         if self.w13_scale is None or self.format not in _GROUPED:
             return 0
-        groups = self.w13_scale.shape[1 if self.format in _COLUMN_MAJOR else 2]
+        groups = self.w13_scale.shape[1 if self.format in COLUMN_MAJOR else 2]
         return self.hidden // max(groups, 1)
 
     def check(self) -> None:
@@ -118,7 +123,7 @@ class ExpertWeights:
         Raises:
             ValueError: One is not as described; the sentence names it.
         """
-        dimensions = self.w13.dim(), self.w2.dim()
+        dimensions = len(self.w13.shape), len(self.w2.shape)
         if dimensions != (3, 3):
             raise ValueError(
                 f"w13 and w2 need 3 dimensions, not {dimensions[0]} and {dimensions[1]}"
@@ -157,6 +162,18 @@ class ExpertWeights:
             ),
         }
         return by_format.get(self.format, _Shapes((e, rows, columns), (e, rows)))
+
+    @property
+    def scattered(self) -> dict[str, list[tuple[int, int]]]:
+        """Address and pitch of each projection's lines, by the field that is scattered."""
+        fields = ("w13", "w2", "w13_scale", "w2_scale", "w13_zeros", "w2_zeros")
+        found = {}
+        for name in fields:
+            tensor = getattr(self, name)
+            if isinstance(tensor, ScatteredTensor):
+                two = self.interleaved and name.startswith("w13")
+                found[name] = tensor.lines(interleaved=two)
+        return found
 
     @property
     def scale_type(self) -> str:
@@ -216,8 +233,8 @@ _SCALE_TYPES = {
     torch.uint8: "e8m0",
     torch.float8_e8m0fnu: "e8m0",
 }
-_COLUMN_MAJOR = (WeightFormat.GPTQ, WeightFormat.AWQ)
-_GROUPED = (WeightFormat.INT4, *_COLUMN_MAJOR)
+COLUMN_MAJOR = (WeightFormat.GPTQ, WeightFormat.AWQ)
+_GROUPED = (WeightFormat.INT4, *COLUMN_MAJOR)
 _INPUTS_PER_ELEMENT = {
     WeightFormat.INT4: _NIBBLES,
     WeightFormat.MXFP4: 2,
@@ -226,7 +243,7 @@ _INPUTS_PER_ELEMENT = {
 
 
 def _check(
-    tensor: torch.Tensor | None, name: str, dtypes: tuple[torch.dtype, ...], shape: _Shape | None
+    tensor: ExpertTensor | None, name: str, dtypes: tuple[torch.dtype, ...], shape: _Shape | None
 ) -> None:
     if shape is None:
         if tensor is not None:
@@ -235,8 +252,15 @@ def _check(
     if tensor is None:
         raise ValueError(f"this format needs {name} of shape {list(shape)}")
     fits = tuple(tensor.shape) in (shape, (*shape, 1))  # scales of rows may be columns
+    kinds = " or ".join(str(dtype) for dtype in dtypes)
+    if isinstance(tensor, ScatteredTensor):
+        if not (fits and tensor.dtype in dtypes):
+            raise ValueError(
+                f"{name} must be {kinds} of shape {list(shape)}, not {tensor.dtype} of shape "
+                f"{list(tensor.shape)}"
+            )
+        return
     if not (fits and tensor.dtype in dtypes and tensor.is_contiguous() and tensor.is_cpu):
-        kinds = " or ".join(str(dtype) for dtype in dtypes)
         order = "contiguous" if tensor.is_contiguous() else "not contiguous"
         raise ValueError(
             f"{name} must be a contiguous {kinds} CPU tensor of shape {list(shape)}, not {order} "

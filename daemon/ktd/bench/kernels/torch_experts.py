@@ -48,10 +48,13 @@ class TorchExperts:
 
 def moe_forward(layer: ExpertWeights, x: torch.Tensor, ids: npt.NDArray[np.int32]) -> torch.Tensor:
     """Float32 ``[T, H]``: each expert on the tokens that chose it, all router weights equal."""
+    w13, w2 = layer.w13, layer.w2
+    if not (isinstance(w13, torch.Tensor) and isinstance(w2, torch.Tensor)):
+        raise TypeError("torch computes experts that lie in one tensor")
     out = torch.zeros(x.shape, dtype=torch.float32)
     for expert in np.unique(ids):
         tokens = torch.from_numpy(np.nonzero((ids == expert).any(axis=1))[0])
-        both = x[tokens] @ layer.w13[expert].T
+        both = x[tokens] @ w13[expert].T
         if layer.w13_bias is not None:
             both += layer.w13_bias[expert]
         if layer.interleaved:
@@ -59,7 +62,7 @@ def moe_forward(layer: ExpertWeights, x: torch.Tensor, ids: npt.NDArray[np.int32
         else:
             gate, up = both.chunk(2, dim=1)
         act = _activation(layer, gate, up)
-        down = act @ layer.w2[expert].T
+        down = act @ w2[expert].T
         if layer.w2_bias is not None:
             down += layer.w2_bias[expert]
         out.index_add_(0, tokens, down.float(), alpha=1 / ids.shape[1])
