@@ -16,6 +16,10 @@ from pathlib import Path
 SPEC_VARIABLE = "KTD_ENGINE_SPEC"
 ID_VARIABLE = "KTD_ENGINE_ID"
 
+# Kinds of host memory that experts can be in.
+COPY = "copy"
+MMAP = "mmap"
+
 
 @dataclass(frozen=True, slots=True)
 class Bench:
@@ -55,6 +59,8 @@ class EngineSpec:
         cpu_expert_format: ``"int8"`` or ``"int4"``: experts are quantised while they are loaded;
             None: they lie in host memory as in the checkpoint.
         bench: What a bench asks for; None while anything else is served.
+        host_memory: ``"copy"``: experts are read into memory of the engine's own; ``"mmap"``: they
+            are used from the checkpoint's files, where the page cache has them.
     """
 
     engine_id: str
@@ -73,6 +79,7 @@ class EngineSpec:
     prefill_threshold: int | None = None
     prefill_buffer_bytes: int = 4 << 30
     bench: Bench | None = None
+    host_memory: str = COPY
 
     @property
     def control_socket(self) -> Path:

@@ -8,12 +8,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the Python face of the pool takes torch tensors")
 
-from ktd.bench.kernels.formats import FORMATS, ExpertMould
-from ktd.bench.kernels.shapes import MoeShape
-from ktd.experts import _native
-from ktd.experts.pool import ExpertPool
-from ktd.experts.scattered import ScatteredTensor, scattered
-from ktd.experts.weights import COLUMN_MAJOR, ExpertWeights, WeightFormat
+from ktd.bench.kernels.formats import FORMATS, ExpertMould  # noqa: E402
+from ktd.experts import _native  # noqa: E402
+from ktd.experts.pool import ExpertPool  # noqa: E402
+from ktd.experts.scattered import ScatteredTensor, scattered  # noqa: E402
+from ktd.experts.weights import COLUMN_MAJOR, ExpertWeights, WeightFormat  # noqa: E402
+from ktd.shapes.moe import MoeShape  # noqa: E402
 
 EXPERTS, HIDDEN, WIDTH, TOKENS, TOP_K = 3, 192, 96, 21, 2
 RUNS = [row["name"] for row in _native.isas() if row["supported"]]

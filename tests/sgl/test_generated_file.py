@@ -7,6 +7,7 @@ pytest.importorskip("sglang", reason="SGLang is not installed")
 
 from ktd.cli.program import run
 from ktd.sgl import weight_reader
+from ktd.sgl.weight_file import WeightsUnreadable
 from ktd.sgl.weight_reader import WeightReader
 from ktd.shapes import catalogue
 from ktd.shapes.qwen3_moe import ktd_tiny
@@ -44,7 +45,7 @@ def experts_of(folder):
             memory[:half].copy_(tensor[:half])
             memory[half:].copy_(tensor[half:])
 
-        reads += reader.load(load, lambda: None)
+        reads += reader.load(load, lambda: None).reads
     for read in reads:
         read.result()
     reader.close()
@@ -75,3 +76,13 @@ def test_answers_are_the_same_whether_experts_were_written_or_generated(tmp_path
     assert answers[0] == answers[1]
     assert len(answers[0][1]) == 24
     assert all(-20 < value < 0 for value in answers[0][1])
+
+
+def test_generated_experts_cannot_be_mapped(tmp_path):
+    """No file has them."""
+    folder = tmp_path / "generated"
+    assert run(["make-model", "--shape", "ktd-tiny", "--experts", "generated", str(folder)]) == 0
+    reader = WeightReader(threads=1, mapped=True)
+    with pytest.raises(WeightsUnreadable, match=r"none has .*experts.* which is generated"):
+        list(reader.tensors(sorted(str(file) for file in folder.glob("*.safetensors"))))
+    reader.close()

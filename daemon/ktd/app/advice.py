@@ -57,5 +57,5 @@ def _room(present: Present) -> int:
     facts = present.facts
     if present.device == "cpu":
         engine = ENGINE_BYTES + present.ranks * RANK_BYTES
-        return HostMemory.read().available - facts.host_store_bytes - facts.other_bytes - engine
+        return HostMemory.read().available - facts.own_expert_bytes - facts.other_bytes - engine
     return int(_DEVICE_SHARE * device_bytes(present.ranks, free=False)) - facts.other_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ktd.app.device import detect_device
 from ktd.app.sglang_words import DEFAULT_KV_TOKENS, count_given
@@ -28,7 +29,9 @@ def fit_for_start(facts: ModelFacts, settings: Settings, device: str) -> Fit:
     return fit_before_start(facts, demand, free_bytes(device, settings.tp))
 
 
-def fit_of_model(model: str, *, device: str, tp: int, kv_tokens: int | None) -> Fit:
+def fit_of_model(
+    model: str, *, device: str, tp: int, kv_tokens: int | None, mapped: bool = False
+) -> Fit:
     """For a model that nobody serves yet, as `ktd placement fit MODEL` asks it.
 
     Args:
@@ -36,6 +39,7 @@ def fit_of_model(model: str, *, device: str, tp: int, kv_tokens: int | None) -> 
         device: ``"auto"`` or a device.
         tp: Tensor-parallel ranks.
         kv_tokens: Tokens that the KV cache must hold; None: what ktd gives SGLang.
+        mapped: Experts are used from the page cache.
 
     Raises:
         ModelUnsupported: it is no folder of a model that can be served here.
@@ -48,7 +52,8 @@ def fit_of_model(model: str, *, device: str, tp: int, kv_tokens: int | None) -> 
         )
     where = detect_device(device)
     demand = Demand(kv_tokens=kv_tokens or DEFAULT_KV_TOKENS, ranks=tp, device=where)
-    return fit_before_start(read_facts(folder, device=where), demand, free_bytes(where, tp))
+    facts = replace(read_facts(folder, device=where), mapped=mapped)
+    return fit_before_start(facts, demand, free_bytes(where, tp))
 
 
 class RunningFit:

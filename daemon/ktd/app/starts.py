@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,10 +16,10 @@ from ktd.app.fitting import fit_for_start
 from ktd.config.settings import Settings
 from ktd.engine.leftovers import new_engine_id
 from ktd.engine.status import MemorySummary, ModelSummary
-from ktd.enginespec import Bench, EngineSpec
+from ktd.enginespec import MMAP, Bench, EngineSpec
 from ktd.errors import EngineFailed, KtdError
 from ktd.model.facts import ModelFacts, read_facts
-from ktd.model.memory import HostMemory, check_fits, needs_of
+from ktd.model.memory import HostMemory, cache_complaint, check_fits, needs_of
 from ktd.model.quantised import FORMATS, quantised
 from ktd.placement.budget import EVEN, Budget, budget_of, even_slots
 from ktd.placement.ledger import DAEMON
@@ -99,7 +99,10 @@ class EngineStarts:
             needs = needs_of(
                 facts, slots=shape.total_slots, ranks=self._settings.tp, device=self._device
             )
-            check_fits(needs, HostMemory.read())
+            memory = HostMemory.read()
+            check_fits(needs, memory)
+            if (complaint := cache_complaint(needs, memory)) is not None:
+                _log.warning("experts do not fit into the page cache", note=complaint)
             self.facts = facts
         actor = planned.actor if planned is not None else DAEMON
         return Start(self._spec(facts, shape, experts), shape, experts, origin, actor)
@@ -123,7 +126,9 @@ class EngineStarts:
             expert_intermediate_size=facts.expert_intermediate_size,
         )
         return model, MemorySummary(
-            expert_bytes=facts.expert_bytes, total_experts=facts.total_experts
+            expert_bytes=facts.expert_bytes,
+            total_experts=facts.total_experts,
+            host_memory=self._settings.host_memory,
         )
 
     async def _look_at_model(self) -> ModelFacts:
@@ -135,6 +140,7 @@ class EngineStarts:
         # Headers of hundreds of files are read.
         facts = await asyncio.to_thread(read_facts, folder, device=self._device)
         settings = self._settings
+        facts = replace(facts, mapped=settings.host_memory == MMAP)
         wanted = settings.cpu_expert_format
         if wanted not in FORMATS:
             return facts
@@ -232,6 +238,7 @@ class EngineStarts:
             cpu_expert_format=facts.quantised.format if facts.quantised else None,
             prefill_threshold=self._prefill_threshold(),
             bench=self._bench,
+            host_memory=settings.host_memory,
         )
 
     def _prefill_threshold(self) -> int | None:

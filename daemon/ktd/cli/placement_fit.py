@@ -11,6 +11,7 @@ from ktd.cli.connection import client_of
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.quantities import bytes_text, share_text
 from ktd.cli.terminal import Terminal, out
+from ktd.config.options import HOST_MEMORY
 
 if TYPE_CHECKING:
     import argparse
@@ -58,6 +59,11 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--tp", type=positive_int, metavar="N", help="with MODEL: tensor-parallel ranks"
     )
+    parser.add_argument(
+        "--host-memory",
+        choices=HOST_MEMORY,
+        help="with MODEL: what experts are in, as `ktd serve` takes it (default: copy)",
+    )
     parser.add_argument("--device", help="with MODEL: auto, cpu or cuda (default: auto)")
 
 
@@ -85,6 +91,7 @@ def _of_folder(args: argparse.Namespace) -> dict[str, Any]:
         device=args.device or "auto",
         tp=args.tp or 1,
         kv_tokens=args.max_total_tokens,
+        mapped=args.host_memory == "mmap",
     )
     values = {name: getattr(fit, name) for name in _FIELDS if name != "largest_slots"}
     values["largest_slots"] = fit.largest
@@ -96,6 +103,7 @@ async def _of_engine(args: argparse.Namespace) -> dict[str, Any]:
         ("--max-total-tokens", args.max_total_tokens),
         ("--tp", args.tp),
         ("--device", args.device),
+        ("--host-memory", args.host_memory),
     ):
         if value is not None:
             raise UsageError(

@@ -157,8 +157,13 @@ def _format(status: EngineStatus) -> str:
 
 def _memory(status: EngineStatus) -> str:
     memory = status.memory
+    where = "on the host"
+    if memory.host_memory == "mmap":
+        where = "mapped from the checkpoint's files (mmap)"
+        if memory.host_copied_bytes:
+            where += f", {bytes_text(memory.host_copied_bytes)} of them copied"
     return (
-        f"{bytes_text(memory.host_store_bytes)} of experts on the host, "
+        f"{bytes_text(memory.host_store_bytes)} of experts {where}, "
         f"{bytes_text(memory.slot_bytes)} in slots, {bytes_text(memory.expert_bytes)} each"
     )
 

@@ -12,6 +12,7 @@ POLICIES = ("off", "dynamic", "adaptive")
 LOG_FORMATS = ("json", "console")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 CPU_EXPERT_FORMATS = ("auto", "checkpoint", "int8", "int4")
+HOST_MEMORY = ("copy", "mmap")
 ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
 DEVICES = ("auto", "cpu", "cuda")
 RECORDER_MODES = ("stat", "stat_approx", "per_pass", "per_token")
@@ -208,6 +209,13 @@ OPTIONS: tuple[Option, ...] = (
         "How experts lie in host memory: as in the checkpoint, or quantised while they are loaded, "
         "which is lossy against it, slots included: int8 (a scale per row), int4 (per 32 inputs).",
         default="auto", shown_default="auto, which is checkpoint", choices=CPU_EXPERT_FORMATS,
+    ),
+    Option(
+        "host_memory", ("--host-memory",), values.text, CPU,
+        "Where experts are in host memory: copy reads them into huge pages of the engine's own; "
+        "mmap uses them where the page cache has the checkpoint's files, which needs less memory, "
+        "is shared by daemons, and reads slower.",
+        default="copy", choices=HOST_MEMORY,
     ),
     Option(
         "config", ("--config",), values.path, DAEMON,

@@ -61,6 +61,7 @@ class Settings:
     cpu_threads: int | None = None
     isa: str | None = None
     cpu_expert_format: str = "auto"
+    host_memory: str = "copy"
     config: Path | None = None
     start_timeout: float = 600.0
     shutdown_timeout: float = 20.0
@@ -76,6 +77,12 @@ class Settings:
         for name, option in BY_NAME.items():
             self._one_of(name, option.choices)
         self._one_of("expert_placement_strategy", strategy_names())
+        if self.host_memory == "mmap" and self.cpu_expert_format not in ("auto", "checkpoint"):
+            raise ConfigError(
+                f"{self.named('host_memory')} is mmap, which uses experts from the checkpoint's "
+                f"files, and {self.named('cpu_expert_format')} {self.cpu_expert_format} wants them "
+                "quantised, which no file has: leave one of them out."
+            )
         if len(bytes(self.socket)) > MAX_SOCKET_PATH:
             raise ConfigError(
                 f"The socket path {self.socket} has {len(bytes(self.socket))} bytes, and Linux "

@@ -63,6 +63,10 @@ class Ranks:
         """One word, summed over the ranks."""
         return sum(file.word(word) for file in self._files.values())
 
+    def copied_bytes(self) -> int:
+        """Expert bytes in memory of the ranks' own, over those that have said hello."""
+        return sum(int(hello.get("host_copied_bytes", 0)) for hello in self.hellos.values())
+
     def summaries(self) -> tuple[RankSummary, ...]:
         """The ranks that have said hello, as an operator sees them."""
         return tuple(

@@ -61,13 +61,19 @@ class ModelSummary:
 
 @dataclass(frozen=True, slots=True)
 class MemorySummary:
-    """Bytes over all ranks, except ``expert_bytes`` (one expert, whole); counts over all layers."""
+    """Bytes over all ranks, except ``expert_bytes`` (one expert, whole); counts over all layers.
+
+    ``host_memory`` is ``"copy"`` or ``"mmap"``, where experts are used from the page cache;
+    ``host_copied_bytes``: what of them is in memory of the engine's own, once it is known.
+    """
 
     host_store_bytes: int = 0
     slot_bytes: int = 0
     expert_bytes: int = 0
     total_slots: int = 0
     total_experts: int = 0
+    host_memory: str = ""
+    host_copied_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

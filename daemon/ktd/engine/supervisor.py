@@ -318,6 +318,7 @@ class Supervisor:
                 memory,
                 host_store_bytes=progress.bytes_done,
                 slot_bytes=life.ranks.total(Word.SLOT_BYTES),
+                host_copied_bytes=life.ranks.copied_bytes(),
             )
         self._board.update(
             versions=versions,

@@ -18,6 +18,7 @@ from ktd.model.quantisation import (
     ExpertFormat,
     QuantisationUnsupported,
     expert_format,
+    weight_bytes,
 )
 from ktd.model.supported import ACTIVATIONS, ARCHITECTURES, names
 
@@ -57,6 +58,7 @@ class ModelFacts:
         max_context: Longest context in tokens, or 0 if the configuration does not say.
         kv_cache: What a token takes in the KV cache.
         quantised: How experts lie in host memory if ktd quantises them; None: as in a slot.
+        mapped: Experts are used from the checkpoint's files, where the page cache has them.
     """
 
     path: Path
@@ -74,6 +76,7 @@ class ModelFacts:
     max_context: int = 0
     kv_cache: KvCache = field(default_factory=lambda: KvCache(0, 0, 0))
     quantised: Quantised | None = None
+    mapped: bool = False
 
     @property
     def total_experts(self) -> int:
@@ -94,6 +97,14 @@ class ModelFacts:
     def host_store_bytes(self) -> int:
         """All experts in host memory."""
         return self.total_experts * self.cpu_expert_bytes
+
+    @property
+    def own_expert_bytes(self) -> int:
+        """What of them is in memory of the engine's own: mapped, at most what is not weights."""
+        if not self.mapped:
+            return self.host_store_bytes
+        weights = weight_bytes(self.expert_format, self.hidden_size, self.expert_intermediate_size)
+        return self.total_experts * max(0, self.expert_bytes - weights)
 
 
 def read_facts(folder: Path, *, device: str) -> ModelFacts:

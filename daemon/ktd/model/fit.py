@@ -69,7 +69,7 @@ def fit_before_start(facts: ModelFacts, demand: Demand, free_bytes: int) -> Fit:
     kv_bytes = demand.kv_tokens * facts.kv_cache.bytes_per_token(demand.ranks)
     needs = needs_of(facts, slots=0, ranks=demand.ranks, device=demand.device)
     on_host = demand.device == "cpu"
-    taken = needs.total if on_host else facts.other_bytes
+    taken = needs.total + needs.cached if on_host else facts.other_bytes
     reserve = int(free_bytes * (_HOST_RESERVE if on_host else _DEVICE_RESERVE))
     what = (
         f"{needs.sum_text()} of host memory"
@@ -86,6 +86,7 @@ def fit_before_start(facts: ModelFacts, demand: Demand, free_bytes: int) -> Fit:
             f"The engine takes {what}.",
             f"The KV cache holds {demand.kv_tokens} tokens and takes {_size(kv_bytes)}.",
             f"{_size(reserve)} are kept for activations and what grows while serving.",
+            *_cached(needs.cached, demand.device),
         ),
     )
 
@@ -96,18 +97,28 @@ def fit_while_running(facts: ModelFacts, slots: int, device: str, free_bytes: in
     Weights and KV cache are there already, so only its slots come back.
     """
     back = slots * facts.expert_bytes
+    # What is free counts the page cache as if nobody read it.
+    cached = facts.host_store_bytes - facts.own_expert_bytes
     reserve = int(free_bytes * (_HOST_RESERVE if device == "cpu" else _DEVICE_RESERVE))
     return _fit(
         facts,
         device,
         free_bytes,
-        free_bytes + back - reserve,
+        free_bytes + back - reserve - (cached if device == "cpu" else 0),
         (
             f"{_size(free_bytes)} of {_where(device)} memory are free beside the running engine.",
             f"Its {slots} slots give {_size(back)} back; weights and KV cache stay as they are.",
             f"{_size(reserve)} are kept for activations and what grows while serving.",
+            *_cached(cached, device),
         ),
     )
+
+
+def _cached(size: int, device: str) -> tuple[str, ...]:
+    if not size:
+        return ()
+    room = "; slots in host memory leave them that room" if device == "cpu" else ""
+    return (f"{_size(size)} of experts are used from the page cache (--host-memory mmap){room}.",)
 
 
 def _fit(

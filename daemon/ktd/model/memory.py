@@ -35,12 +35,18 @@ class HostMemory:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Bytes of host memory that an engine will take, by what for."""
+    """Bytes of host memory that an engine will take, by what for.
+
+    Attributes:
+        cached: Experts that are used from the page cache, which takes memory as long as nobody
+            else wants it; no part of the total.
+    """
 
     experts: int
     slots: int
     others: int
     engine: int
+    cached: int = 0
 
     @property
     def total(self) -> int:
@@ -49,7 +55,10 @@ class Needs:
 
     def sum_text(self) -> str:
         """The sum for people."""
-        parts = [f"{_gib(self.experts)} experts"]
+        parts = []
+        if self.experts or not self.cached:
+            beside = "what the experts have beside weights" if self.cached else "experts"
+            parts.append(f"{_gib(self.experts)} {beside}")
         if self.slots:
             parts.append(f"{_gib(self.slots)} expert slots")
         if self.others:
@@ -65,10 +74,11 @@ def needs_of(facts: ModelFacts, *, slots: int, ranks: int, device: str) -> Needs
     """
     on_host = device == "cpu"
     return Needs(
-        experts=facts.host_store_bytes,
+        experts=facts.own_expert_bytes,
         slots=slots * facts.expert_bytes if on_host else 0,
         others=facts.other_bytes if on_host else 0,
         engine=ENGINE_BYTES + ranks * RANK_BYTES,
+        cached=facts.host_store_bytes - facts.own_expert_bytes,
     )
 
 
@@ -88,6 +98,18 @@ def check_fits(needs: Needs, memory: HostMemory) -> None:
         )
 
 
+def cache_complaint(needs: Needs, memory: HostMemory) -> str | None:
+    """A sentence where the page cache will not hold the experts that are used from it, or None."""
+    room = max(0, memory.available - needs.total)
+    if needs.cached <= room:
+        return None
+    return (
+        f"The page cache can have {_gib(room)} beside the engine, and the experts that are used "
+        f"from it are {_gib(needs.cached)}: steps will wait for the disk; free memory, or serve a "
+        "smaller model."
+    )
+
+
 def fitting_ratio(facts: ModelFacts, room: int) -> float:
     """The largest share of experts, in steps of 1 %, whose slots fit into ``room`` bytes."""
     share = max(0, room) / (facts.total_experts * facts.expert_bytes)
@@ -101,13 +123,22 @@ def _cgroup_room(cgroups: Path, name: str, most: int) -> int:
     while folder != folder.parent and folder.is_relative_to(cgroups):
         try:
             limit = (folder / "memory.max").read_text().strip()
-            used = int((folder / "memory.current").read_text())
+            used = int((folder / "memory.current").read_text()) - _page_cache(folder)
         except (OSError, ValueError):
             limit, used = "max", 0
         if limit.isdigit():
             room = min(room, max(0, int(limit) - used))
         folder = folder.parent
     return room
+
+
+def _page_cache(group: Path) -> int:
+    """Bytes of files that a group is charged for, which the kernel gives up when it needs them."""
+    try:
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return int(stat["active_file"]) + int(stat["inactive_file"])
+    except (OSError, ValueError, KeyError):
+        return 0
 
 
 def _gib(size: int) -> str:

@@ -52,6 +52,12 @@ class ExpertFormat:
         return weights // 2 + _BF16_BYTES * scales + zeros
 
 
+def weight_bytes(name: str, hidden: int, width: int) -> int:
+    """One expert in the format of this name, without scales, zero points and biases."""
+    bits = {"bf16": 16, "fp8_block": 8, "fp8_channel": 8, "int8": 8}.get(name, 4)
+    return _PROJECTIONS * hidden * width * bits // 8
+
+
 # What weights that are not quantised are in, and what buffers beside them are.
 DENSE_DTYPES = ("BF16", "F16", "F32", "F64", "I64", "BOOL")
 BF16 = ExpertFormat("bf16", ("BF16",))

@@ -218,6 +218,8 @@ def engine_message(status: EngineStatus, placement_revision: int) -> engine_pb2.
                 host_store_bytes=memory.host_store_bytes,
                 slot_bytes=memory.slot_bytes,
                 expert_bytes=memory.expert_bytes,
+                host_memory=memory.host_memory,
+                host_copied_bytes=memory.host_copied_bytes,
                 total_slots=memory.total_slots,
                 total_experts=memory.total_experts,
             )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ktd.experts.scattered import ExpertTensor
 from ktd.experts.weights import FP8_BLOCK, ExpertWeights, WeightFormat, refuse_act_order
 from ktd.sgl.limits import ExpertMath
 
@@ -116,7 +117,7 @@ class ExpertFormat:
         except ValueError as error:
             raise FormatRefused(str(error)) from error
 
-    def experts(self, tensors: Mapping[str, torch.Tensor], math: ExpertMath) -> ExpertWeights:
+    def experts(self, tensors: Mapping[str, ExpertTensor], math: ExpertMath) -> ExpertWeights:
         """``tensors``, by SGLang's names, as the pool takes them."""
         named: dict[str, Any] = {self.fields[name]: tensor for name, tensor in tensors.items()}
         return ExpertWeights(

@@ -8,6 +8,7 @@ which rows of it belong to this rank), and no expert is ever in device memory ex
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -16,10 +17,12 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import nn
 
+from ktd.experts.scattered import ExpertTensor
 from ktd.experts.store import HostStore
 from ktd.experts.weights import WeightFormat
 from ktd.sgl.expert_format import ExpertFormat
 from ktd.sgl.host_parameter import HostParameter
+from ktd.sgl.mapped_parameter import MappedParameter, Mapper
 from ktd.sgl.quantiser import Quantiser, Source
 from ktd.sgl.weight_reader import WeightReader
 
@@ -64,7 +67,7 @@ class Place(Protocol):
         """Nothing is written for one :meth:`begin` any more, whether or not it arrived."""
         ...
 
-    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+    def tensors(self, name: str) -> Mapping[str, ExpertTensor]:
         """Host tensors ``[E, …]`` by name, for a parameter that is called ``name``."""
         ...
 
@@ -84,6 +87,7 @@ class ExpertLoader:
         quantiser: Quantises what comes; None: host memory is as SGLang's parameters are.
         source: What comes, for the quantiser; None: bf16. Scales of the checkpoint, a
             thousandth of its bytes, are kept beside; weights wait for theirs.
+        mapper: Makes parameters whose bytes stay in the checkpoint's files; None: all are copied.
 
     Every parameter is complete when each shard of each expert has come: gate ("w1") and up ("w3")
     of those called ``w13_…``, down ("w2") of ``w2_…``. A checkpoint that keeps all experts of a
@@ -101,6 +105,7 @@ class ExpertLoader:
         place: Callable[[torch.Tensor, int], None] | None = None,
         quantiser: Quantiser | None = None,
         source: ExpertFormat | None = None,
+        mapper: Mapper | None = None,
     ) -> None:
         self._load = load
         self._loaded = loaded
@@ -111,6 +116,7 @@ class ExpertLoader:
         self._names: dict[int, str] = {}
         self.template = dict(template)
         self._places: dict[str, Place] = {}
+        self._mapped: dict[str, MappedParameter] = {}
         self._scales: dict[str, HostParameter] = {}
         self._scale_of: dict[str, str] = {}
         self._waiting: dict[_Shard, Callable[[], None]] = {}
@@ -119,6 +125,10 @@ class ExpertLoader:
             return
         for name, meta in template.items():
             shards = _shards_of(name)
+            mapped = mapper.parameter(name, meta, len(shards)) if mapper is not None else None
+            if mapped is not None:
+                self._places[name] = self._mapped[name] = mapped
+                continue
             tensor = store.allocate(tuple(meta.shape), meta.dtype)
             if place is not None:
                 place(tensor, len(shards))
@@ -141,12 +151,19 @@ class ExpertLoader:
             self._places[name] = quantiser.parameter(meta, _shards_of(name), comes)
 
     @property
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, ExpertTensor]:
         """Host tensors ``[E, …]`` by parameter name; scales of quantised ones beside them."""
-        found: dict[str, torch.Tensor] = {}
+        found: dict[str, ExpertTensor] = {}
         for name, place in self._places.items():
-            found |= place.tensors(name)
+            found.update(place.tensors(name))
         return found
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of them that are in memory of this process's own; known when all have come."""
+        files = [self._places[name].tensors(name) for name in self._mapped]
+        in_files = sum(map(_size, files)) - sum(p.copied_bytes for p in self._mapped.values())
+        return self.num_bytes - in_files
 
     @property
     def num_bytes(self) -> int:
@@ -216,7 +233,11 @@ class ExpertLoader:
                 load()
                 arrived()
             else:
-                reads = self._reader.load(load, arrived)
+                mapped = self._mapped.get(name)
+                loading = self._reader.load(load, arrived, mapped.keep if mapped else None)
+                reads = loading.reads
+                if mapped is not None and loading.rearranged:
+                    mapped.rearranged(weight_name)
         finally:
             _when_done(reads, place.end)
         with self._lock:
@@ -232,6 +253,8 @@ class ExpertLoader:
             reads, self._reads = self._reads, []
         for read in reads:
             read.result()
+        for mapped in self._mapped.values():
+            mapped.settle()
 
     def _arrive(self, name: str, expert_id: int | None, shard_id: str | None) -> None:
         whole = _size(self._places[name].tensors(name))
@@ -263,8 +286,8 @@ def _shards_of(name: str) -> tuple[str, ...]:
     return ("w1", "w3") if name.startswith("w13_") else ("w2",)
 
 
-def _size(tensors: Mapping[str, torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+def _size(tensors: Mapping[str, ExpertTensor]) -> int:
+    return sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())
 
 
 def _when_done(reads: Sequence[Future[None]], call: Callable[[], None]) -> None:

@@ -16,6 +16,7 @@ from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
 from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from torch import nn
 
+from ktd.experts.scattered import ExpertTensor
 from ktd.experts.weights import ExpertWeights, WeightFormat
 from ktd.sgl import cuda_formats
 from ktd.sgl.expert_format import ExpertFormat, FormatRefused, expert_format, quantised
@@ -23,6 +24,7 @@ from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.expert_loader import ExpertLoader, LayerTemplate
 from ktd.sgl.host_step import HostStep
 from ktd.sgl.limits import ExpertMath, LayerRefused, math_of, routed_scale_of
+from ktd.sgl.mapped_parameter import Mapper
 from ktd.sgl.pool_slots import PoolSlots
 from ktd.sgl.rank import Rank
 from ktd.sgl.sglang_slots import SglangSlots
@@ -104,6 +106,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 place=self._rank.pool.place,
                 quantiser=self._rank.quantiser,
                 source=self._format,
+                mapper=self._mapper(),
             )
         except (FormatRefused, LayerRefused) as refused:
             sentence = f"layer {self._layer_id}: {refused}"
@@ -164,6 +167,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 f"the checkpoint has no {missing} of layer {self._layer_id}; download it again",
             )
         tensors = self._loader.tensors
+        self._rank.copied_bytes += self._loader.copied_bytes
         self._layer = ExpertLayer(
             layer=self._layer_id,
             num_experts=self._rank.spec.num_experts,
@@ -181,7 +185,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self._rank.add_layer(self._layer)
 
     def _make_step(
-        self, layer: nn.Module, tensors: Mapping[str, torch.Tensor]
+        self, layer: nn.Module, tensors: Mapping[str, ExpertTensor]
     ) -> Callable[[nn.Module, Any], torch.Tensor]:
         experts = self._stored.experts(tensors, self._math)
         rank, side = self._rank, self._rank.side
@@ -217,11 +221,16 @@ class HybridMoEMethod(FusedMoEMethodBase):
         bench = self._rank.spec.bench
         return bench is not None and bench.keep_cpu_path
 
-    def _source(self, tensors: Mapping[str, torch.Tensor]) -> SlotSource:
+    def _mapper(self) -> Mapper | None:
+        store = self._rank.store
+        return Mapper(store, self._format, self._math.interleaved) if store.mapped else None
+
+    def _source(self, tensors: Mapping[str, ExpertTensor]) -> SlotSource:
         quantiser = self._rank.quantiser
         if quantiser is None:
             return PlainSource(tensors)
-        return QuantisedSource(tensors, quantiser.format)
+        own = {name: t for name, t in tensors.items() if isinstance(t, torch.Tensor)}
+        return QuantisedSource(own, quantiser.format)
 
     def create_moe_runner(self, layer: nn.Module, moe_runner_config: Any) -> None:
         """A runner for the slots."""

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ktd.cuda import host_memory
-from ktd.enginespec import EngineSpec, report_failure
+from ktd.enginespec import MMAP, EngineSpec, report_failure
 from ktd.errors import CudaFailed
 from ktd.experts._native import cpu_quota
 from ktd.experts.pool import ExpertPool, Split, split
+from ktd.experts.scattered import ExpertTensor
 from ktd.experts.store import HostStore
 from ktd.rankfile import KINDS, TIERS, Kind, RankFileWriter, Word, path_of
 from ktd.sgl.bench_routing import BenchRouting, BenchRoutingRefused, read_routing
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from ktd.sgl.cuda_side import CudaSide
 
 logger = logging.getLogger(__name__)
+
+_GIB = 1 << 30
 
 
 class StartRefused(RuntimeError):
@@ -68,7 +71,8 @@ class Rank:
             num_layers=len(spec.moe_layers),
             num_experts=spec.num_experts,
         )
-        self.store = HostStore()
+        self.store = HostStore(mapped=spec.host_memory == MMAP)
+        self.copied_bytes = 0  # of experts: with a mapped store, what could not stay in its file
         self.side: CudaSide | None = None  # with a GPU, from the first MoE layer on
         self.bench_routing: BenchRouting | None = None  # for ktd bench table alone
         self._chunk = chunk
@@ -174,8 +178,10 @@ class Rank:
             ids, device=device, rows=1 if side is None else side.max_rows
         )
 
-    def register_memory(self, tensors: Iterable[torch.Tensor]) -> None:
+    def register_memory(self, tensors: Iterable[ExpertTensor]) -> None:
         """Makes a layer's complete host memory readable for the GPU's copies; elsewhere nothing.
+
+        What is scattered lies in mapped files, which are copied from as they are.
 
         Raises:
             StartRefused: The driver refuses.
@@ -184,7 +190,8 @@ class Rank:
             return
         try:
             for tensor in tensors:
-                host_memory.register(tensor)
+                if isinstance(tensor, torch.Tensor):
+                    host_memory.register(tensor)
         except CudaFailed as error:
             raise self.refuse("memory", f"{error}") from error
 
@@ -216,6 +223,12 @@ class Rank:
         """Publishes the facts the daemon waits for before it declares the engine ready."""
         store = sum(layer.num_experts * layer.host_expert_bytes for layer in self.layers.values())
         slots = sum(layer.num_slots * layer.expert_bytes for layer in self.layers.values())
+        if self.store.mapped:
+            logger.info(
+                "experts are used from the checkpoint's files: %.2f GiB, and %.2f GiB of copies",
+                (store - self.copied_bytes) / _GIB,
+                self.copied_bytes / _GIB,
+            )
         self.file.beat()
         self.file.say_hello(
             {
@@ -230,6 +243,7 @@ class Rank:
                 "device": device,
                 "moe_layers_hooked": len(self.layers),
                 "host_store_bytes": store,
+                "host_copied_bytes": self.copied_bytes,
                 "slot_bytes": slots,
             }
         )

@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import Any
 
-from ktd.enginespec import EngineSpec, report_failure
+from ktd.enginespec import MMAP, EngineSpec, report_failure
 
 SCHEDULER_MODULE = "sglang.srt.managers.scheduler"
 KT_WRAPPER = "sglang.srt.layers.moe.kt_ep_wrapper.KTEPWrapperMethod"
@@ -144,7 +144,7 @@ class SchedulerHooks:
         from ktd.sgl.weight_reader import WeightReader
 
         if self._reader is None:
-            self._reader = WeightReader()
+            self._reader = WeightReader(mapped=self._spec.host_memory == MMAP)
         return self._reader
 
     def around_init(self, original: Any, *args: Any, **kwargs: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from ktd.experts import _native
+from ktd.experts.scattered import ExpertTensor, ScatteredTensor
 from ktd.experts.weights import WeightFormat
 
 
@@ -74,6 +75,29 @@ class CopiedElements:
 
 
 @dataclass(frozen=True, slots=True)
+class CopiedRows:
+    """Rows of a matrix of the slot are the store's, whose rows may lie apart."""
+
+    destination: torch.Tensor
+    source: torch.Tensor
+
+    @property
+    def units(self) -> int:
+        """Rows."""
+        return self.source.shape[0]
+
+    @property
+    def unit_bytes(self) -> int:
+        """Of a row."""
+        return self.source.shape[1] * self.source.element_size()
+
+    def fill(self, start: int, count: int) -> None:
+        """Copies; onto a GPU, on the current stream."""
+        end = start + count
+        self.destination[start:end].copy_(self.source[start:end], non_blocking=True)
+
+
+@dataclass(frozen=True, slots=True)
 class DequantisedRows:
     """A bf16 matrix ``[rows, columns]`` of the slot holds the values of the store's quantised one.
 
@@ -116,7 +140,7 @@ class PlainSource:
         tensors: ``[E, …]`` by parameter name.
     """
 
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, ExpertTensor]
 
     @property
     def expert_bytes(self) -> int:
@@ -124,10 +148,14 @@ class PlainSource:
         return bytes_of_one(self.tensors)
 
     def parts(self, expert: int, slot: Mapping[str, torch.Tensor]) -> tuple[SlotPart, ...]:
-        """A copy of each tensor."""
-        return tuple(
-            CopiedElements(slot[name], tensor[expert]) for name, tensor in self.tensors.items()
-        )
+        """A copy of each tensor, piece by piece where it is scattered."""
+        found: list[SlotPart] = []
+        for name, tensor in self.tensors.items():
+            if isinstance(tensor, ScatteredTensor):
+                found += [CopiedRows(*part) for part in tensor.parts(expert, slot[name])]
+            else:
+                found.append(CopiedElements(slot[name], tensor[expert]))
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +188,6 @@ class QuantisedSource:
         )
 
 
-def bytes_of_one(tensors: Mapping[str, torch.Tensor]) -> int:
+def bytes_of_one(tensors: Mapping[str, ExpertTensor]) -> int:
     """Bytes of one expert, or one slot, of tensors that have these first."""
-    return sum(math.prod(t.shape[1:]) * t.element_size() for t in tensors.values())
+    return sum(math.prod(t.shape[1:]) * t.dtype.itemsize for t in tensors.values())

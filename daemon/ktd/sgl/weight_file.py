@@ -1,12 +1,14 @@
 """One safetensors file: where its tensors lie, their bytes, and a view of it that costs nothing.
 
-Bytes are read with read calls, never through the mapping: a file that became shorter since its
-header was read is then an error with its name, where a mapping kills the process (SIGBUS).
+While a model is loaded bytes are read with read calls, or asked for from the kernel, never touched
+through the mapping: a file that became shorter since its header was read is then an error with its
+name, where a mapping kills the process (SIGBUS).
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import math
 import mmap
@@ -24,6 +26,8 @@ _LENGTH_BYTES = 8
 _MAX_HEADER = 100 << 20
 # Linux reads at most this much at a time.
 _MAX_READ = 1 << 30
+_SCRATCH = 1 << 20
+_MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
 
 _DTYPES = {
     "F64": torch.float64,
@@ -123,6 +127,28 @@ class WeightFile:
                 )
             done += count
 
+    def populate(self, start: int, size: int, what: str) -> None:
+        """Makes the mapping of ``size`` bytes from ``start`` on appear, from the disk if need be.
+
+        Raises:
+            WeightsUnreadable: The file ends before, or the disk does not give them. A page that is
+                lost later is a signal that ends the process.
+        """
+        begin = start // mmap.PAGESIZE * mmap.PAGESIZE
+        address, length = self.address + begin, start + size - begin
+        # Asked for at once, they come faster than page by page.
+        _madvise(address, length, mmap.MADV_WILLNEED)
+        error = _madvise(address, length, _MADV_POPULATE_READ)
+        if error == 0:
+            return
+        # What the kernel cannot do (before Linux 5.14), and why it failed, shows when it is read.
+        scratch = bytearray(min(size, _SCRATCH))
+        to = ctypes.addressof(ctypes.c_char.from_buffer(scratch))
+        for at in range(start, start + size, _SCRATCH):
+            self.read_into(at, min(_SCRATCH, start + size - at), to, what)
+        if error != errno.EINVAL:
+            raise WeightsUnreadable(f"{self.path} cannot be mapped: {os.strerror(error)}")
+
     def view(self, entry: Entry) -> torch.Tensor | None:
         """The tensor as a read-only view of the mapped file, or None where it is not aligned."""
         if entry.start % entry.dtype.itemsize or not entry.size:
@@ -148,6 +174,15 @@ class WeightFile:
             address = ctypes.addressof(ctypes.c_char.from_buffer(data))
             self.read_into(start, size, address, what)
         return bytes(data)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)  # lets other threads run, as mmap.madvise does not
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def _madvise(address: int, size: int, advice: int) -> int:
+    """0, or the number of the error."""
+    return ctypes.get_errno() if _libc.madvise(address, size, advice) else 0
 
 
 def _entry(name: str, raw: dict[str, Any], data: int) -> Entry:

@@ -5,15 +5,20 @@ view of the mapped file, which costs nothing; where SGLang's loader copies rows 
 the host store, the copy is put off: threads read these rows from the file to where they belong. So
 SGLang says which rows go where, and the bytes take one way from the disk. What is no expert's, or
 is rearranged by SGLang's loader, is read ahead by the same threads instead.
+
+With ``--host-memory mmap`` a copy may be noted instead, and the threads ask for the file's pages.
 """
 
 from __future__ import annotations
 
+import logging
+import mmap
 import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,7 +27,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ktd.sgl.generated_file import GeneratedFile, generated_beside
-from ktd.sgl.weight_file import Entry, WeightFile
+from ktd.sgl.weight_file import Entry, WeightFile, WeightsUnreadable
+
+_log = logging.getLogger(__name__)
 
 _THREADS = 8
 # Smaller tensors, such as scales, are read ahead like those of no expert.
@@ -33,10 +40,34 @@ _File: TypeAlias = WeightFile | GeneratedFile
 _EXPERT = re.compile(r"\.experts?\.|\.block_sparse_moe\.(in|out)put_linear\.")
 
 
-class WeightReader:
-    """Owns the reading threads and the files; one for each model that is loaded."""
+Copies = Callable[[torch.Tensor, torch.Tensor], bool]
 
-    def __init__(self, threads: int = _THREADS) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What :meth:`WeightReader.load` has begun.
+
+    Attributes:
+        reads: What is still being read; a result raises WeightsUnreadable for a damaged file.
+        rearranged: SGLang's loader did something with a file's tensor that ``keep`` did not take.
+    """
+
+    reads: list[Future[None]]
+    rearranged: bool
+
+
+class WeightReader:
+    """Owns the reading threads and the files; one for each model that is loaded.
+
+    Args:
+        threads: How many read.
+        mapped: Experts are to stay in the files, so every tensor of one that can be used from
+            there is handed out as a view.
+    """
+
+    def __init__(self, threads: int = _THREADS, *, mapped: bool = False) -> None:
+        self._mapped = mapped
+        self._told = False
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ktd-load")
         self._files: dict[int, _File] = {}  # by the address of their mappings
         self._views = True
@@ -66,37 +97,47 @@ class WeightReader:
         for entry, read in ahead:
             yield entry.name, read.result()
 
-    def load(self, load: Callable[[], None], arrived: Callable[[], None]) -> list[Future[None]]:
+    def load(
+        self, load: Callable[[], None], arrived: Callable[[], None], keep: Copies | None = None
+    ) -> Loading:
         """Calls SGLang's loader; what it copies from a view is read by the threads.
 
         Args:
             load: Copies rows of a tensor of :meth:`tensors` to where they belong.
             arrived: Called when all of them are there, from one of the threads or from this one.
-
-        Returns:
-            What is still being read; a result raises WeightsUnreadable for a damaged file.
+            keep: Asked with destination and source of each copy whether the source will be used
+                where it lies; then the threads make its pages appear instead.
         """
         with _PutOffCopies(self) as copies:
             load()
-        if copies.materialised:
+        if copies.materialised and not self._mapped:
             # This format's loader rearranges: reading ahead is faster than views.
             self._views = False
+        kept = [keep is not None and keep(*job) for job in copies.jobs]
+        rearranged = copies.materialised or not all(kept)
         if not copies.jobs:
             arrived()
-            return []
+            return Loading([], rearranged)
         left = len(copies.jobs)
         lock = threading.Lock()
 
-        def read(destination: torch.Tensor, source: torch.Tensor) -> None:
+        def read(destination: torch.Tensor, source: torch.Tensor, *, stays: bool) -> None:
             nonlocal left
-            self.fill(destination, source)
+            if stays:
+                self.populate(source)
+            else:
+                self.fill(destination, source)
             with lock:
                 left -= 1
                 last = left == 0
             if last:
                 arrived()
 
-        return [self._threads.submit(read, *job) for job in copies.jobs]
+        reads = [
+            self._threads.submit(read, *job, stays=stays)
+            for job, stays in zip(copies.jobs, kept, strict=True)
+        ]
+        return Loading(reads, rearranged)
 
     def file_of(self, tensor: torch.Tensor) -> _File | None:
         """The file that a tensor is a view of, or None."""
@@ -114,11 +155,17 @@ class WeightReader:
         else:
             destination.copy_(self.read(source))
 
+    def populate(self, source: torch.Tensor) -> None:
+        """Makes the pages of a view of a file appear in this process."""
+        file = self._files[source.untyped_storage().data_ptr()]
+        size = _elements(source) * source.element_size()
+        if isinstance(file, WeightFile):  # generated experts have no pages, and were refused
+            file.populate(source.data_ptr() - file.address, size, "a tensor of an expert")
+
     def read(self, source: torch.Tensor) -> torch.Tensor:
         """A view of a file with the same strides in memory of its own."""
         file = self._files[source.untyped_storage().data_ptr()]
-        steps = zip(source.shape, source.stride(), strict=True)
-        count = 1 + sum((size - 1) * stride for size, stride in steps)
+        count = _elements(source)
         memory = torch.empty(count, dtype=source.dtype)
         file.read_into(
             source.data_ptr() - file.address,
@@ -134,11 +181,26 @@ class WeightReader:
         self._files.clear()
 
     def _view(self, file: _File, entry: Entry) -> torch.Tensor | None:
-        if not self._views or entry.size < _LEAST_VIEW or not _EXPERT.search(entry.name):
+        least = mmap.PAGESIZE if self._mapped else _LEAST_VIEW
+        if not self._views or entry.size < least or not _EXPERT.search(entry.name):
             return None
+        if self._mapped and not isinstance(file, WeightFile):
+            raise WeightsUnreadable(
+                f"--host-memory mmap uses experts from the checkpoint's files, and none has "
+                f"{entry.name}, which is generated (ktd make-model); leave --host-memory out"
+            )
         view = file.view(entry)
         if view is not None:
             self._files[file.address] = file
+        elif self._mapped and not self._told:
+            self._told = True
+            _log.warning(
+                "tensors are copied into memory, in spite of --host-memory mmap, where they do not "
+                "begin at a multiple of their elements' size: %s begins at byte %d of %s",
+                entry.name,
+                entry.start,
+                file.path,
+            )
         return view
 
 
@@ -205,3 +267,9 @@ def _open(paths: Iterable[str]) -> Iterator[_File]:
 
 def _storage(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
+
+
+def _elements(view: torch.Tensor) -> int:
+    """From the first to the last one that a view looks at."""
+    steps = zip(view.shape, view.stride(), strict=True)
+    return 1 + sum((size - 1) * stride for size, stride in steps)

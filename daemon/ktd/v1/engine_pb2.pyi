@@ -407,6 +407,8 @@ class Memory(_message.Message):
     EXPERT_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_SLOTS_FIELD_NUMBER: _builtins.int
     TOTAL_EXPERTS_FIELD_NUMBER: _builtins.int
+    HOST_MEMORY_FIELD_NUMBER: _builtins.int
+    HOST_COPIED_BYTES_FIELD_NUMBER: _builtins.int
     host_store_bytes: _builtins.int
     """Bytes of all experts in host memory, over all ranks."""
     slot_bytes: _builtins.int
@@ -414,6 +416,14 @@ class Memory(_message.Message):
     expert_bytes: _builtins.int
     total_slots: _builtins.int
     total_experts: _builtins.int
+    host_memory: _builtins.str
+    """"copy": experts are in memory of the engine's own. "mmap": they are used from the checkpoint's
+    files, where the page cache has them, so host_store_bytes are no need of the engine's.
+    """
+    host_copied_bytes: _builtins.int
+    """Bytes of experts in memory of the engine's own, over all ranks; known when it is ready. With
+    "mmap" that is what cannot be used from the files, such as scales.
+    """
     def __init__(
         self,
         *,
@@ -422,10 +432,12 @@ class Memory(_message.Message):
         expert_bytes: _builtins.int = ...,
         total_slots: _builtins.int = ...,
         total_experts: _builtins.int = ...,
+        host_memory: _builtins.str = ...,
+        host_copied_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert_bytes", b"expert_bytes", "host_store_bytes", b"host_store_bytes", "slot_bytes", b"slot_bytes", "total_experts", b"total_experts", "total_slots", b"total_slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expert_bytes", b"expert_bytes", "host_copied_bytes", b"host_copied_bytes", "host_memory", b"host_memory", "host_store_bytes", b"host_store_bytes", "slot_bytes", b"slot_bytes", "total_experts", b"total_experts", "total_slots", b"total_slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
