@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ktd.app.statistics import KnownCounts
 from ktd.config.settings import Settings
 from ktd.errors import ConfigError
 from ktd.model.facts import read_facts
+from ktd.model.memory import HostMemory, needs_of
 from ktd.placement.cost import default_costs
 from ktd.placement.cost_meter import CostMeter
 from ktd.placement.goals import StrategyGoal
@@ -141,6 +143,28 @@ async def test_engine_is_told_to_quantise_when_that_was_asked_for(made, wanted, 
     model, _ = starts.summaries()
     assert len(lossy) == (told is not None)
     assert (model.expert_format, model.cpu_expert_format) == ("bf16", told or "bf16")
+
+
+@pytest.mark.parametrize("wanted", ["copy", "mmap"])
+async def test_engine_is_told_where_experts_are(made, wanted):
+    """So is who asks for the status."""
+    starts, _ = made(host_memory=wanted)
+    assert (await starts.next_start()).spec.host_memory == wanted
+    assert starts.facts.mapped is (wanted == "mmap")
+    assert starts.summaries()[1].host_memory == wanted
+
+
+async def test_people_are_told_when_the_page_cache_cannot_hold_the_experts(made, monkeypatch):
+    """The engine starts all the same."""
+    starts, _ = made(host_memory="mmap", gpu_experts_ratio=0.0)
+    facts = read_facts(MODEL, device="cpu")
+    need = needs_of(replace(facts, mapped=True), slots=0, ranks=1, device="cpu")
+    monkeypatch.setattr(HostMemory, "read", lambda: HostMemory(need.total + need.cached // 2))
+    with capture_logs() as logs:
+        await starts.next_start()
+    notes = [line["note"] for line in logs if "page cache" in line["event"]]
+    assert len(notes) == 1
+    assert "steps will wait for the disk" in notes[0]
 
 
 async def test_forecasts_know_that_quantised_experts_are_smaller(made):

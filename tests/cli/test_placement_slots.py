@@ -92,12 +92,15 @@ async def test_fit_of_a_folder_needs_no_daemon(tmp_path: Path) -> None:
     large = (await ktd(*fit, "--max-total-tokens", "1000000", socket=nowhere)).json
     assert large["room_bytes"] < small["room_bytes"]
     assert "holds 1000000 tokens" in " ".join(large["assumptions"])
+    mapped = (await ktd(*fit, "--host-memory", "mmap", socket=nowhere)).json
+    assert "used from the page cache" in mapped["assumptions"][-2]
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
         (("--tp", "2"), 2, "--tp needs MODEL"),
+        (("--host-memory", "mmap"), 2, "--host-memory needs MODEL"),
         (("/no/such/folder",), 3, "There is no model folder /no/such/folder"),
         (("some/model",), 3, "some/model is not a folder here"),
         ((str(MODEL), "--device", "cuda"), 3, "--device cuda is not in this version"),

@@ -41,6 +41,20 @@ async def test_status_says_that_experts_were_quantised_and_that_it_loses(
     assert "bf16 quantised to int4 at load (lossy against the checkpoint); " in result.out
 
 
+async def test_status_says_where_experts_are(daemon: FakeDaemon) -> None:
+    """In memory of the engine's own, or in the checkpoint's files, with what was copied of them."""
+    memory = daemon.engine.status().memory
+    assert memory is not None
+    size = replace(memory, host_store_bytes=3 << 30)
+    for kind, copied, told in (
+        ("copy", 3 << 30, "3.0 GiB of experts on the host, "),
+        ("mmap", 0, "3.0 GiB of experts mapped from the checkpoint's files (mmap), "),
+        ("mmap", 1 << 28, "files (mmap), 256.0 MiB of them copied, "),
+    ):
+        daemon.engine.set(memory=replace(size, host_memory=kind, host_copied_bytes=copied))
+        assert told in (await ktd("status", socket=daemon.socket)).out
+
+
 async def test_status_shows_conditions(daemon: FakeDaemon) -> None:
     """What an operator should know stands in the status."""
     daemon.engine.set_condition("BUDGET_CLAMPED", "The budget was clamped to 8 slots.")

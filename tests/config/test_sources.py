@@ -101,6 +101,11 @@ class TestRefused:
             (["m", "--swap-rate", "fast"], "500M, 2G"),
             (["m", "--isa", "neon"], "one of scalar, avx2"),
             (["m", "--cpu-expert-format", "int2"], "one of auto, checkpoint, int8, int4"),
+            (["m", "--host-memory", "huge"], "--host-memory is 'huge'; it must be one of copy, mm"),
+            (
+                ["m", "--host-memory", "mmap", "--cpu-expert-format", "int4"],
+                "--cpu-expert-format int4 wants them quantised, which no file has: leave one",
+            ),
             (["m", "--tp", "0"], "--tp is 0"),
             (["m", "--socket", "/" + "x" * 107], "108 bytes, and Linux allows 107"),
             (["m", "--config", "/no/such.toml"], "/no/such.toml does not exist"),

@@ -75,6 +75,21 @@ def test_host_memory_counts_beside_the_store():
     assert "24.0 GiB experts + 2.0 GiB other weights" in fit.assumptions[1]
 
 
+def test_mapped_experts_keep_their_room_in_the_page_cache():
+    """Slots in host memory do not push them out; on a GPU nothing changes."""
+    free = 40 * GIB
+    mapped = replace(FACTS, mapped=True)
+    fit = fit_before_start(mapped, CPU, free)
+    assert fit.room_bytes == fit_before_start(FACTS, CPU, free).room_bytes
+    assert "of experts are used from the page cache (--host-memory mmap); slots" in " ".join(
+        fit.assumptions
+    )
+    running = fit_while_running(mapped, 8, "cpu", free)
+    cached = mapped.host_store_bytes - mapped.own_expert_bytes
+    assert fit_while_running(FACTS, 8, "cpu", free).room_bytes - running.room_bytes == cached
+    assert fit_before_start(mapped, GPUS, free).slots == fit_before_start(FACTS, GPUS, free).slots
+
+
 def test_without_a_gpu_a_quarter_is_enough_and_it_says_why():
     """Slots would take the store's memory a second time for nothing."""
     fit = fit_before_start(FACTS, CPU, 1000 * GIB)

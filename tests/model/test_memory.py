@@ -9,7 +9,14 @@ import pytest
 
 from ktd.errors import DoesNotFit
 from ktd.model.facts import read_facts
-from ktd.model.memory import GIB, HostMemory, check_fits, fitting_ratio, needs_of
+from ktd.model.memory import (
+    GIB,
+    HostMemory,
+    cache_complaint,
+    check_fits,
+    fitting_ratio,
+    needs_of,
+)
 
 FACTS = replace(
     read_facts(Path(__file__).parents[2] / "models/ktd-tiny", device="cpu"),
@@ -29,6 +36,35 @@ def test_the_sum_is_in_the_sentence():
     ):
         check_fits(needs, HostMemory(30 * GIB))
     check_fits(needs, HostMemory(35 * GIB))
+
+
+def test_mapped_experts_are_no_need_but_want_room_in_the_page_cache():
+    """They take memory as long as nobody else wants it; too little of it makes steps slow."""
+    facts = replace(FACTS, mapped=True, expert_bytes=3 * 256 * 64 * 2)
+    needs = needs_of(facts, slots=0, ranks=1, device="cpu")
+    assert (needs.experts, needs.cached) == (0, facts.host_store_bytes)
+    assert needs.sum_text().startswith("2.0 GiB other weights + ")
+    check_fits(needs, HostMemory(needs.total))
+    assert cache_complaint(needs, HostMemory(needs.total + needs.cached)) is None
+    assert cache_complaint(needs, HostMemory(needs.total + needs.cached - 1)) == (
+        "The page cache can have 18.0 MiB beside the engine, and the experts that are used from it "
+        "are 18.0 MiB: steps will wait for the disk; free memory, or serve a smaller model."
+    )
+    unmapped = needs_of(FACTS, slots=0, ranks=1, device="cpu")
+    assert cache_complaint(unmapped, HostMemory(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("bf16", 16), ("fp8_block", 8), ("fp8_channel", 8), ("int8", 8), ("int4", 4), ("mxfp4", 4)],
+)
+def test_what_mapped_experts_have_beside_weights_may_be_copied(name, bits):
+    """Scales and zero points: SGLang keeps them in another type than most checkpoints."""
+    facts = replace(FACTS, mapped=True, expert_format=name, expert_bytes=3 * 256 * 64 * 2 + 9)
+    assert facts.own_expert_bytes == 192 * (facts.expert_bytes - 3 * 256 * 64 * bits // 8)
+    needs = needs_of(facts, slots=0, ranks=1, device="cpu")
+    assert "what the experts have beside weights" in needs.sum_text()
+    assert needs.experts + needs.cached == facts.host_store_bytes
 
 
 def test_on_a_gpu_host_slots_are_elsewhere():
@@ -57,3 +93,8 @@ def test_a_cgroup_limits_what_is_available(tmp_path):
     (group / "a/b/memory.max").write_text("max\n")
     (group / "a/b/memory.current").write_text("1\n")
     assert HostMemory.read(tmp_path, group).available == 7 * GIB
+    # What the kernel gives up when it needs it is free.
+    (group / "a/memory.stat").write_text(
+        f"anon 5\nactive_file {GIB // 4}\ninactive_file {GIB // 4}\n"
+    )
+    assert HostMemory.read(tmp_path, group).available == 15 * GIB // 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -112,7 +113,10 @@ class ExpertPool:
         """
         weights.check()
         activation = weights.activation
-        layer = self._native.add_layer(
+        add_layer = self._native.add_layer
+        if scattered := weights.scattered:
+            add_layer = partial(add_layer, scattered=scattered)
+        layer = add_layer(
             weights.num_experts,
             weights.hidden,
             weights.intermediate,
@@ -134,7 +138,6 @@ class ExpertPool:
             beta=activation.beta,
             routed_scale=weights.routed_scale,
             weights_before_input=weights.weights_before_input,
-            scattered=weights.scattered,
         )
         self._layers.append(weights)
         return layer

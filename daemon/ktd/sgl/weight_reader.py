@@ -192,7 +192,13 @@ class WeightReader:
         view = file.view(entry)
         if view is not None:
             self._files[file.address] = file
-        elif self._mapped and not self._told:
+        elif self._mapped and isinstance(file, WeightFile):
+            self._tell(file, entry)
+        return view
+
+    def _tell(self, file: WeightFile, entry: Entry) -> None:
+        """Once: a file's tensor cannot be used from where it lies."""
+        if not self._told:
             self._told = True
             _log.warning(
                 "tensors are copied into memory, in spite of --host-memory mmap, where they do not "
@@ -201,7 +207,6 @@ class WeightReader:
                 entry.start,
                 file.path,
             )
-        return view
 
 
 class _PutOffCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]
