@@ -35,7 +35,7 @@ TRACE = MODEL.parent / "routing-trace.npz"
 def made(tmp_path):
     """Makes what plans starts, under settings."""
 
-    def make(manager=None, **changes):
+    def make(manager=None, device="cpu", **changes):
         settings = Settings(
             model=str(MODEL),
             state_dir=tmp_path / "state",
@@ -52,7 +52,7 @@ def made(tmp_path):
 
         starts = EngineStarts(
             settings,
-            device="cpu",
+            device=device,
             manager=manager or PlacementManager(),
             find_model=find_model,
             evidence=StartEvidence(settings, "cpu", known, pairs),
@@ -152,6 +152,20 @@ async def test_engine_is_told_where_experts_are(made, wanted):
     assert (await starts.next_start()).spec.host_memory == wanted
     assert starts.facts.mapped is (wanted == "mmap")
     assert starts.summaries()[1].host_memory == wanted
+
+
+async def test_long_prefills_do_not_stream_from_the_page_cache(made):
+    """A GPU cannot read there by itself; who has one is told."""
+    copied, _ = made(device="cuda", gpu_experts_ratio=0.1)
+    mapped, _ = made(device="cuda", gpu_experts_ratio=0.1, host_memory="mmap")
+    assert (await copied.next_start()).spec.prefill_threshold is not None
+    with capture_logs() as logs:
+        assert (await mapped.next_start()).spec.prefill_threshold is None
+    notes = [line["note"] for line in logs if "long prefills" in line["event"]]
+    assert notes == [
+        "--host-memory mmap: the GPU cannot read experts from the page cache, so the CPU computes "
+        "those of long prefills too."
+    ]
 
 
 async def test_people_are_told_when_the_page_cache_cannot_hold_the_experts(made, monkeypatch):

@@ -244,6 +244,13 @@ class EngineStarts:
     def _prefill_threshold(self) -> int | None:
         if self._device == "cpu":
             return None
+        if self._settings.host_memory == MMAP:
+            _log.warning(
+                "long prefills are computed like others",
+                note=f"{self._settings.named('host_memory')} mmap: the GPU cannot read experts "
+                "from the page cache, so the CPU computes those of long prefills too.",
+            )
+            return None
         given = self._settings.gpu_prefill_token_threshold
         return PREFILL_THRESHOLD if given is None else given
 

@@ -203,7 +203,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
             scale = routed_scale_of(layer)
             handle = rank.pool.add_layer(dataclasses.replace(experts, routed_scale=scale))
             if side.stream is not None:
-                place = side.stream.add_layer(self._layer, tensors)
+                place = side.stream.add_layer(self._layer, _in_one_piece(tensors))
                 streamed = StreamedLayer(
                     side.stream, place, side.streamed_layer(self._position, handle)
                 )
@@ -229,8 +229,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         quantiser = self._rank.quantiser
         if quantiser is None:
             return PlainSource(tensors)
-        own = {name: t for name, t in tensors.items() if isinstance(t, torch.Tensor)}
-        return QuantisedSource(own, quantiser.format)
+        return QuantisedSource(_in_one_piece(tensors), quantiser.format)
 
     def create_moe_runner(self, layer: nn.Module, moe_runner_config: Any) -> None:
         """A runner for the slots."""
@@ -257,3 +256,11 @@ class HybridMoEMethod(FusedMoEMethodBase):
         if name == "gpu_method" or name.startswith("_"):
             raise AttributeError(name)
         return getattr(self.gpu_method, name)
+
+
+def _in_one_piece(tensors: Mapping[str, ExpertTensor]) -> dict[str, torch.Tensor]:
+    """For what goes with no mapped store, where every tensor is one."""
+    found = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
+    if len(found) != len(tensors):
+        raise TypeError(f"{sorted(set(tensors) - set(found))} are scattered")
+    return found
