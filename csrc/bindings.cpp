@@ -7,6 +7,7 @@
 #include <limits>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,7 +40,7 @@ std::size_t Count(std::int64_t value, const char* name) {
 }
 
 std::unique_ptr<ExpertPool> MakePool(std::int64_t threads, const std::string& isa,
-                                     std::vector<int> cpus) {
+                                     std::vector<int> cpus, std::optional<std::int64_t> spin_us) {
   std::string name = isa;
   const char* override = std::getenv("KTD_ISA");
   if (name.empty() && override != nullptr) name = override;
@@ -47,6 +48,7 @@ std::unique_ptr<ExpertPool> MakePool(std::int64_t threads, const std::string& is
   PoolOptions options;
   options.threads = Count(threads, "threads");
   options.cpus = std::move(cpus);
+  if (spin_us) options.spin = std::chrono::microseconds(Count(*spin_us, "spin_us"));
   const py::gil_scoped_release release;
   return std::make_unique<ExpertPool>(kernel, options);
 }
@@ -242,7 +244,7 @@ PYBIND11_MODULE(_native, module) {
   using ktd::ExpertPool;
   py::class_<ExpertPool>(module, "Pool")
       .def(py::init(&ktd::MakePool), py::arg("threads") = 0, py::arg("isa") = "",
-           py::arg("cpus") = std::vector<int>{})
+           py::arg("cpus") = std::vector<int>{}, py::arg("spin_us") = py::none())
       .def_property_readonly("isa", [](const ExpertPool& pool) { return pool.kernel().name; })
       .def_property_readonly("threads", &ExpertPool::threads)
       .def_property_readonly("cpus", &ExpertPool::cpus)

@@ -43,6 +43,7 @@ from ktd.placement.cost_meter import CostMeter
 from ktd.placement.manager import PlacementManager
 from ktd.placement.store import PlacementStore
 from ktd.placement.strategies.registry import plugins, strategy_named
+from ktd.placement.swap import BatchLimits
 from ktd.policy.loop import PolicyLoop
 from ktd.rpc.server import RpcServer
 from ktd.stats.hub import StatsHub
@@ -131,6 +132,7 @@ async def _daemon(
         evidence=evidence,
         on_condition=board.report,
         on_copied=meter.copied,
+        limits=BatchLimits.of_operator(device, settings.swap_rate),
     )
     starts = EngineStarts(
         settings,

@@ -8,7 +8,7 @@ from ktd.errors import CudaFailed
 
 # Registering costs about so much of a GPU's memory for each GiB (measured; docs/results).
 DEVICE_BYTES_PER_GIB = 2 << 20
-_PORTABLE = 1  # cudaHostRegisterPortable
+_FLAGS = 1 | 2  # cudaHostRegisterPortable, cudaHostRegisterMapped
 _ALREADY = 712  # cudaErrorHostMemoryAlreadyRegistered
 
 
@@ -24,7 +24,7 @@ def register(tensor: torch.Tensor) -> None:
     if size == 0:
         return
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    status = int(runtime.cudaHostRegister(tensor.data_ptr(), size, _PORTABLE))
+    status = int(runtime.cudaHostRegister(tensor.data_ptr(), size, _FLAGS))
     if status not in (0, _ALREADY):
         raise CudaFailed(
             f"{size / (1 << 30):.2f} GiB of host memory cannot be registered for the GPU: "

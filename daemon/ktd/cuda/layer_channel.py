@@ -78,6 +78,8 @@ class LayerChannel:
         limit_s: No answer is waited for any longer, however the pool's heart beats; None: it is.
         always: Publish every row and raise the flag though the pool has nothing to compute, and
             read every row of its answer, whatever is in it: to measure the way, not to compute.
+        told: Address of a word of registered host memory, 0 at first, for the error; None: one of
+            its own.
 
     Raises:
         CudaFailed: The kernels do not compile, or memory is not mapped.
@@ -93,6 +95,7 @@ class LayerChannel:
         give_up_s: float = 2.0,
         limit_s: float | None = None,
         always: bool = False,
+        told: int | None = None,
     ) -> None:
         if hidden % _VECTOR:
             raise ValueError(f"hidden must be a multiple of {_VECTOR}, not {hidden}")
@@ -111,7 +114,8 @@ class LayerChannel:
         self._ids = _pinned(max_tokens * top_k, torch.int32)
         self._weights = _pinned(max_tokens * top_k, torch.float32)
         self._answer = _pinned(max_tokens * hidden, torch.float32)
-        self._told = ctypes.c_uint32.from_address(self._box.data_ptr() + _native.MAILBOX_BYTES)
+        told = self._box.data_ptr() + _native.MAILBOX_BYTES if told is None else told
+        self._told = ctypes.c_uint32.from_address(told)
         request = (ctypes.c_uint64 * 4).from_address(self._box.data_ptr() + _REQUEST_OFFSET)
         request[:] = [t.data_ptr() for t in (self._x, self._ids, self._weights, self._answer)]
         box = device_address(self._box.data_ptr())
@@ -119,7 +123,7 @@ class LayerChannel:
             state=self._state.data_ptr(),
             row_ours=self._row_ours.data_ptr(),
             box=box,
-            told=box + _native.MAILBOX_BYTES,
+            told=device_address(told),
             x=device_address(self._x.data_ptr()),
             ids=device_address(self._ids.data_ptr()),
             weights=device_address(self._weights.data_ptr()),

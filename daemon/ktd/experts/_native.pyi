@@ -56,13 +56,21 @@ class Pool:
         isa: Name of a row of ``isas()``; "" takes KTD_ISA from the environment, else the best.
         cpus: CPUs to pin to; worker ``i`` runs on ``cpus[i % len(cpus)]``. The first is the
             caller's and is not imposed on it. Empty: the cores of ``threads=0``, in order.
+        spin_us: How long a worker without work spins before it sleeps; None: about as long as
+            waking it takes.
 
     Raises:
         ValueError: An unknown ISA, one that this CPU lacks (named, with what is missing), a CPU
             that this process may not use, a negative count.
     """
 
-    def __init__(self, threads: int = 0, isa: str = "", cpus: Sequence[int] = ...) -> None: ...
+    def __init__(
+        self,
+        threads: int = 0,
+        isa: str = "",
+        cpus: Sequence[int] = ...,
+        spin_us: int | None = None,
+    ) -> None: ...
     @property
     def isa(self) -> str: ...
     @property

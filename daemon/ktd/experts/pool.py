@@ -51,14 +51,24 @@ class ExpertPool:
             core that this process may use, or, with ``cpus``, one for each of these.
         isa: Kernel to use; "" takes ``KTD_ISA`` from the environment, else the best.
         cpus: CPUs to pin to; the first is the caller's. Empty: the cores of ``threads=0``.
+        spin_us: Microseconds that a thread without work spins before it sleeps; None: about as
+            long as waking it takes.
 
     Raises:
         ConfigError: An unknown ISA, or one that this CPU lacks; a CPU that may not be used.
     """
 
-    def __init__(self, *, threads: int = 0, isa: str = "", cpus: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        threads: int = 0,
+        isa: str = "",
+        cpus: Sequence[int] = (),
+        spin_us: int | None = None,
+    ) -> None:
+        spin = {} if spin_us is None else {"spin_us": spin_us}
         try:
-            self._native = _native.Pool(threads, isa, list(cpus))
+            self._native = _native.Pool(threads, isa, list(cpus), **spin)
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"the CPU expert pool cannot be made: {error}") from error
         self._layers: list[ExpertWeights] = []

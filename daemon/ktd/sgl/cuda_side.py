@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
-from ktd.cuda.layer_channel import DeviceLayer, LayerChannel
+from ktd.cuda.error_words import ErrorWords
+from ktd.cuda.layer_channel import ChannelError, DeviceLayer, LayerChannel
 from ktd.cuda.streams import has_passed, new_event
+from ktd.errors import CudaFailed
 from ktd.experts.pool import ExpertPool
 from ktd.rankfile import Kind
 from ktd.sgl.counter_copier import CounterCopier
@@ -38,6 +40,8 @@ class CudaSide:
         top_k: Experts of a token.
         chunk: Rows of the largest prefill step; None: SGLang's largest default.
         stream: Takes long prefills; None: they go to the pool like the others.
+        errors: The words of all ranks; None: this is the only one.
+        rank: Which one this is.
 
     Attributes:
         channel: The way to the pool.
@@ -56,10 +60,19 @@ class CudaSide:
         top_k: int,
         chunk: int | None,
         stream: PrefillStream | None = None,
+        errors: ErrorWords | None = None,
+        rank: int = 0,
     ) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.max_rows = (chunk or _CHUNK) + _MIXED_ROWS
-        self.channel = LayerChannel(pool, hidden=hidden, max_tokens=self.max_rows, top_k=top_k)
+        self._errors = errors
+        self.channel = LayerChannel(
+            pool,
+            hidden=hidden,
+            max_tokens=self.max_rows,
+            top_k=top_k,
+            told=None if errors is None else errors.address(rank),
+        )
         self.num_tokens = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.first_decode_row = 0
         self.stream = stream
@@ -186,6 +199,10 @@ class CudaSide:
         else:
             done.synchronize()
         self.channel.check()
+        failed = None if self._errors is None else self._errors.first()
+        if failed is not None:
+            name = ChannelError(failed[1]).name
+            raise CudaFailed(f"rank {failed[0]} has no answer for a layer ({name})")
 
     # --- statistics ------------------------------------------------------------------------
 

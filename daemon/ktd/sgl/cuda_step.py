@@ -92,18 +92,29 @@ class CudaStep:
         self, layer: nn.Module, dispatch_output: Any, streamed: StreamedLayer
     ) -> torch.Tensor:
         experts, weights = self._split(streamed.device, dispatch_output, None)
-        total: torch.Tensor | None = None
-        for piece in streamed.stream.pieces(streamed.place):
-            whole = piece.count == streamed.device.table.shape[0]
-            rows = experts if whole else _within(experts, piece)
-            view = WithParameters(layer, piece.tensors)
-            part = self._slots.compute(view, dispatch_output, rows, weights)
-            if whole:
-                return part
-            total = part.float() if total is None else total.add_(part)
-        if total is None:
-            raise RuntimeError("a streamed layer has no experts")
+        stream, place = streamed.stream, streamed.place
+        if stream.pieces_of(place) == 1:
+            with stream.next_piece(place) as piece:
+                return self._piece(layer, dispatch_output, piece, experts, weights)
+        total = torch.zeros(
+            dispatch_output.hidden_states.shape, dtype=torch.float32, device=experts.device
+        )
+        for _ in range(stream.pieces_of(place)):
+            with stream.next_piece(place) as piece:
+                rows = _within(experts, piece)
+                total += self._piece(layer, dispatch_output, piece, rows, weights)
         return total.to(dispatch_output.hidden_states.dtype)
+
+    def _piece(
+        self,
+        layer: nn.Module,
+        dispatch_output: Any,
+        piece: Piece,
+        rows: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        view = WithParameters(layer, piece.tensors)
+        return self._slots.compute(view, dispatch_output, rows, weights)
 
 
 @dataclass(frozen=True, slots=True)

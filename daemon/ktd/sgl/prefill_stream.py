@@ -10,6 +10,7 @@ a later step relies on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -119,22 +120,25 @@ class PrefillStream:
         for _ in range(_BUFFERS):
             self._fill_next()
 
-    def pieces(self, place: int) -> Iterator[Piece]:
-        """A layer's experts; each is computed, on the current stream, before the next is taken.
+    def pieces_of(self, place: int) -> int:
+        """In how many pieces a layer passes."""
+        return -(-self._layers[place].num_experts // self._rows)
+
+    @contextmanager
+    def next_piece(self, place: int) -> Iterator[Piece]:
+        """The next piece of a layer, in its body: the current stream computes it there.
 
         Raises:
             RuntimeError: The pass takes its layers in another order than they were added.
         """
+        if not self._ahead or self._ahead[0][0] != place:
+            raise RuntimeError(f"layer {self._layers[place].layer} was not expected in a pass")
         current = torch.cuda.current_stream(self._device)
-        count = -(-self._layers[place].num_experts // self._rows)
-        for _ in range(count):
-            if not self._ahead or self._ahead[0][0] != place:
-                raise RuntimeError(f"layer {self._layers[place].layer} was not expected in a pass")
-            _, piece, half = self._ahead.pop(0)
-            current.wait_event(half.filled)
-            yield piece
-            half.free.record(current)
-            self._fill_next()
+        _, piece, half = self._ahead.pop(0)
+        current.wait_event(half.filled)
+        yield piece
+        half.free.record(current)
+        self._fill_next()
 
     def _fill_next(self) -> None:
         planned = next(self._planned, None)

@@ -1,0 +1,78 @@
+"""Which stretches of a layer's experts are copied together, and from where."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the stream copies torch tensors")
+
+from ktd.sgl.expert_layer import ExpertLayer
+from ktd.sgl.prefill_stream import PrefillStream, runs
+from ktd.sgl.slot_source import PlainSource
+
+EXPERTS, SLOTS = 7, 3
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ([-1, -1, -1], [(0, 3, -1)]),
+        ([0, 1, 2], [(0, 3, 0)]),
+        ([2, 1, 0], [(0, 1, 2), (1, 2, 1), (2, 3, 0)]),
+        ([-1, 4, 5, -1, -1, 0], [(0, 1, -1), (1, 3, 4), (3, 5, -1), (5, 6, 0)]),
+        ([3], [(0, 1, 3)]),
+        ([], []),
+    ],
+)
+def test_experts_that_lie_together_are_one_copy(table, expected):
+    """In the host store neighbours do, in slots those whose slots follow each other."""
+    assert list(runs(table)) == expected
+
+
+def layer_of(number: int, in_slots: list[int]) -> tuple[ExpertLayer, dict[str, torch.Tensor]]:
+    host = {"w": torch.arange(EXPERTS * 2, dtype=torch.float32).view(EXPERTS, 2) + 100 * number}
+    layer = ExpertLayer(
+        layer=number,
+        num_experts=EXPERTS,
+        num_slots=SLOTS,
+        store=PlainSource(host),
+        slots={"w": torch.zeros(SLOTS, 2, device="cuda")},
+        table=torch.full((EXPERTS,), -1, dtype=torch.int32),
+    )
+    for expert in in_slots:
+        layer.reserve(expert).run()
+        layer.publish(expert)
+    return layer, {"w": host["w"].pin_memory()}
+
+
+@pytest.mark.parametrize("rows", [EXPERTS, 3, 1])
+def test_a_pass_sees_every_expert_of_every_layer(rows):
+    """Whatever is in slots, in pieces of any size, pass after pass, also after one broken off."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU that torch can use")
+    stream = PrefillStream(torch.device("cuda"), threshold=1, budget=2 * rows * 8)
+    layers = [layer_of(number, chosen) for number, chosen in enumerate(([], [6, 1], [0, 1, 2]))]
+    places = [stream.add_layer(*layer) for layer in layers]
+    for broken in (False, True, False, False):
+        stream.begin()
+        for place, (_, host) in zip(places, layers, strict=True):
+            seen = torch.zeros(EXPERTS, 2)
+            for _ in range(stream.pieces_of(place)):
+                with stream.next_piece(place) as piece:
+                    part = piece.tensors["w"][: piece.count].cpu()
+                    seen[piece.first : piece.first + piece.count] = part
+            assert torch.equal(seen, host["w"])
+            if broken:
+                break
+
+
+def test_layers_out_of_turn_are_refused():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU that torch can use")
+    stream = PrefillStream(torch.device("cuda"), threshold=1, budget=1 << 20)
+    for number in range(2):
+        stream.add_layer(*layer_of(number, []))
+    stream.begin()
+    refused = pytest.raises(RuntimeError, match="layer 1 was not expected")
+    with refused, stream.next_piece(1):
+        pass
