@@ -164,8 +164,8 @@ async def test_long_prefills_do_not_stream_from_the_page_cache(made):
     notes = [line["note"] for line in logs if "long prefills" in line["event"]]
     assert notes == [
         (
-            "--host-memory mmap: the GPU cannot read experts from the page cache, so the CPU computes "
-            "those of long prefills too."
+            "--host-memory mmap: the GPU cannot read experts from the page cache, so the CPU "
+            "computes those of long prefills too."
         )
     ]
 

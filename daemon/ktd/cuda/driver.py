@@ -1,11 +1,14 @@
-"""The few calls of CUDA's driver that torch does not offer: modules, launches, mapped memory."""
+"""The few calls of CUDA's driver that torch does not offer, or not as cheaply."""
 
 from __future__ import annotations
 
 import ctypes
 from functools import cache
+from typing import TypeVar
 
 from ktd.errors import CudaFailed
+
+_Library = TypeVar("_Library", bound=ctypes.CDLL)
 
 _DEVICE_POINTER = 3  # CU_POINTER_ATTRIBUTE_DEVICE_POINTER
 
@@ -81,10 +84,44 @@ def device_address(host_address: int) -> int:
     return address.value
 
 
+def copy_async(destination: int, source: int, num_bytes: int, stream: int) -> None:
+    """Enqueue a copy between two addresses, each on the device or in registered host memory.
+
+    The interpreter's lock is kept: the call takes 2 us, and taking the lock back from a busy
+    scheduler may take milliseconds.
+
+    Args:
+        destination: Where to.
+        source: Where from.
+        num_bytes: How much.
+        stream: The driver's handle.
+
+    Raises:
+        CudaFailed: The driver refuses, or reports what failed earlier.
+    """
+    status = _driver_with_lock().cuMemcpyAsync(
+        ctypes.c_uint64(destination),
+        ctypes.c_uint64(source),
+        ctypes.c_size_t(num_bytes),
+        ctypes.c_void_p(stream),
+    )
+    if status:
+        _check("cuMemcpyAsync", status, f"{num_bytes} bytes cannot be copied")
+
+
 @cache
 def _driver() -> ctypes.CDLL:
+    return _loaded(ctypes.CDLL)
+
+
+@cache
+def _driver_with_lock() -> ctypes.PyDLL:
+    return _loaded(ctypes.PyDLL)
+
+
+def _loaded(kind: type[_Library]) -> _Library:
     try:
-        return ctypes.CDLL("libcuda.so.1")
+        return kind("libcuda.so.1")
     except OSError as error:
         raise CudaFailed(f"CUDA's driver cannot be loaded: {error}") from error
 

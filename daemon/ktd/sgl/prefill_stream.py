@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ktd.cuda.driver import copy_async
 from ktd.cuda.streams import new_event, new_stream
 from ktd.sgl.expert_layer import EMPTY, ExpertLayer
 
@@ -155,8 +156,8 @@ class PrefillStream:
             half.filled.record(self._stream)
         self._ahead.append((place, piece, half))
 
-    @staticmethod
-    def _copy(layer: ExpertLayer, host: Mapping[str, torch.Tensor], piece: Piece) -> None:
+    def _copy(self, layer: ExpertLayer, host: Mapping[str, torch.Tensor], piece: Piece) -> None:
+        stream = self._stream.cuda_stream
         table: list[int] = layer.table[piece.first : piece.first + piece.count].tolist()
         for start, end, slot in runs(table):
             for name, buffer in piece.tensors.items():
@@ -164,7 +165,12 @@ class PrefillStream:
                     source = host[name][piece.first + start : piece.first + end]
                 else:
                     source = layer.slots[name][slot : slot + end - start]
-                buffer[start:end].copy_(source, non_blocking=True)
+                copy_async(
+                    buffer[start].data_ptr(),
+                    source.data_ptr(),
+                    source.numel() * source.element_size(),
+                    stream,
+                )
 
 
 def runs(table: Sequence[int]) -> Iterator[tuple[int, int, int]]:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from ktd.cuda.driver import copy_async
 from ktd.experts import _native
 from ktd.experts.scattered import ExpertTensor, ScatteredTensor
 from ktd.experts.weights import WeightFormat
@@ -68,10 +69,17 @@ class CopiedElements:
 
     def fill(self, start: int, count: int) -> None:
         """Copies; onto a GPU, on the current stream, without waiting."""
+        if self.destination.is_cuda:
+            begin = start * self.unit_bytes
+            copy_async(
+                self.destination.data_ptr() + begin,
+                self.source.data_ptr() + begin,
+                count * self.unit_bytes,
+                torch.cuda.current_stream().cuda_stream,
+            )
+            return
         end = start + count
-        self.destination.view(-1)[start:end].copy_(
-            self.source.view(-1)[start:end], non_blocking=True
-        )
+        self.destination.view(-1)[start:end].copy_(self.source.view(-1)[start:end])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,257 @@
+"""One hybrid layer on a GPU: every split gives what SGLang's Triton runner gives alone.
+
+This is what admits a format to slots on a GPU (ktd.sgl.cuda_formats): the runner skips pairs that
+are not here, and the pool computes them with the same quantised activations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from types import SimpleNamespace
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="layers are made of torch tensors")
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU that torch can use", allow_module_level=True)
+if importlib.util.find_spec("sglang") is None:
+    pytest.skip("SGLang is not installed here: pip install 'ktd[engine]'", allow_module_level=True)
+
+from ktd.experts.pool import ExpertPool
+from ktd.experts.store import HostStore
+from ktd.experts.weights import ExpertWeights, WeightFormat
+from ktd.sgl.cuda_formats import ADMITTED
+from ktd.sgl.cuda_side import CudaSide
+from ktd.sgl.cuda_step import CudaStep, StreamedLayer
+from ktd.sgl.expert_layer import ExpertLayer
+from ktd.sgl.prefill_stream import PrefillStream
+from ktd.sgl.slot_source import PlainSource
+from tests.live import MODEL
+
+EXPERTS, TOP_K, HIDDEN, INNER = 16, 4, 512, 256
+ROWS = (1, 7, 64, 700, 1500)
+# Both sides round a sum to bf16; a lost or doubled expert would be a quarter of the answer.
+TOLERANCE = 0.01
+
+
+@pytest.fixture(scope="module")
+def runner():
+    """SGLang's fused experts, without the engine's process groups."""
+    import sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe as module
+    from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
+    from sglang.srt.server_args import ServerArgs
+
+    with contextlib.suppress(ImportError):
+        from sglang.srt.server_args import set_global_server_args_for_scheduler
+
+        set_global_server_args_for_scheduler(ServerArgs(model_path=str(MODEL)))
+    module.use_symmetric_memory = lambda *_, **__: contextlib.nullcontext()
+    module.get_tp_group = lambda: None
+
+    def run(tensors, options, dispatch, local):
+        config = MoeRunnerConfig(
+            num_experts=EXPERTS,
+            num_local_experts=local,
+            hidden_size=HIDDEN,
+            intermediate_size_per_partition=INNER,
+            top_k=TOP_K,
+            activation="silu",
+            inplace=False,
+        )
+        scales = {
+            name: tensors[key]
+            for name, key in (("w1_scale", "w13_scale"), ("w2_scale", "w2_scale"))
+            if key in tensors
+        }
+        return module.fused_experts(
+            dispatch.hidden_states,
+            tensors["w13"],
+            tensors["w2"],
+            dispatch.topk_output,
+            config,
+            **scales,
+            **options,
+        )
+
+    return run
+
+
+OPTIONS = {
+    WeightFormat.BF16: {},
+    WeightFormat.FP8_BLOCK: {"use_fp8_w8a8": True, "block_shape": [128, 128]},
+    WeightFormat.FP8_CHANNEL: {"use_fp8_w8a8": True, "per_channel_quant": True},
+    WeightFormat.INT8: {"use_int8_w8a8": True, "per_channel_quant": True},
+}
+
+
+def weights_of(form, random):
+    """Tensors ``[E, …]`` in host memory as a store has them."""
+    store, found = HostStore(), {}
+    for name, rows, columns in (("w13", 2 * INNER, HIDDEN), ("w2", HIDDEN, INNER)):
+        values = torch.randn(EXPERTS, rows, columns, generator=random) / columns**0.5
+        if form is WeightFormat.BF16:
+            parts = {name: values.bfloat16()}
+        elif form is WeightFormat.INT8:
+            scale = values.abs().amax(-1, keepdim=True) / 127
+            parts = {name: (values / scale).round().to(torch.int8), f"{name}_scale": scale}
+        elif form is WeightFormat.FP8_CHANNEL:
+            scale = values.abs().amax(-1, keepdim=True) / 448
+            parts = {name: (values / scale).to(torch.float8_e4m3fn), f"{name}_scale": scale}
+        else:
+            blocks = values.view(EXPERTS, rows // 128, 128, columns // 128, 128)
+            scale = blocks.abs().amax((2, 4), keepdim=True) / 448
+            quantised = (blocks / scale).view(EXPERTS, rows, columns).to(torch.float8_e4m3fn)
+            parts = {name: quantised, f"{name}_scale": scale.view(EXPERTS, rows // 128, -1)}
+        for key, tensor in parts.items():
+            found[key] = store.allocate(tuple(tensor.shape), tensor.dtype)
+            found[key].copy_(tensor)
+    return found
+
+
+class Layer:
+    """A hybrid layer whose slots hold ``in_slots`` experts, and the runner over all of them."""
+
+    def __init__(self, form, in_slots, runner, *, buffer=1 << 30):
+        from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
+        from sglang.srt.layers.moe.topk import StandardTopKOutput
+
+        self.random = torch.Generator().manual_seed(in_slots)
+        self.host = weights_of(form, self.random)
+        pinned = {name: tensor.pin_memory() for name, tensor in self.host.items()}
+        self.all = {name: tensor.cuda() for name, tensor in self.host.items()}
+        self._dispatch, self._topk = StandardDispatchOutput, StandardTopKOutput
+        self._run, self._options = runner, OPTIONS[form]
+        pool = ExpertPool(threads=2)
+        handle = pool.add_layer(ExpertWeights(form, **self.host))
+        self.counters = torch.zeros(2, 1, EXPERTS, 2, dtype=torch.int64)
+        stream = PrefillStream(torch.device("cuda"), threshold=1, budget=buffer)
+        self.side = CudaSide(
+            pool, self.counters, hidden=HIDDEN, top_k=TOP_K, chunk=64, stream=stream
+        )
+        self.side.started()
+        slots = {
+            name: torch.zeros(in_slots, *tensor.shape[1:], dtype=tensor.dtype, device="cuda")
+            for name, tensor in self.host.items()
+        }
+        table = torch.full((EXPERTS,), -1, dtype=torch.int32)
+        self.layer = ExpertLayer(0, EXPERTS, in_slots, PlainSource(pinned), slots, table)
+        for expert in torch.randperm(EXPERTS, generator=self.random)[:in_slots].tolist():
+            self.layer.reserve(expert).run()
+            self.layer.publish(expert)
+        self.side.write_tables([(0, self.layer)])
+        place = stream.add_layer(self.layer, pinned)
+        whole = in_slots == EXPERTS
+        self.step = CudaStep(
+            self.side,
+            self.side.layer(0, None if whole else handle),
+            SimpleNamespace(compute=self._compute),
+            has_slots=in_slots > 0,
+            streamed=StreamedLayer(stream, place, self.side.streamed_layer(0, handle)),
+        )
+        self.view = SimpleNamespace(**slots, local=in_slots)
+
+    def _compute(self, layer, dispatch, slots, weights):
+        topk = dispatch.topk_output._replace(topk_ids=slots, topk_weights=weights)
+        tensors = {name: getattr(layer, name) for name in self.host}
+        rows = dispatch._replace(topk_output=topk)
+        return self._run(tensors, self._options, rows, layer.local)
+
+    def batch(self, rows):
+        """A dispatch of random tokens."""
+        logits = torch.randn(rows, EXPERTS, generator=self.random).cuda()
+        weights, ids = torch.softmax(logits, -1).topk(TOP_K)
+        hidden = torch.randn(rows, HIDDEN, generator=self.random).bfloat16().cuda()
+        return self._dispatch(hidden, None, self._topk(weights, ids.int(), logits))
+
+    def stock(self, dispatch):
+        """The runner alone, as unmodified SGLang calls it."""
+        return self._run(self.all, self._options, dispatch, EXPERTS)
+
+    def hybrid(self, dispatch, *, decode, threshold=1 << 30):
+        """One announced step of this layer."""
+        rows = len(dispatch.hidden_states)
+        self.side.stream.threshold = threshold
+        self.side.begin_step(rows, None if decode else 0)
+        out = self.step(self.view, dispatch)
+        self.side.launched()
+        self.side.check(None)
+        return out
+
+
+def error(found, wanted):
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+@pytest.mark.parametrize("in_slots", [0, 1, 6, 15, 16])
+@pytest.mark.parametrize("form", ADMITTED)
+def test_a_split_layer_gives_what_the_runner_gives_alone(form, in_slots, runner):
+    """At every share in slots, for few and many rows, beyond a chunk, in prefill and decode."""
+    layer = Layer(form, in_slots, runner)
+    pairs = 0
+    for rows in ROWS:
+        dispatch = layer.batch(rows)
+        found, wanted = layer.hybrid(dispatch, decode=rows < 64), layer.stock(dispatch)
+        assert error(found, wanted) < TOLERANCE, f"{rows} rows"
+        pairs += rows * TOP_K
+    layer.side.refresh_counters()
+    assert int(layer.counters.sum()) == pairs
+    assert int(layer.counters[..., 0].sum()) == (
+        pairs if in_slots == 16 else int(layer.counters[:, 0, layer.layer.table >= 0].sum())
+    )
+
+
+@pytest.mark.parametrize("experts_at_once", [16, 5])
+@pytest.mark.parametrize("in_slots", [0, 6, 15])
+@pytest.mark.parametrize("form", ADMITTED)
+def test_a_streamed_layer_is_the_runner_alone(form, in_slots, experts_at_once, runner):
+    """In one piece to the last bit; in pieces up to the order of a sum."""
+    size = sum(t[0].numel() * t.element_size() for t in weights_of(form, None).values())
+    layer = Layer(form, in_slots, runner, buffer=2 * experts_at_once * size)
+    for rows in (7, 700):
+        dispatch = layer.batch(rows)
+        found = layer.hybrid(dispatch, decode=False, threshold=1)
+        wanted = layer.stock(dispatch)
+        assert error(found, wanted) < TOLERANCE
+
+
+def test_bf16_splits_are_as_exact_as_the_runner(runner):
+    """Against float64: a split rounds no more than the runner does alone."""
+    for in_slots in (0, 6, 16):
+        layer = Layer(WeightFormat.BF16, in_slots, runner)
+        dispatch = layer.batch(700)
+        topk, x = dispatch.topk_output, dispatch.hidden_states.double()
+        exact = torch.zeros_like(x)
+        for expert in range(EXPERTS):
+            share = (topk.topk_weights * (topk.topk_ids == expert)).sum(1, dtype=torch.float64)
+            gate, up = (x @ layer.all["w13"][expert].double().T).chunk(2, dim=1)
+            inner = torch.nn.functional.silu(gate) * up
+            exact += share[:, None] * (inner @ layer.all["w2"][expert].double().T)
+        alone = error(layer.stock(dispatch), exact)
+        split = error(layer.hybrid(dispatch, decode=False), exact)
+        print(f"{in_slots} of {EXPERTS} in slots: {split:.2e}, the runner alone {alone:.2e}")
+        assert split <= 1.1 * alone
+
+
+def test_a_captured_layer_follows_its_tables(runner):
+    """A graph sees experts move; padding is neither computed by the pool nor counted."""
+    layer = Layer(WeightFormat.BF16, 6, runner)
+    dispatch = layer.batch(8)
+    layer.hybrid(dispatch, decode=True)  # kernels are compiled
+    layer.side.idle()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = layer.step(layer.view, dispatch)
+    layer.side.refresh_counters()
+    before = int(layer.counters.sum())
+    for real in (8, 3):
+        layer.side.begin_step(real, None)
+        graph.replay()
+        layer.side.launched()
+        layer.side.check(None)
+        assert error(out[:real], layer.stock(dispatch)[:real]) < TOLERANCE
+        expert = layer.layer.mapped()[0]
+        layer.layer.unmap(expert)
+        layer.side.write_tables([(0, layer.layer)])
+    layer.side.refresh_counters()
+    assert int(layer.counters.sum()) - before == (8 + 3) * TOP_K
