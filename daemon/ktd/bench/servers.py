@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,10 +16,11 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ktd.bench.timed_stream import TcpEndpoint, UnixEndpoint
+from ktd.client import KtdClient
 from ktd.errors import ConfigError, EngineFailed
 
 _START_SECONDS = 900.0
@@ -105,6 +107,22 @@ def server_at(url: str) -> Iterator[RunningServer]:
     yield RunningServer(url, endpoint)
 
 
+@contextlib.contextmanager
+def running_server(socket_path: Path) -> Iterator[RunningServer]:
+    """The daemon behind a control socket, which goes on afterwards.
+
+    Raises:
+        KtdError: It cannot be reached, or serves nothing.
+    """
+
+    async def address() -> str:
+        async with KtdClient(socket_path) as client:
+            return (await client.status()).http_address
+
+    with server_at(asyncio.run(address())) as server:
+        yield replace(server, name="ktd", socket=socket_path)
+
+
 @dataclass(frozen=True, slots=True)
 class ServerPlan:
     """A server that can be started.
@@ -119,10 +137,25 @@ class ServerPlan:
 
 
 def server_plans(
-    model: Path, arguments: Sequence[str], against: str | None, stock_arguments: Sequence[str]
+    model: Path,
+    arguments: Sequence[str],
+    against: str | None,
+    stock_arguments: Sequence[str],
+    *,
+    running: Path | None = None,
 ) -> list[ServerPlan]:
-    """ktd, and what it is compared with: None, ``"stock"`` or an address."""
+    """ktd, and what it is compared with: None, ``"stock"`` or an address.
+
+    Args:
+        model: Its folder.
+        arguments: For ``ktd serve``.
+        against: What else.
+        stock_arguments: For unmodified SGLang.
+        running: Control socket of a daemon that is measured instead of one of its own.
+    """
     plans = [ServerPlan("ktd", lambda: ktd_server(model, arguments))]
+    if running is not None:
+        plans = [ServerPlan(f"the daemon at {running}", lambda: running_server(running))]
     if against == "stock":
         gpu = Path("/dev/nvidia0").exists()
         plans.append(

@@ -35,6 +35,12 @@ def add_action(
     )
     parser.add_argument("model", metavar="MODEL", type=Path, help="folder of the model")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--running",
+        metavar="SOCKET",
+        type=Path,
+        help="measure the daemon at this control socket instead of starting one",
+    )
     return parser
 
 
@@ -76,7 +82,11 @@ def plans_of(args: argparse.Namespace, rest: list[str]) -> list[ServerPlan]:
     # Ending early must end the servers too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.INTERRUPTED))
     words = shlex.split(getattr(args, "against_args", ""))
-    return server_plans(args.model, rest, against, words)
+    if args.running is not None and rest:
+        raise ConfigError(
+            f"--running measures a daemon as it is, so {rest[0]} has no effect; leave it out"
+        )
+    return server_plans(args.model, rest, against, words, running=args.running)
 
 
 @contextlib.contextmanager
