@@ -112,7 +112,7 @@ def weights_of(form, random):
 class Layer:
     """A hybrid layer whose slots hold ``in_slots`` experts, and the runner over all of them."""
 
-    def __init__(self, form, in_slots, runner, *, buffer=1 << 30):
+    def __init__(self, form, in_slots, runner, *, buffer=1 << 30, ordered=False):
         from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
         from sglang.srt.layers.moe.topk import StandardTopKOutput
 
@@ -136,17 +136,19 @@ class Layer:
         }
         table = torch.full((EXPERTS,), -1, dtype=torch.int32)
         self.layer = ExpertLayer(0, EXPERTS, in_slots, PlainSource(pinned), slots, table)
-        for expert in torch.randperm(EXPERTS, generator=self.random)[:in_slots].tolist():
+        whole = in_slots == EXPERTS
+        chosen = torch.randperm(EXPERTS, generator=self.random)[:in_slots].tolist()
+        for expert in range(EXPERTS) if ordered else chosen:
             self.layer.reserve(expert).run()
             self.layer.publish(expert)
         self.side.write_tables([(0, self.layer)])
         place = stream.add_layer(self.layer, pinned)
-        whole = in_slots == EXPERTS
         self.step = CudaStep(
             self.side,
             self.side.layer(0, None if whole else handle),
             SimpleNamespace(compute=self._compute),
             has_slots=in_slots > 0,
+            whole=ordered,
             streamed=StreamedLayer(stream, place, self.side.streamed_layer(0, handle)),
         )
         self.view = SimpleNamespace(**slots, local=in_slots)
@@ -231,6 +233,17 @@ def test_bf16_splits_are_as_exact_as_the_runner(runner):
         split = error(layer.hybrid(dispatch, decode=False), exact)
         print(f"{in_slots} of {EXPERTS} in slots: {split:.2e}, the runner alone {alone:.2e}")
         assert split <= 1.1 * alone
+
+
+def test_a_whole_layer_is_the_runner_alone_to_the_last_bit(runner):
+    """With slot i for expert i nothing is mapped; pairs are counted beside the runner."""
+    layer = Layer(WeightFormat.BF16, EXPERTS, runner, ordered=True)
+    for rows in (1, 64):
+        dispatch = layer.batch(rows)
+        found = layer.hybrid(dispatch, decode=True)
+        assert torch.equal(found, layer.stock(dispatch))
+    layer.side.refresh_counters()
+    assert int(layer.counters[..., 0].sum()) == 65 * TOP_K
 
 
 def test_a_captured_layer_follows_its_tables(runner):

@@ -6,15 +6,15 @@ Everything here is called by the scheduler's thread, unless it says otherwise.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 
 from ktd.cuda.error_words import ErrorWords
 from ktd.cuda.layer_channel import ChannelError, DeviceLayer, LayerChannel
-from ktd.cuda.streams import has_passed, new_event
+from ktd.cuda.streams import has_passed, new_event, new_stream
 from ktd.errors import CudaFailed
 from ktd.experts.pool import ExpertPool
 from ktd.rankfile import Kind
@@ -83,6 +83,7 @@ class CudaSide:
         self._copier = CounterCopier(self._counters, counters)
         self._running: deque[torch.cuda.Event] = deque()
         self._spare: list[torch.cuda.Event] = []
+        self._beside = new_stream(self.device)
         self._starting = True
         # A layer of the model that is being loaded may be run to warm something up.
         self.channel.begin_step()
@@ -215,6 +216,17 @@ class CudaSide:
         self._copier.reset()
 
     # --- streams ---------------------------------------------------------------------------
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """What is enqueued in the body runs beside what follows it, until :meth:`join`."""
+        self._beside.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._beside):
+            yield
+
+    def join(self) -> None:
+        """The current stream waits for the body of :meth:`beside`."""
+        torch.cuda.current_stream(self.device).wait_stream(self._beside)
 
     @staticmethod
     def steps_on(scheduler: Any) -> AbstractContextManager[Any]:

@@ -23,6 +23,7 @@ class CudaStep:
         layer: On the device.
         slots: Computes its slots.
         has_slots: Whether there is any.
+        whole: Slot i holds expert i, for every expert and for good: SGLang's ids are slots already.
         streamed: How it passes through the rank's prefill stream; None: it does not.
     """
 
@@ -33,12 +34,14 @@ class CudaStep:
         slots: SglangSlots,
         *,
         has_slots: bool,
+        whole: bool = False,
         streamed: StreamedLayer | None = None,
     ) -> None:
         self._side = side
         self._layer = layer
         self._slots = slots
         self._has_slots = has_slots
+        self._whole = whole
         self._streamed = streamed
 
     def __call__(self, layer: nn.Module, dispatch_output: Any) -> torch.Tensor:
@@ -60,6 +63,14 @@ class CudaStep:
         self, layer: nn.Module, dispatch_output: Any, num_tokens: torch.Tensor | None
     ) -> torch.Tensor:
         channel = self._side.channel
+        if self._whole:
+            # Nothing depends on the split, which only counts here: it runs beside the experts.
+            with self._side.beside():
+                self._split(self._layer, dispatch_output, num_tokens)
+            topk = dispatch_output.topk_output
+            out = self._slots.compute(layer, dispatch_output, topk.topk_ids, topk.topk_weights)
+            self._side.join()
+            return out
         slots, weights = self._split(self._layer, dispatch_output, num_tokens)
         if not self._has_slots:
             out = torch.empty_like(dispatch_output.hidden_states)

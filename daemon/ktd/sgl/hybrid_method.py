@@ -212,6 +212,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
             side.layer(self._position, handle),
             self._slots,
             has_slots=self._num_slots > 0,
+            whole=self._layer.mapped() == list(range(rank.spec.num_experts)),
             streamed=streamed,
         )
 
