@@ -16,6 +16,7 @@ from ktd.errors import EngineFailed
 
 _START_SECONDS = 300.0
 _STOP_SECONDS = 300.0
+_LOOK_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,14 @@ class DecodeLoad:
             self.check()
             time.sleep(min(left, 0.5))
         return self.stretch(begin, begin + seconds)
+
+    def measure_tokens(self, tokens: int, *, longest: float) -> Stretch:
+        """Waits for so many tokens, or for ``longest`` seconds, and tells what happened."""
+        begin, before = time.perf_counter(), self.tokens
+        while self.tokens - before < tokens and time.perf_counter() - begin < longest:
+            self.check()
+            time.sleep(_LOOK_SECONDS)
+        return self.stretch(begin, time.perf_counter())
 
     def _run(self, stream: int) -> None:
         try:

@@ -63,6 +63,33 @@ def ktd_server(model: Path, arguments: Sequence[str]) -> Iterator[RunningServer]
 
 
 @contextlib.contextmanager
+def bench_server(
+    model: Path, arguments: Sequence[str], *, routing: Path, run_id: str, keep_cpu_path: bool
+) -> Iterator[RunningServer]:
+    """As :func:`ktd_server`, but what it serves has its routing from a file.
+
+    Args:
+        model: Folder.
+        arguments: Of ``ktd serve``.
+        routing: File with ids, and with the same run id.
+        run_id: Of this run alone.
+        keep_cpu_path: Layers can give up slots although every expert has one.
+    """
+    with _folder() as base:
+        port = _free_port()
+        socket_path = base / "run" / "ktd.sock"
+        command = [
+            *(sys.executable, "-m", "ktd.app.bench_daemon", str(model), "--port", str(port)),
+            *("--runtime-dir", str(base / "run"), "--state-dir", str(base / "state")),
+            *("--socket", str(socket_path), "--log-format", "json", *arguments),
+        ]
+        about = {"routing": str(routing), "run_id": run_id, "keep_cpu_path": keep_cpu_path}
+        line = json.dumps(about).encode() + b"\n"
+        with _process(command, base / "ktd.log", port, "/health", {}, line=line):
+            yield RunningServer("ktd", TcpEndpoint(port), None, socket_path)
+
+
+@contextlib.contextmanager
 def stock_server(model: Path, arguments: Sequence[str], *, gpu: bool) -> Iterator[RunningServer]:
     """SGLang's own server, without ktd's plugin (on a host without a GPU: on ktd's platform)."""
     with _folder() as base:
@@ -178,19 +205,29 @@ def _folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _process(
-    command: Sequence[str], log: Path, port: int, health: str, environment: dict[str, str]
+    command: Sequence[str],
+    log: Path,
+    port: int,
+    health: str,
+    environment: dict[str, str],
+    *,
+    line: bytes | None = None,
 ) -> Iterator[None]:
+    """Runs it while the context lasts; with a ``line``, its standard input is a pipe with that."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("KTD_")}
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             env=inherited | environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if line is None else subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     try:
+        if process.stdin is not None and line is not None:
+            process.stdin.write(line)
+            process.stdin.flush()
         _wait_healthy(process, log, f"http://127.0.0.1:{port}{health}")
         yield
     finally:
@@ -200,6 +237,8 @@ def _process(
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def _wait_healthy(process: subprocess.Popen[bytes], log: Path, url: str) -> None:

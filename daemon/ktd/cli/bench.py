@@ -12,6 +12,7 @@ from ktd.cli import (
     bench_prefill,
     bench_serve,
     bench_swap,
+    bench_table,
 )
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _ACTIONS: dict[str, CommandModule] = {
     "prefill": bench_prefill,
     "serve": bench_serve,
     "swap": bench_swap,
+    "table": bench_table,
     "passthrough": bench_passthrough,
     "kernels": bench_kernels,
 }

@@ -1,0 +1,125 @@
+"""Cells of a table, what was measured of them, and the file in which both are kept."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ktd.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        kind: Of the routing.
+        ratio: Share of all experts in slots.
+        column: Strategy or policy.
+        check: Measured on an engine that was started at this ratio.
+    """
+
+    kind: str
+    ratio: float
+    column: str
+    check: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came of a cell.
+
+    Attributes:
+        rates: Tokens per second of each run.
+        hit_rate: Share of (token, expert) pairs that slots computed.
+        between_ms: Median time between two tokens of a stream.
+    """
+
+    rates: tuple[float, ...]
+    hit_rate: float
+    between_ms: float
+
+    @property
+    def rate(self) -> float:
+        """The median."""
+        return statistics.median(self.rates)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the largest and the smallest."""
+        return (max(self.rates) - min(self.rates)) / 2
+
+
+class ResultFile:
+    """Keeps every cell as soon as it is measured, so that a run can go on where one ended.
+
+    Args:
+        path: File of JSON lines; None: nothing is kept.
+        request: What is measured; a file of another request is not continued.
+
+    Raises:
+        ConfigError: The file is of something else, or cannot be read or written.
+    """
+
+    def __init__(self, path: Path | None, request: Mapping[str, Any]) -> None:
+        self._path = path
+        self.results: dict[Cell, Measured] = {}
+        if path is None:
+            return
+        try:
+            if path.exists():
+                self._read(path, request)
+            else:
+                path.write_text(json.dumps({"request": request}) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--resume {path} cannot be used: {error.strerror}") from error
+
+    def _read(self, path: Path, request: Mapping[str, Any]) -> None:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        try:
+            written = json.loads(lines[0])["request"]
+            # A run that was killed may have left half a line at the end.
+            for line in lines[1:]:
+                if line.endswith("}"):
+                    raw = json.loads(line)
+                    raw["measured"]["rates"] = tuple(raw["measured"]["rates"])
+                    self.results[Cell(**raw["cell"])] = Measured(**raw["measured"])
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise ConfigError(f"--resume {path} is no file of ktd bench table") from error
+        different = [name for name in request if written.get(name) != request[name]]
+        if different:
+            name = different[0]
+            raise ConfigError(
+                f"--resume {path} was measured with {name} {written.get(name)}, not "
+                f"{request[name]}; name another file"
+            )
+
+    def add(self, cell: Cell, measured: Measured) -> None:
+        """Keeps one."""
+        self.results[cell] = measured
+        if self._path is not None:
+            line = json.dumps({"cell": asdict(cell), "measured": asdict(measured)})
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+def planned(
+    kinds: Sequence[str], ratios: Sequence[float], columns: Sequence[str], checks: int
+) -> list[Cell]:
+    """All cells in the order in which they are measured: those of an engine together."""
+    cells = [Cell(kind, ratio, column) for kind in kinds for ratio in ratios for column in columns]
+    checked = _some(ratios, checks) if "uniform" in columns else []
+    return cells + [Cell(kinds[0], ratio, "uniform", check=True) for ratio in checked]
+
+
+def _some(ratios: Sequence[float], count: int) -> list[float]:
+    """Evenly spread ones, without 0, where there is nothing to check."""
+    inner = [ratio for ratio in ratios if ratio > 0]
+    if count >= len(inner):
+        return inner if count else []
+    step = (len(inner) - 1) / max(1, count - 1)
+    return [inner[round(number * step)] for number in range(count)]

@@ -1,0 +1,249 @@
+"""A whole table: an engine for each routing, and its cells one after the other.
+
+The engine has as many slots as the largest ratio needs. A cell is a placement that uses some of
+them; the streams run on while it is changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ktd.bench.decode_load import DecodeLoad, Stretch
+from ktd.bench.prompts import Prompts
+from ktd.bench.servers import bench_server
+from ktd.bench.table.cells import Cell, Measured, ResultFile
+from ktd.bench.table.placements import POLICIES, cell_placement, slots_needed
+from ktd.bench.table.routing import LayerSizes, Routing
+from ktd.client import KtdClient
+from ktd.model.facts import read_facts
+
+_OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What runs while cells are measured.
+
+    Attributes:
+        streams: At a time.
+        prompt: Tokens of a prompt; ``dynamic`` is given half of them as its threshold.
+        output: Tokens of a completion.
+        tokens: Of one run.
+        runs: Of a cell.
+        settle: Tokens before a cell is measured.
+        settle_policy: The same for policies, which have to learn first.
+        longest: Seconds of one run, at most.
+    """
+
+    streams: int
+    prompt: int
+    output: int
+    tokens: int
+    runs: int
+    settle: int
+    settle_policy: int
+    longest: float
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """How engines are started: the model, options of ``ktd serve``, and what is in the model."""
+
+    model: Path
+    arguments: Sequence[str]
+    sizes: LayerSizes
+    moe_layers: Sequence[int]
+    expert_format: str
+
+    @classmethod
+    def of_model(cls, model: Path, arguments: Sequence[str], *, device: str) -> Engines:
+        """For the model in a folder.
+
+        Raises:
+            ModelUnsupported: ktd does not serve it on ``device``.
+        """
+        facts = read_facts(model, device=device)
+        sizes = LayerSizes(len(facts.moe_layers), facts.num_experts, facts.experts_per_token)
+        return cls(model, arguments, sizes, facts.moe_layers, facts.expert_format)
+
+
+class OutOfTime(Exception):
+    """The time that a run may take is over; what is done is kept."""
+
+
+class TableBench:
+    """Measures the cells that are not done yet.
+
+    Args:
+        engines: How they are started.
+        load: What they compute.
+        routings: By kind.
+        prompts: For the streams.
+        largest: Ratio that the slots are made for.
+        file: Where results go.
+        progress: Told what happens.
+        deadline: When to stop, by ``time.monotonic``; None: when all is done.
+    """
+
+    def __init__(
+        self,
+        engines: Engines,
+        load: Load,
+        routings: Mapping[str, Routing],
+        *,
+        prompts: Prompts,
+        largest: float,
+        file: ResultFile,
+        progress: Callable[[str], None],
+        deadline: float | None = None,
+    ) -> None:
+        self._engines = engines
+        self._load = load
+        self._routings = routings
+        self._prompts = prompts
+        self._slots = slots_needed(engines.sizes, largest)
+        self._file = file
+        self._progress = progress
+        self._deadline = deadline
+        self._took: list[float] = []
+        self._left = 0
+
+    async def run(self, cells: Sequence[Cell]) -> bool:
+        """True when all of them are done; False when the time was over before.
+
+        Raises:
+            KtdError: An engine failed.
+        """
+        todo = [cell for cell in cells if cell not in self._file.results]
+        self._left = len(todo)
+        self._progress(f"{len(todo)} of {len(cells)} cells to measure")
+        try:
+            for kind in dict.fromkeys(cell.kind for cell in todo):
+                of_engine = [cell for cell in todo if cell.kind == kind and not cell.check]
+                if of_engine:
+                    self._check_time()
+                    await self._engine(kind, of_engine, ["--num-gpu-experts", str(self._slots)])
+            for cell in todo:
+                if cell.check:
+                    self._check_time()
+                    words = ["--gpu-experts-ratio", f"{cell.ratio:g}"]
+                    await self._engine(cell.kind, [cell], words)
+        except OutOfTime:
+            self._progress(f"the time is over: {self._left} cells are left")
+            return False
+        return True
+
+    async def _engine(self, kind: str, cells: Sequence[Cell], slots: Sequence[str]) -> None:
+        routing = self._routings[kind]
+        checks = cells[0].check
+        self._progress(f"starting an engine, {kind} routing, {' '.join(slots)}")
+        async with self._started(routing, [*self._engines.arguments, *slots], checks) as run:
+            for cell in cells:
+                self._check_time()
+                began = time.monotonic()
+                measured = await self._cell(run, cell, routing)
+                self._file.add(cell, measured)
+                self._took.append(time.monotonic() - began)
+                self._left -= 1
+                self._progress(self._said(cell, measured))
+
+    @contextlib.asynccontextmanager
+    async def _started(
+        self, routing: Routing, arguments: Sequence[str], checks: bool
+    ) -> AsyncIterator[_Running]:
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ktd-bench-"))
+            # Nobody who finds the file later, or has one of an earlier run, can use it.
+            run_id, path = secrets.token_hex(16), Path(folder) / "routing.npz"
+            routing.write(path, run_id)
+            server = stack.enter_context(
+                bench_server(
+                    self._engines.model,
+                    ["--expert-placement-strategy", "uniform", *arguments],
+                    routing=path,
+                    run_id=run_id,
+                    keep_cpu_path=not checks,
+                )
+            )
+            load = stack.enter_context(
+                DecodeLoad(
+                    server.endpoint,
+                    lambda: self._prompts.tokens(self._load.prompt),
+                    streams=self._load.streams,
+                    tokens=self._load.output,
+                )
+            )
+            async with KtdClient(server.socket) as client:
+                yield _Running(client, load)
+
+    async def _cell(self, run: _Running, cell: Cell, routing: Routing) -> Measured:
+        load = self._load
+        policy = cell.column if cell.column in POLICIES else _OFF
+        await run.client.set_policy(_OFF)
+        if not cell.check:
+            experts = cell_placement(
+                cell.column, cell.ratio, self._engines.sizes, self._slots, routing.known
+            )
+            await run.place(dict(zip(self._engines.moe_layers, experts, strict=True)))
+        if policy != _OFF:
+            await run.client.set_policy(policy, threshold=max(1, load.prompt // 2))
+        settle = load.settle if policy == _OFF else load.settle_policy
+        if policy == "dynamic":
+            # It learns from prompts alone: every stream reads one.
+            settle = max(settle, load.streams * load.output)
+        await asyncio.to_thread(run.load.measure_tokens, settle, longest=2 * load.longest)
+        before = await run.pairs()
+        stretches: list[Stretch] = []
+        for _ in range(load.runs):
+            stretch = await asyncio.to_thread(
+                run.load.measure_tokens, load.tokens, longest=load.longest
+            )
+            stretches.append(stretch)
+        inside, outside = (b - a for a, b in zip(before, await run.pairs(), strict=True))
+        return Measured(
+            rates=tuple(stretch.tokens_per_second for stretch in stretches),
+            hit_rate=inside / max(1, inside + outside),
+            between_ms=statistics.median(stretch.between_tokens.p50 for stretch in stretches),
+        )
+
+    def _check_time(self) -> None:
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise OutOfTime
+
+    def _said(self, cell: Cell, measured: Measured) -> str:
+        name = f"{cell.kind}, {100 * cell.ratio:g} %, {cell.column}"
+        if cell.check:
+            name += ", engine of its own"
+        left = statistics.fmean(self._took) * self._left
+        return (
+            f"{name}: {measured.rate:.2f} ± {measured.spread:.2f} tokens/s, "
+            f"{100 * measured.hit_rate:.0f} % in slots; {self._left} cells left, about "
+            f"{left / 60:.1f} minutes"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """An engine with its streams."""
+
+    client: KtdClient
+    load: DecodeLoad
+
+    async def place(self, layers: Mapping[int, Sequence[int]]) -> None:
+        """Moves what is not there yet; waits until it is."""
+        now = {row.layer: tuple(row.gpu_experts) for row in (await self.client.placement()).layers}
+        if any(now[layer] != tuple(chosen) for layer, chosen in layers.items()):
+            await self.client.apply_and_wait(layers=layers)
+
+    async def pairs(self) -> tuple[int, int]:
+        """(token, expert) pairs so far: in slots, on the CPU."""
+        totals = (await self.client.stats()).totals
+        return totals.gpu_pairs, totals.cpu_pairs

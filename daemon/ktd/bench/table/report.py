@@ -1,0 +1,131 @@
+"""A table for people: Markdown, JSON, and lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ktd.bench.table.cells import Cell, Measured
+from ktd.bench.table.routing import SHIFTING, STRETCH, Routing
+
+_RANKS_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that was measured, whole or in part.
+
+    Attributes:
+        request: What was asked for; printed, so that it can be repeated.
+        kinds, ratios, columns: Of the tables.
+        results: Of the cells that are done.
+        routings: By kind.
+    """
+
+    request: Mapping[str, Any]
+    kinds: Sequence[str]
+    ratios: Sequence[float]
+    columns: Sequence[str]
+    results: Mapping[Cell, Measured]
+    routings: Mapping[str, Routing]
+
+    def row(self, kind: str, ratio: float) -> list[Measured | None]:
+        """One row's cells."""
+        return [self.results.get(Cell(kind, ratio, column)) for column in self.columns]
+
+    def title(self, kind: str) -> str:
+        """Above a table."""
+        shift = f", shifting every {STRETCH} tokens" if kind == SHIFTING else ""
+        return f"{kind} routing ({self.routings[kind].source}{shift})"
+
+    def header(self) -> list[str]:
+        """Of every table."""
+        last = ["adaptive ÷ best"] if self._judges else []
+        return ["GPU expert ratio", *self.columns, *last]
+
+    def rows(self, kind: str) -> list[list[str]]:
+        """Tokens per second: median ± half the spread."""
+        found = []
+        for ratio in self.ratios:
+            row = self.row(kind, ratio)
+            cells = ["" if m is None else f"{m.rate:.2f} ± {m.spread:.2f}" for m in row]
+            found.append(
+                [f"{100 * ratio:g} %", *cells, *([self._judged(row)] if self._judges else [])]
+            )
+        return found
+
+    @property
+    def _judges(self) -> bool:
+        return "adaptive" in self.columns and len(self.columns) > 1
+
+    def _judged(self, row: Sequence[Measured | None]) -> str:
+        adaptive = row[self.columns.index("adaptive")]
+        if adaptive is None or any(measured is None for measured in row):
+            return ""
+        return f"{adaptive.rate / max(m.rate for m in row if m is not None):.3f}"
+
+    def checks(self) -> list[tuple[float, Measured, Measured]]:
+        """Ratio, the cell, and the same on an engine that was started at that ratio."""
+        pairs = []
+        for cell, alone in self.results.items():
+            inside = self.results.get(Cell(cell.kind, cell.ratio, cell.column))
+            if cell.check and inside is not None:
+                pairs.append((cell.ratio, inside, alone))
+        return sorted(pairs, key=lambda pair: pair[0])
+
+    def check_lines(self) -> list[str]:
+        """One for each check."""
+        return [
+            f"{100 * ratio:g} %, uniform: {inside.rate:.2f} tokens/s in the table, "
+            f"{alone.rate:.2f} on an engine started at that ratio "
+            f"({inside.rate / alone.rate:.3f})"
+            for ratio, inside, alone in self.checks()
+        ]
+
+    def markdown(self) -> str:
+        """Both tables, the checks, and what routing they were measured with."""
+        lines = ["# Tokens per second by share of experts in slots", ""]
+        lines += [f"- {name}: {value}" for name, value in self.request.items()]
+        for kind in self.kinds:
+            lines += ["", f"## {self.title(kind)}", "", _line(self.header())]
+            lines.append(_line(["---:"] * len(self.header())))
+            lines += [_line(row) for row in self.rows(kind)]
+        if self.checks():
+            lines += ["", "## Checked against engines started at a ratio", ""]
+            lines += [f"- {line}" for line in self.check_lines()]
+        for kind in self.kinds:
+            lines += self._ranks(kind)
+        return "\n".join(lines) + "\n"
+
+    def _ranks(self, kind: str) -> list[str]:
+        ranks = self.routings[kind].ranks
+        if ranks is None:
+            return []
+        first = " of the first stretch" if kind == SHIFTING else ""
+        lines = ["", f"## Most likely experts{first}, {kind} routing", "", "```"]
+        for layer, order in enumerate(ranks[0]):
+            lines.append(f"{layer:3}: {' '.join(str(expert) for expert in order[:_RANKS_SHOWN])}")
+        return [*lines, "```"]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with the whole permutations."""
+        return {
+            "request": dict(self.request),
+            "cells": [
+                asdict(cell) | asdict(measured) | {"rate": measured.rate, "spread": measured.spread}
+                for cell, measured in self.results.items()
+            ],
+            "checks": [
+                {"ratio": ratio, "table": inside.rate, "alone": alone.rate}
+                for ratio, inside, alone in self.checks()
+            ],
+            "ranks": {
+                kind: None if routing.ranks is None else routing.ranks.tolist()
+                for kind, routing in self.routings.items()
+            },
+        }
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

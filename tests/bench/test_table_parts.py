@@ -1,0 +1,239 @@
+"""The parts of `ktd bench table`: routing, placements, the file of results, and what is printed."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ktd.bench.table.cells import Cell, Measured, ResultFile, planned
+from ktd.bench.table.placements import COLUMNS, budget_of, cell_placement, slots_needed
+from ktd.bench.table.plot import table_svg
+from ktd.bench.table.report import Report
+from ktd.bench.table.routing import (
+    SHIFTING,
+    STATIONARY,
+    LayerSizes,
+    counts,
+    recorded_routing,
+    zipf_routing,
+)
+from ktd.cli.exit_codes import ExitCode
+from ktd.cli.program import run
+from ktd.errors import ConfigError
+from tests.live import MODEL, ROOT
+
+SIZES = LayerSizes(layers=3, experts=32, top_k=4)
+TRACE = ROOT / "models" / "routing-trace.npz"
+TINY = LayerSizes(layers=6, experts=32, top_k=4)
+
+
+def test_a_token_chooses_different_experts():
+    """As a router does."""
+    ids = zipf_routing(STATIONARY, SIZES, 0).ids
+    assert ids.shape == (8000, 3, 4)
+    assert (np.diff(np.sort(ids, axis=2), axis=2) > 0).all()
+
+
+def test_zipf_weights_fall_with_the_rank():
+    """The first rank is drawn 2 ** 0.8 times as often as the second, less what draws without
+    replacement take off; the order of counts is that of the ranks."""
+    routing = zipf_routing(STATIONARY, SIZES, 1)
+    for layer, order in enumerate(routing.ranks[0]):
+        by_rank = routing.known[layer][order]
+        assert 1.2 < by_rank[0] / by_rank[1] < 2**0.8
+        assert by_rank[:4].sum() > 3 * by_rank[-8:].sum()
+        assert np.corrcoef(by_rank, np.arange(32) ** 0.5)[0, 1] < -0.8
+
+
+def test_each_layer_has_other_ranks_and_a_seed_gives_the_same():
+    """A table can be measured again, and hot experts are not the lowest ids."""
+    one, same, other = (zipf_routing(STATIONARY, SIZES, seed) for seed in (5, 5, 6))
+    assert (one.ids == same.ids).all()
+    assert (one.ids != other.ids).any()
+    assert (one.ranks[0, 0] != one.ranks[0, 1]).any()
+
+
+def test_shifting_routing_changes_every_500_tokens():
+    """And frequency knows the first stretch alone."""
+    routing = zipf_routing(SHIFTING, SIZES, 0)
+    assert len(routing.ids) == 500 * len(routing.ranks) == 8000
+    assert (routing.known == counts(routing.ids[:500], 32)).all()
+    shares = [counts(part, 32).ravel() for part in np.split(routing.ids, 16)]
+    alike = [np.corrcoef(shares[0], share)[0, 1] for share in shares[1:]]
+    assert max(alike) < 0.5
+    halves = [counts(half, 32).ravel() for half in np.split(routing.ids[:500], 2)]
+    assert np.corrcoef(*halves)[0, 1] > 0.7
+
+
+def test_a_recording_is_shuffled_or_taken_in_turn():
+    """500 tokens of each phase one after the other; all of them mixed where nothing shifts."""
+    with np.load(TRACE) as file:
+        phases = [file[name] for name in file.files]
+    shifting = recorded_routing(SHIFTING, TRACE, TINY, 0)
+    for turn in range(6):
+        begin = 500 * (turn // len(phases))
+        wanted = phases[turn % len(phases)][begin : begin + 500]
+        assert (shifting.ids[500 * turn : 500 * (turn + 1)] == wanted).all()
+    assert (shifting.known == counts(shifting.ids[:500], 32)).all()
+    stationary = recorded_routing(STATIONARY, TRACE, TINY, 0)
+    first, last = (counts(part, 32).ravel() for part in np.split(stationary.ids, 2))
+    assert np.corrcoef(first, last)[0, 1] > 0.98
+
+
+def test_a_recording_of_another_model_is_refused(tmp_path):
+    """And one that cannot shift."""
+    with pytest.raises(ConfigError, match="no recording of this model: it has 6 layers"):
+        recorded_routing(STATIONARY, TRACE, SIZES, 0)
+    np.savez(tmp_path / "one.npz", prose=np.zeros((900, 6, 4), np.int16))
+    with pytest.raises(ConfigError, match="needs two phases"):
+        recorded_routing(SHIFTING, tmp_path / "one.npz", TINY, 0)
+
+
+KNOWN = zipf_routing(STATIONARY, SIZES, 0).known
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_a_cell_uses_the_budget_of_its_ratio(column, ratio):
+    """Whatever the strategy, and never more of a layer than it has slots."""
+    for largest in (ratio, 1.0):
+        slots = slots_needed(SIZES, largest)
+        chosen = cell_placement(column, ratio, SIZES, slots, KNOWN)
+        assert sum(map(len, chosen)) == budget_of(SIZES, ratio)
+        assert max(map(len, chosen)) <= slots
+        assert all(list(layer) == sorted(set(layer)) for layer in chosen)
+
+
+def test_strategies_are_those_of_the_daemon_where_they_fit():
+    """Front-loading fills layers; with fewer slots the first layers get what is left over."""
+    whole = tuple(range(32))
+    assert cell_placement("front-loading", 0.5, SIZES, 32, KNOWN) == (whole, whole[:16], ())
+    assert cell_placement("front-loading", 0.5, SIZES, 20, KNOWN) == (
+        whole[:20],
+        whole[:20],
+        whole[:8],
+    )
+    hot = cell_placement("frequency", 0.25, SIZES, 32, KNOWN)
+    capped = cell_placement("frequency", 0.25, SIZES, 8, KNOWN)
+    share = [
+        sum(KNOWN[n][list(layer)].sum() for n, layer in enumerate(chosen))
+        for chosen in (hot, capped)
+    ]
+    assert share[0] >= share[1] > 0.4 * KNOWN.sum()
+    assert cell_placement("adaptive", 0.25, SIZES, 32, KNOWN) == cell_placement(
+        "uniform", 0.25, SIZES, 32, KNOWN
+    )
+
+
+def measured(rate, spread=1.0):
+    return Measured((rate - spread, rate, rate + spread), 0.5, 10.0)
+
+
+def test_results_are_kept_and_read_again(tmp_path):
+    """Also after a run that was killed while it wrote."""
+    path, request = tmp_path / "cells.jsonl", {"model": "m", "seed": 1}
+    one, other = Cell(STATIONARY, 0.1, "uniform"), Cell(STATIONARY, 0.1, "uniform", check=True)
+    file = ResultFile(path, request)
+    file.add(one, measured(5.0))
+    file.add(other, measured(6.0))
+    with path.open("a") as half:
+        half.write('{"cell": {"kind": "stat')
+    again = ResultFile(path, request)
+    assert again.results == {one: measured(5.0), other: measured(6.0)}
+
+
+def test_results_of_something_else_are_not_continued(tmp_path):
+    """The sentence says what differs; a foreign file is left alone."""
+    path = tmp_path / "cells.jsonl"
+    ResultFile(path, {"model": "m", "seed": 1})
+    with pytest.raises(ConfigError, match="was measured with seed 1, not 2"):
+        ResultFile(path, {"model": "m", "seed": 2})
+    path.write_text("hello\n")
+    with pytest.raises(ConfigError, match="is no file of ktd bench table"):
+        ResultFile(path, {"model": "m"})
+
+
+def test_all_cells_are_planned_and_the_checks_are_spread():
+    """Engines of their own come last."""
+    ratios = tuple(n / 10 for n in range(11))
+    cells = planned((STATIONARY, SHIFTING), ratios, COLUMNS, 3)
+    assert len(cells) == len(set(cells)) == 2 * 11 * 6 + 3
+    assert [cell.ratio for cell in cells if cell.check] == [0.1, 0.5, 1.0]
+    assert all(cell.column == "uniform" and cell.kind == STATIONARY for cell in cells[-3:])
+    assert planned((STATIONARY,), (0.0,), COLUMNS, 3)[-1].check is False
+    assert not any(cell.check for cell in planned((STATIONARY,), ratios, ("random",), 3))
+
+
+@pytest.fixture(name="report")
+def _report():
+    """Everything but one cell."""
+    ratios, columns = (0.0, 0.5, 1.0), ("uniform", "adaptive")
+    results = {
+        Cell(kind, ratio, column): measured(10 + 10 * ratio + 2 * (column == "adaptive"))
+        for kind in (STATIONARY, SHIFTING)
+        for ratio in ratios
+        for column in columns
+    }
+    del results[Cell(SHIFTING, 1.0, "adaptive")]
+    results[Cell(STATIONARY, 0.5, "uniform", check=True)] = measured(16.0)
+    routings = {kind: zipf_routing(kind, SIZES, 0) for kind in (STATIONARY, SHIFTING)}
+    request = {"model": "a model", "seed": 0}
+    return Report(request, (STATIONARY, SHIFTING), ratios, columns, results, routings)
+
+
+def test_markdown_has_both_tables_the_checks_and_the_ranks(report):
+    """Median and spread; how adaptive compares with the best; nothing for what is missing."""
+    text = report.markdown()
+    assert "| GPU expert ratio | uniform | adaptive | adaptive ÷ best |" in text
+    assert "| 50 % | 15.00 ± 1.00 | 17.00 ± 1.00 | 1.000 |" in text
+    assert "| 100 % | 20.00 ± 1.00 |  |  |" in text
+    assert "- 50 %, uniform: 15.00 tokens/s in the table, 16.00 on an engine started" in text
+    assert "shifting routing (Zipf 0.8, seed 0, shifting every 500 tokens)" in text
+    first = " ".join(str(expert) for expert in report.routings[STATIONARY].ranks[0, 0, :8])
+    assert f"  0: {first}" in text
+    assert "- model: a model" in text
+
+
+def test_json_has_every_run_and_the_whole_permutations(report):
+    """So that figures can be computed anew."""
+    value = report.as_json()
+    assert len(value["cells"]) == len(report.results)
+    assert value["cells"][0]["rates"] == (9.0, 10.0, 11.0)
+    assert value["checks"] == [{"ratio": 0.5, "table": 15.0, "alone": 16.0}]
+    assert np.array(value["ranks"][SHIFTING]).shape == (16, 3, 32)
+
+
+def test_the_plot_has_a_line_for_each_column_of_each_table(report):
+    """Well-formed, and points are where the figures are."""
+    root = ET.fromstring(table_svg(report))  # noqa: S314 - our own
+    lines = root.findall(".//{*}polyline")
+    assert len(lines) == 4
+    assert [len(line.get("points").split()) for line in lines] == [3, 3, 3, 2]
+    heights = [float(point.split(",")[1]) for point in lines[0].get("points").split()]
+    assert heights == sorted(heights, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--running", "ktd.sock"], "leave out --running"),
+        (["--columns", "best"], "--columns knows random, uniform"),
+        (["--routings", ","], "--routings knows stationary, shifting"),
+        (["--ratios", "50,101"], "is not a list of shares from 0 to 100"),
+        (["--ratios", "x"], "invalid list of shares value"),
+        (["--plot", "table.png"], "--plot table.png is not .svg"),
+        (["--markdown", "/no/such/folder/t.md"], "there is no folder /no/such/folder"),
+        (["--trace", "/no/such/trace.npz"], "/no/such/trace.npz cannot be read"),
+    ],
+)
+def test_bad_arguments_end_before_an_engine_starts(arguments, sentence, capsys):
+    """One sentence and the code for a wrong value."""
+    assert run(["bench", "table", str(MODEL), *arguments]) == ExitCode.USAGE
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_named(capsys):
+    """As by every bench."""
+    assert run(["bench", "table", str(Path("/no/such/model"))]) == ExitCode.USAGE
+    assert "is not a folder" in capsys.readouterr().err
