@@ -20,6 +20,9 @@ ID_VARIABLE = "KTD_ENGINE_ID"
 COPY = "copy"
 MMAP = "mmap"
 
+# Of the buffer that long prefills stream through, unless a start says otherwise.
+PREFILL_BUFFER_BYTES = 4 << 30
+
 
 @dataclass(frozen=True, slots=True)
 class Bench:
@@ -77,7 +80,7 @@ class EngineSpec:
     swap_rate: float | None = None
     cpu_expert_format: str | None = None
     prefill_threshold: int | None = None
-    prefill_buffer_bytes: int = 4 << 30
+    prefill_buffer_bytes: int = PREFILL_BUFFER_BYTES
     bench: Bench | None = None
     host_memory: str = COPY
 

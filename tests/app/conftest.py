@@ -15,8 +15,16 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from ktd.app.evidence import Pairs, StartEvidence
+from ktd.app.starts import EngineStarts
+from ktd.app.statistics import KnownCounts
 from ktd.client.client import KtdClient
+from ktd.config.settings import Settings
 from ktd.engine.leftovers import end_processes, id_prefix, processes_of
+from ktd.placement.manager import PlacementManager
+from ktd.stats.hub import StatsHub
+from ktd.stats.profile_store import ProfileStore
+from ktd.stats.profiles import Profiles
 
 SCRIPT = Path(__file__).with_name("serve_fake.py")
 MODEL = Path(__file__).parents[2] / "models/ktd-tiny"
@@ -117,3 +125,34 @@ async def http():
     """A client of the OpenAI front."""
     async with aiohttp.ClientSession() as session:
         yield session
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Makes what plans starts, under settings."""
+
+    def make(manager=None, device="cpu", **changes):
+        settings = Settings(
+            model=str(MODEL),
+            state_dir=tmp_path / "state",
+            runtime_dir=tmp_path / "run",
+            socket=tmp_path / "ktd.sock",
+            **changes,
+        )
+        store = ProfileStore(settings.state_dir)
+        known = KnownCounts(store, Profiles(store, StatsHub(), settings.model))
+        pairs = Pairs()
+
+        async def find_model(_settings):
+            return MODEL
+
+        starts = EngineStarts(
+            settings,
+            device=device,
+            manager=manager or PlacementManager(),
+            find_model=find_model,
+            evidence=StartEvidence(settings, "cpu", known, pairs),
+        )
+        return starts, pairs
+
+    return make

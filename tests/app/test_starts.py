@@ -12,7 +12,6 @@ from structlog.testing import capture_logs
 
 from ktd.app.evidence import LiveEvidence, Pairs, StartEvidence
 from ktd.app.fitting import fit_of_model
-from ktd.app.starts import EngineStarts
 from ktd.app.statistics import KnownCounts
 from ktd.config.settings import Settings
 from ktd.errors import ConfigError
@@ -29,37 +28,6 @@ from tests.placement.fake_target import FakeTarget
 
 MODEL = Path(__file__).parents[2] / "models/ktd-tiny"
 TRACE = MODEL.parent / "routing-trace.npz"
-
-
-@pytest.fixture
-def made(tmp_path):
-    """Makes what plans starts, under settings."""
-
-    def make(manager=None, device="cpu", **changes):
-        settings = Settings(
-            model=str(MODEL),
-            state_dir=tmp_path / "state",
-            runtime_dir=tmp_path / "run",
-            socket=tmp_path / "ktd.sock",
-            **changes,
-        )
-        store = ProfileStore(settings.state_dir)
-        known = KnownCounts(store, Profiles(store, StatsHub(), settings.model))
-        pairs = Pairs()
-
-        async def find_model(_settings):
-            return MODEL
-
-        starts = EngineStarts(
-            settings,
-            device=device,
-            manager=manager or PlacementManager(),
-            find_model=find_model,
-            evidence=StartEvidence(settings, "cpu", known, pairs),
-        )
-        return starts, pairs
-
-    return make
 
 
 async def slots(made, **changes):

@@ -100,10 +100,11 @@ async def test_fit_of_a_folder_needs_no_daemon(tmp_path: Path) -> None:
     ("arguments", "code", "sentence"),
     [
         (("--tp", "2"), 2, "--tp needs MODEL"),
+        (("--chunked-prefill-size", "9"), 2, "--chunked-prefill-size needs MODEL"),
         (("--host-memory", "mmap"), 2, "--host-memory needs MODEL"),
         (("/no/such/folder",), 3, "There is no model folder /no/such/folder"),
         (("some/model",), 3, "some/model is not a folder here"),
-        ((str(MODEL), "--device", "cuda"), 3, "--device cuda is not in this version"),
+        ((str(MODEL), "--device", "cuda"), 3, "--device cuda needs an NVIDIA GPU"),
     ],
 )
 async def test_fit_is_refused_in_one_sentence(

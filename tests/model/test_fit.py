@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ktd.model.demand import Demand
 from ktd.model.device_memory import device_bytes
+from ktd.model.device_needs import device_needs
 from ktd.model.facts import read_facts
-from ktd.model.fit import Demand, fit_before_start, fit_while_running
+from ktd.model.fit import fit_before_start, fit_while_running
 from ktd.model.kv_cache import KvCache, kv_cache_of
 from ktd.model.memory import GIB, needs_of
 
@@ -21,7 +23,9 @@ FACTS = replace(
 )
 PER_TOKEN = 2 * 64 * 8 * 128 * 2
 CPU = Demand(kv_tokens=4096, ranks=1, device="cpu")
-GPUS = Demand(kv_tokens=65536, ranks=2, device="cuda")
+GPUS = Demand(
+    kv_tokens=65536, ranks=2, device="cuda", gpu_bytes=48 * GIB, chunk=4096, buffer_bytes=GIB
+)
 
 
 @pytest.mark.parametrize(
@@ -47,21 +51,22 @@ def test_kv_cache_of_the_tiny_model():
 
 
 def test_device_memory_is_what_is_left_beside_weights_and_kv_cache():
-    """Twice 24 GiB: 48 - 15 % - 2 of weights - the cache; all of it goes to slots."""
-    free = 48 * GIB
+    """Twice 22 GiB, less everything that is no slot; all of it goes to slots."""
+    free = 44 * GIB
     fit = fit_before_start(FACTS, GPUS, free)
-    room = free - int(free * 0.15) - 2 * GIB - 65536 * PER_TOKEN
-    assert fit.room_bytes == room
-    assert fit.slots == fit.largest == room // FACTS.expert_bytes
+    assert fit.room_bytes == free - device_needs(FACTS, GPUS, slots=0, free=free).total
+    assert fit.slots == fit.largest == fit.room_bytes // FACTS.expert_bytes
     assert 0 < fit.slots < fit.total_experts
-    assert fit.slot_bytes <= room < fit.slot_bytes + FACTS.expert_bytes
+    assert fit.slot_bytes <= fit.room_bytes < fit.slot_bytes + FACTS.expert_bytes
+    assert "2.0 GiB weights that are not experts + 48.0 MiB for 24.0 GiB of" in fit.assumptions[1]
+    assert "16.0 GiB KV cache of 65536 tokens" in fit.assumptions[1]
 
 
 def test_bigger_kv_cache_leaves_fewer_slots():
     """Each 128 MiB of it cost one."""
-    fewer = fit_before_start(FACTS, replace(GPUS, kv_tokens=131072), 48 * GIB)
-    many = fit_before_start(FACTS, GPUS, 48 * GIB)
-    assert many.slots - fewer.slots == 65536 * PER_TOKEN // FACTS.expert_bytes
+    fewer = fit_before_start(FACTS, replace(GPUS, kv_tokens=69632), 44 * GIB)
+    many = fit_before_start(FACTS, GPUS, 44 * GIB)
+    assert many.slots - fewer.slots == 4096 * PER_TOKEN // FACTS.expert_bytes
 
 
 def test_host_memory_counts_beside_the_store():
@@ -84,10 +89,12 @@ def test_mapped_experts_keep_their_room_in_the_page_cache():
     assert "of experts are used from the page cache (--host-memory mmap); slots" in " ".join(
         fit.assumptions
     )
-    running = fit_while_running(mapped, 8, "cpu", free)
+    running = fit_while_running(mapped, CPU, 8, free)
     cached = mapped.host_store_bytes - mapped.own_expert_bytes
-    assert fit_while_running(FACTS, 8, "cpu", free).room_bytes - running.room_bytes == cached
-    assert fit_before_start(mapped, GPUS, free).slots == fit_before_start(FACTS, GPUS, free).slots
+    assert fit_while_running(FACTS, CPU, 8, free).room_bytes - running.room_bytes == cached
+    # No GPU reads them by itself.
+    on_gpu, copied = (fit_before_start(facts, GPUS, 44 * GIB) for facts in (mapped, FACTS))
+    assert on_gpu.room_bytes - copied.room_bytes == cached * (2 << 20) // GIB > 0
 
 
 def test_without_a_gpu_a_quarter_is_enough_and_it_says_why():
@@ -112,15 +119,18 @@ def test_all_that_fit_is_not_more_than_there_are():
 
 
 def test_running_engine_gets_its_own_slots_back():
-    """What it holds counts as free for the next one."""
-    fit = fit_while_running(FACTS, 24, "cuda", 10 * GIB)
-    assert fit.room_bytes == 10 * GIB - int(10 * GIB * 0.15) + 3 * GIB
-    assert fit.slots == fit.room_bytes // FACTS.expert_bytes
+    """What it holds counts as free for the next one; what steps need stays free."""
+    fit = fit_while_running(FACTS, GPUS, 24, 30 * GIB)
+    needs = device_needs(FACTS, GPUS, slots=24, free=2 * 48 * GIB)
+    assert 0 < 30 * GIB + 3 * GIB - fit.room_bytes < needs.working
+    assert fit.slots == fit.room_bytes // FACTS.expert_bytes < fit.total_experts
+    full = fit_while_running(FACTS, GPUS, FACTS.total_experts, 30 * GIB)
+    assert full.slots == full.total_experts
 
 
 def test_ratio_gives_at_most_the_slots():
     """Rounded down: the flag never asks for more than fits."""
-    for free in range(5, 60, 7):
+    for free in range(5, 90, 7):
         fit = fit_before_start(FACTS, GPUS, free * GIB)
         assert int(fit.total_experts * fit.ratio) <= fit.slots
 
@@ -133,3 +143,15 @@ def test_gpu_with_the_least_memory_decides(tmp_path):
     assert device_bytes(2, free=True, command=str(tool)) == 2 * 1000 << 20
     assert device_bytes(4, free=True, command=str(tool)) == 0
     assert device_bytes(1, free=False, command=str(tmp_path / "none")) == 0
+
+
+def test_only_gpus_that_the_engine_sees_count(tmp_path, monkeypatch):
+    """CUDA_VISIBLE_DEVICES names them; the first of those are the ranks'."""
+    tool = tmp_path / "smi"
+    tool.write_text('#!/bin/sh\necho "$@" >"$0.said"\necho 1000\n')
+    tool.chmod(0o700)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 1,0")
+    assert device_bytes(1, free=True, command=str(tool)) == 1000 << 20
+    assert (tmp_path / "smi.said").read_text().split()[-2:] == ["-i", "3"]
+    assert device_bytes(2, free=True, command=str(tool)) == 0
+    assert (tmp_path / "smi.said").read_text().split()[-2:] == ["-i", "3,1"]

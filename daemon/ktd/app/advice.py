@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ktd.app.sglang_words import CHUNK_FLAG, DEFAULT_CHUNK, DEFAULT_KV_TOKENS, count_given
-from ktd.model.device_memory import device_bytes
+from ktd.app.fitting import usual_demand
+from ktd.app.sglang_words import CHUNK_FLAG, TOKENS_FLAG
+from ktd.model.device_needs import ratio_of, slots_that_fit
 from ktd.model.facts import ModelFacts
 from ktd.model.memory import ENGINE_BYTES, RANK_BYTES, HostMemory, fitting_ratio
 
+if TYPE_CHECKING:
+    from ktd.model.demand import Demand
+
 _SMALLEST_CHUNK = 256
 _SMALLEST_TOKENS = 2048
-# Of device memory, for activations, graphs and what the driver takes.
-_DEVICE_SHARE = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +33,17 @@ class Present:
 def memory_advice(present: Present) -> str:
     """One sentence with the tutorial's three levers, each with a value below the present one."""
     facts = present.facts
+    demand = usual_demand(
+        present.sglang_args, device=present.device, ranks=present.ranks, mapped=facts.mapped
+    )
     ratio = present.slots / facts.total_experts
-    fits = min(fitting_ratio(facts, _room(present)), _lower(ratio))
-    chunk = max(
-        _SMALLEST_CHUNK,
-        count_given(present.sglang_args, CHUNK_FLAG, DEFAULT_CHUNK) // 2,
-    )
-    tokens = max(
-        _SMALLEST_TOKENS,
-        count_given(present.sglang_args, "--max-total-tokens", DEFAULT_KV_TOKENS) // 2,
-    )
+    fits = min(_fitting(present, demand), _lower(ratio))
+    chunk = max(_SMALLEST_CHUNK, demand.chunk // 2)
+    tokens = max(_SMALLEST_TOKENS, demand.kv_tokens // 2)
     return (
         f"Use less memory: --kt-gpu-experts-ratio {fits:g} (now {ratio:.2g}) for fewer experts in "
         f"slots, {CHUNK_FLAG} {chunk} for smaller prefill buffers, or "
-        f"--max-total-tokens {tokens} for a smaller KV cache."
+        f"{TOKENS_FLAG} {tokens} for a smaller KV cache."
     )
 
 
@@ -52,10 +52,15 @@ def _lower(ratio: float) -> float:
     return max(0.0, int(ratio * 80) / 100)
 
 
-def _room(present: Present) -> int:
-    """Bytes for slots."""
+def _fitting(present: Present, demand: Demand) -> float:
+    """A ratio that a start is not refused with.
+
+    On a GPU by all its memory: an engine has just ended, so more than now may be free soon.
+    """
     facts = present.facts
     if present.device == "cpu":
         engine = ENGINE_BYTES + present.ranks * RANK_BYTES
-        return HostMemory.read().available - facts.own_expert_bytes - facts.other_bytes - engine
-    return int(_DEVICE_SHARE * device_bytes(present.ranks, free=False)) - facts.other_bytes
+        taken = facts.own_expert_bytes + facts.other_bytes + engine
+        return fitting_ratio(facts, HostMemory.read().available - taken)
+    slots, _ = slots_that_fit(facts, demand, demand.gpu_bytes * demand.ranks)
+    return ratio_of(slots, facts.total_experts)

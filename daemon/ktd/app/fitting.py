@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ktd.app.device import detect_device
-from ktd.app.sglang_words import DEFAULT_KV_TOKENS, count_given
+from ktd.app.sglang_words import (
+    CHUNK_FLAG,
+    DEFAULT_KV_TOKENS,
+    DEFAULT_PREFILL,
+    FRACTION_FLAG,
+    GRAPH_ROWS_FLAGS,
+    GRAPHS_FLAG,
+    NO_GRAPHS,
+    NO_GRAPHS_FLAGS,
+    PREFILL_FLAG,
+    TOKENS_FLAG,
+    count_given,
+    fraction_given,
+    number_given,
+    text_given,
+)
 from ktd.config.settings import Settings
+from ktd.enginespec import MMAP, PREFILL_BUFFER_BYTES
 from ktd.errors import EngineNotReady, ModelUnsupported
+from ktd.model.demand import Demand
 from ktd.model.device_memory import device_bytes
 from ktd.model.facts import ModelFacts, read_facts
-from ktd.model.fit import Demand, Fit, fit_before_start, fit_while_running
+from ktd.model.fit import Fit, fit_before_start, fit_while_running
 from ktd.model.memory import HostMemory
+from ktd.model.sglang_choice import default_chunk
 from ktd.model.source import folder_or_id
 from ktd.placement.manager import PlacementManager
 
@@ -22,15 +40,58 @@ def free_bytes(device: str, ranks: int) -> int:
     return HostMemory.read().available if device == "cpu" else device_bytes(ranks, free=True)
 
 
-def fit_for_start(facts: ModelFacts, settings: Settings, device: str) -> Fit:
+def least_demand(words: Sequence[str], *, device: str, ranks: int, mapped: bool) -> Demand:
+    """What an engine takes at least: a KV cache of the size given, or of one step of prefill.
+
+    Args:
+        words: SGLang's command line.
+        device: ``"cpu"`` or ``"cuda"``.
+        ranks: Tensor-parallel ranks.
+        mapped: Experts are used from the page cache, from where no GPU reads them by itself.
+    """
+    gpu_bytes = 0 if device == "cpu" else device_bytes(ranks, free=False) // ranks
+    chunk = number_given(words, CHUNK_FLAG)
+    if chunk is None:
+        chunk = default_chunk(gpu_bytes)
+    elif chunk <= 0:
+        chunk = count_given(words, PREFILL_FLAG, DEFAULT_PREFILL)
+    return Demand(
+        kv_tokens=count_given(words, TOKENS_FLAG, chunk),
+        ranks=ranks,
+        device=device,
+        gpu_bytes=gpu_bytes,
+        chunk=chunk,
+        buffer_bytes=0 if device == "cpu" or mapped else PREFILL_BUFFER_BYTES,
+        mem_fraction=fraction_given(words, FRACTION_FLAG),
+        graph_rows=_graph_rows(words),
+    )
+
+
+def usual_demand(words: Sequence[str], *, device: str, ranks: int, mapped: bool) -> Demand:
+    """The same with a KV cache to serve with, unless its size is given."""
+    least = least_demand(words, device=device, ranks=ranks, mapped=mapped)
+    # Not below the least: what this leaves room for is never refused.
+    usual = max(DEFAULT_KV_TOKENS, least.chunk if device != "cpu" else 0)
+    return replace(least, kv_tokens=count_given(words, TOKENS_FLAG, usual))
+
+
+def fit_for_start(
+    facts: ModelFacts, settings: Settings, device: str, *, every_layer_streams: bool = False
+) -> Fit:
     """What ``--gpu-experts-ratio auto`` takes under these settings, on this host, now."""
-    tokens = count_given(settings.sglang_args, "--max-total-tokens", DEFAULT_KV_TOKENS)
-    demand = Demand(kv_tokens=tokens, ranks=settings.tp, device=device)
+    demand = _settings_demand(settings, device)
+    demand = replace(demand, every_layer_streams=every_layer_streams)
     return fit_before_start(facts, demand, free_bytes(device, settings.tp))
 
 
 def fit_of_model(
-    model: str, *, device: str, tp: int, kv_tokens: int | None, mapped: bool = False
+    model: str,
+    *,
+    device: str,
+    tp: int,
+    kv_tokens: int | None,
+    chunk: int | None = None,
+    mapped: bool = False,
 ) -> Fit:
     """For a model that nobody serves yet, as `ktd placement fit MODEL` asks it.
 
@@ -39,6 +100,7 @@ def fit_of_model(
         device: ``"auto"`` or a device.
         tp: Tensor-parallel ranks.
         kv_tokens: Tokens that the KV cache must hold; None: what ktd gives SGLang.
+        chunk: Tokens of a step of prefill; None: SGLang chooses.
         mapped: Experts are used from the page cache.
 
     Raises:
@@ -51,9 +113,28 @@ def fit_of_model(
             "`ktd placement fit` without MODEL."
         )
     where = detect_device(device)
-    demand = Demand(kv_tokens=kv_tokens or DEFAULT_KV_TOKENS, ranks=tp, device=where)
+    given = ((TOKENS_FLAG, kv_tokens), (CHUNK_FLAG, chunk))
+    words = [f"{flag}={value}" for flag, value in given if value is not None]
     facts = replace(read_facts(folder, device=where), mapped=mapped)
+    demand = usual_demand(words, device=where, ranks=tp, mapped=mapped)
     return fit_before_start(facts, demand, free_bytes(where, tp))
+
+
+def _settings_demand(settings: Settings, device: str) -> Demand:
+    return usual_demand(
+        settings.sglang_args,
+        device=device,
+        ranks=settings.tp,
+        mapped=settings.host_memory == MMAP,
+    )
+
+
+def _graph_rows(words: Sequence[str]) -> int | None:
+    off = any(flag in words for flag in NO_GRAPHS_FLAGS)
+    if off or text_given(words, GRAPHS_FLAG) == NO_GRAPHS:
+        return 0
+    given = [count_given(words, flag, 0) for flag in GRAPH_ROWS_FLAGS]
+    return max(given) or None
 
 
 class RunningFit:
@@ -87,6 +168,6 @@ class RunningFit:
         if not self._manager.ready:
             return fit_for_start(facts, self._settings, self._device)
         slots = self._manager.placement().shape.total_slots
-        return fit_while_running(
-            facts, slots, self._device, free_bytes(self._device, self._settings.tp)
-        )
+        demand = _settings_demand(self._settings, self._device)
+        free = free_bytes(self._device, self._settings.tp)
+        return fit_while_running(facts, demand, slots, free)

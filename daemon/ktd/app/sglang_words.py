@@ -9,17 +9,40 @@ DEFAULT_KV_TOKENS = 65_536
 # SGLang's own, where its command line does not say (0.5.23: a CPU host, a small GPU).
 DEFAULT_CHUNK = 4096
 CHUNK_FLAG = "--chunked-prefill-size"
+TOKENS_FLAG = "--max-total-tokens"
+FRACTION_FLAG = "--mem-fraction-static"
+NO_GRAPHS_FLAGS = ("--disable-cuda-graph", "--disable-decode-cuda-graph")
+GRAPHS_FLAG = "--cuda-graph-backend-decode"
+NO_GRAPHS = "disabled"
+GRAPH_ROWS_FLAGS = ("--cuda-graph-max-bs", "--cuda-graph-max-bs-decode")
+# Tokens of a step of prefill where prompts are not cut into chunks.
+PREFILL_FLAG = "--max-prefill-tokens"
+DEFAULT_PREFILL = 16_384
 
 
-def number_given(words: Sequence[str], flag: str) -> int | None:
-    """The last value of ``flag`` that is a whole number, also one below 0; None without one."""
+def text_given(words: Sequence[str], flag: str) -> str | None:
+    """The last value of ``flag``; None without one."""
     value = None
     for index, word in enumerate(words):
         name, equals, attached = word.partition("=")
         if name == flag:
-            text = attached if equals else words[index + 1] if index + 1 < len(words) else ""
-            value = int(text) if text.removeprefix("-").isdecimal() else value
+            value = attached if equals else words[index + 1] if index + 1 < len(words) else None
     return value
+
+
+def number_given(words: Sequence[str], flag: str) -> int | None:
+    """The same as a whole number, also one below 0; None if it is no such number."""
+    text = text_given(words, flag) or ""
+    return int(text) if text.removeprefix("-").isdecimal() else None
+
+
+def fraction_given(words: Sequence[str], flag: str) -> float | None:
+    """The same as a number above 0 and up to 1; None if it is no such number."""
+    try:
+        value = float(text_given(words, flag) or "")
+    except ValueError:
+        return None
+    return value if 0 < value <= 1 else None
 
 
 def count_given(words: Sequence[str], flag: str, default: int) -> int:

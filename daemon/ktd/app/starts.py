@@ -12,12 +12,13 @@ from pathlib import Path
 import structlog
 
 from ktd.app.evidence import StartEvidence
-from ktd.app.fitting import fit_for_start
+from ktd.app.fitting import fit_for_start, free_bytes, least_demand
 from ktd.config.settings import Settings
 from ktd.engine.leftovers import new_engine_id
 from ktd.engine.status import MemorySummary, ModelSummary
 from ktd.enginespec import MMAP, Bench, EngineSpec
 from ktd.errors import EngineFailed, KtdError
+from ktd.model.device_needs import check_device_fits
 from ktd.model.facts import ModelFacts, read_facts
 from ktd.model.memory import HostMemory, cache_complaint, check_fits, needs_of
 from ktd.model.quantised import FORMATS, quantised
@@ -96,16 +97,29 @@ class EngineStarts:
             shape, experts, origin = self._placement(facts)
         if first:
             # Not later: the memory of an engine that has just been killed may still be coming back.
-            needs = needs_of(
-                facts, slots=shape.total_slots, ranks=self._settings.tp, device=self._device
-            )
-            memory = HostMemory.read()
-            check_fits(needs, memory)
-            if (complaint := cache_complaint(needs, memory)) is not None:
-                _log.warning("experts do not fit into the page cache", note=complaint)
+            await asyncio.to_thread(self._check_memory, facts, shape)
             self.facts = facts
         actor = planned.actor if planned is not None else DAEMON
         return Start(self._spec(facts, shape, experts), shape, experts, origin, actor)
+
+    def _check_memory(self, facts: ModelFacts, shape: ModelShape) -> None:
+        slots, ranks = shape.total_slots, self._settings.tp
+        needs = needs_of(facts, slots=slots, ranks=ranks, device=self._device)
+        memory = HostMemory.read()
+        check_fits(needs, memory)
+        if (complaint := cache_complaint(needs, memory)) is not None:
+            _log.warning("experts do not fit into the page cache", note=complaint)
+        if self._device == "cpu":
+            return
+        demand = least_demand(
+            self._settings.sglang_args, device=self._device, ranks=ranks, mapped=facts.mapped
+        )
+        demand = replace(demand, every_layer_streams=self._keeps_cpu_path)
+        check_device_fits(facts, demand, slots=slots, free=free_bytes(self._device, ranks))
+
+    @property
+    def _keeps_cpu_path(self) -> bool:
+        return self._bench is not None and self._bench.keep_cpu_path
 
     def summaries(self) -> tuple[ModelSummary | None, MemorySummary | None]:
         """Model and memory for the status; None before the model was looked at."""
@@ -184,7 +198,9 @@ class EngineStarts:
         return self._fresh(facts, budget.slots, budget.notes)
 
     def _automatic(self, facts: ModelFacts) -> Budget:
-        fit = fit_for_start(facts, self._settings, self._device)
+        fit = fit_for_start(
+            facts, self._settings, self._device, every_layer_streams=self._keeps_cpu_path
+        )
         note = (
             f"--gpu-experts-ratio auto gives {fit.slots} of {fit.total_experts} experts a slot: "
             f"{' '.join(fit.assumptions)}"
@@ -215,8 +231,7 @@ class EngineStarts:
             num_experts=facts.num_experts,
             slots=slots,
             expert_bytes=facts.expert_bytes,
-            full_stays_full=self._device != "cpu"
-            and not (self._bench is not None and self._bench.keep_cpu_path),
+            full_stays_full=self._device != "cpu" and not self._keeps_cpu_path,
         )
 
     def _spec(self, facts: ModelFacts, shape: ModelShape, experts: Experts) -> EngineSpec:

@@ -57,6 +57,12 @@ def add_parser(subparsers: Subparsers) -> None:
         help="with MODEL: tokens that the KV cache must hold (default: 65536)",
     )
     parser.add_argument(
+        "--chunked-prefill-size",
+        type=positive_int,
+        metavar="N",
+        help="with MODEL: tokens of a step of prefill (default: SGLang's, by the GPU's size)",
+    )
+    parser.add_argument(
         "--tp", type=positive_int, metavar="N", help="with MODEL: tensor-parallel ranks"
     )
     parser.add_argument(
@@ -91,6 +97,7 @@ def _of_folder(args: argparse.Namespace) -> dict[str, Any]:
         device=args.device or "auto",
         tp=args.tp or 1,
         kv_tokens=args.max_total_tokens,
+        chunk=args.chunked_prefill_size,
         mapped=args.host_memory == "mmap",
     )
     values = {name: getattr(fit, name) for name in _FIELDS if name != "largest_slots"}
@@ -101,6 +108,7 @@ def _of_folder(args: argparse.Namespace) -> dict[str, Any]:
 async def _of_engine(args: argparse.Namespace) -> dict[str, Any]:
     for flag, value in (
         ("--max-total-tokens", args.max_total_tokens),
+        ("--chunked-prefill-size", args.chunked_prefill_size),
         ("--tp", args.tp),
         ("--device", args.device),
         ("--host-memory", args.host_memory),

@@ -57,6 +57,7 @@ class ModelFacts:
         other_bytes: All weights that are not experts.
         max_context: Longest context in tokens, or 0 if the configuration does not say.
         kv_cache: What a token takes in the KV cache.
+        vocab_size: Tokens that the output head tells apart, or 0 if the configuration does not say.
         quantised: How experts lie in host memory if ktd quantises them; None: as in a slot.
         mapped: Experts are used from the checkpoint's files, where the page cache has them.
     """
@@ -75,6 +76,7 @@ class ModelFacts:
     other_bytes: int
     max_context: int = 0
     kv_cache: KvCache = field(default_factory=lambda: KvCache(0, 0, 0))
+    vocab_size: int = 0
     quantised: Quantised | None = None
     mapped: bool = False
 
@@ -160,6 +162,7 @@ def read_facts(folder: Path, *, device: str) -> ModelFacts:
         other_bytes=checkpoint.other_bytes,
         max_context=int(config.get("max_position_embeddings") or 0),
         kv_cache=kv_cache_of(config, num_layers),
+        vocab_size=int(config.get("vocab_size") or 0),
     )
 
 

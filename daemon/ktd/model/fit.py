@@ -5,25 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ktd.model.memory import GIB, needs_of
+from ktd.model.device_needs import device_needs, graph_bytes, slots_that_fit
+from ktd.model.memory import needs_of, size_text
 
 if TYPE_CHECKING:
+    from ktd.model.demand import Demand
     from ktd.model.facts import ModelFacts
 
-# For activations and what grows while serving; of device memory also for graphs and the driver.
+# For activations and what grows while serving.
 _HOST_RESERVE = 0.05
-_DEVICE_RESERVE = 0.15
 # Slots in host memory cost it twice and win nothing: enough of them to try placement out.
 _SHARE_WITHOUT_GPU = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What an engine is asked for: ``kv_tokens`` is the size of its KV cache."""
-
-    kv_tokens: int
-    ranks: int
-    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,32 +58,26 @@ def fit_before_start(facts: ModelFacts, demand: Demand, free_bytes: int) -> Fit:
         demand: What it is started for.
         free_bytes: Of the memory that slots are in: the GPUs', all ranks together, or the host's.
     """
+    if demand.device != "cpu":
+        return _on_device_before_start(facts, demand, free_bytes)
     kv_bytes = demand.kv_tokens * facts.kv_cache.bytes_per_token(demand.ranks)
     needs = needs_of(facts, slots=0, ranks=demand.ranks, device=demand.device)
-    on_host = demand.device == "cpu"
-    taken = needs.total + needs.cached if on_host else facts.other_bytes
-    reserve = int(free_bytes * (_HOST_RESERVE if on_host else _DEVICE_RESERVE))
-    what = (
-        f"{needs.sum_text()} of host memory"
-        if on_host
-        else f"{_size(facts.other_bytes)} weights that are not experts"
-    )
-    return _fit(
+    reserve = int(free_bytes * _HOST_RESERVE)
+    return _on_host(
         facts,
-        demand.device,
         free_bytes,
-        free_bytes - taken - kv_bytes - reserve,
+        free_bytes - needs.total - needs.cached - kv_bytes - reserve,
         (
-            f"{_size(free_bytes)} of {_where(demand.device)} memory are free.",
-            f"The engine takes {what}.",
-            f"The KV cache holds {demand.kv_tokens} tokens and takes {_size(kv_bytes)}.",
-            f"{_size(reserve)} are kept for activations and what grows while serving.",
+            f"{size_text(free_bytes)} of host memory are free.",
+            f"The engine takes {needs.sum_text()} of host memory.",
+            f"The KV cache holds {demand.kv_tokens} tokens and takes {size_text(kv_bytes)}.",
+            f"{size_text(reserve)} are kept for activations and what grows while serving.",
             *_cached(needs.cached, demand.device),
         ),
     )
 
 
-def fit_while_running(facts: ModelFacts, slots: int, device: str, free_bytes: int) -> Fit:
+def fit_while_running(facts: ModelFacts, demand: Demand, slots: int, free_bytes: int) -> Fit:
     """For an engine that runs with ``slots`` slots: what it could have after a restart.
 
     Weights and KV cache are there already, so only its slots come back.
@@ -99,41 +85,104 @@ def fit_while_running(facts: ModelFacts, slots: int, device: str, free_bytes: in
     back = slots * facts.expert_bytes
     # What is free counts the page cache as if nobody read it.
     cached = facts.host_store_bytes - facts.own_expert_bytes
-    reserve = int(free_bytes * (_HOST_RESERVE if device == "cpu" else _DEVICE_RESERVE))
-    return _fit(
+    if demand.device != "cpu":
+        return _on_device_while_running(facts, demand, slots, free_bytes)
+    reserve = int(free_bytes * _HOST_RESERVE)
+    return _on_host(
         facts,
-        device,
         free_bytes,
-        free_bytes + back - reserve - (cached if device == "cpu" else 0),
+        free_bytes + back - reserve - cached,
         (
-            f"{_size(free_bytes)} of {_where(device)} memory are free beside the running engine.",
-            f"Its {slots} slots give {_size(back)} back; weights and KV cache stay as they are.",
-            f"{_size(reserve)} are kept for activations and what grows while serving.",
-            *_cached(cached, device),
+            f"{size_text(free_bytes)} of host memory are free beside the running engine.",
+            _back(slots, back),
+            f"{size_text(reserve)} are kept for activations and what grows while serving.",
+            *_cached(cached, demand.device),
         ),
     )
+
+
+def _on_device_before_start(facts: ModelFacts, demand: Demand, free_bytes: int) -> Fit:
+    slots, room = slots_that_fit(facts, demand, free_bytes)
+    needs = device_needs(facts, demand, slots=slots, free=free_bytes)
+    return _fit(
+        facts,
+        room,
+        (
+            f"{size_text(free_bytes)} of device memory are free.",
+            f"Beside slots the engine takes {needs.sum_text(facts, demand, slots=False)} of it.",
+            *_cached(facts.host_store_bytes - facts.own_expert_bytes, demand.device),
+        ),
+        slots=slots,
+        largest=slots,
+        free_bytes=free_bytes,
+    )
+
+
+def _on_device_while_running(facts: ModelFacts, demand: Demand, slots: int, free_bytes: int) -> Fit:
+    """Its graphs are captured; what its steps took is not told from what is still to be kept."""
+    before = demand.gpu_bytes * demand.ranks or free_bytes
+    now = device_needs(facts, demand, slots=slots, free=before)
+    kept = max(0, now.working - graph_bytes(facts, demand))
+    total = facts.total_experts
+
+    def room_of(other: int) -> int:
+        stream = device_needs(facts, demand, slots=other, free=before).stream
+        return free_bytes + now.slots + now.stream - stream - kept
+
+    room = room_of(total)
+    fits = total
+    if room < total * facts.expert_bytes:
+        room = max(0, room_of(0))
+        fits = min(total, room // facts.expert_bytes)
+    return _fit(
+        facts,
+        room,
+        (
+            f"{size_text(free_bytes)} of device memory are free beside the running engine.",
+            _back(slots, now.slots),
+            f"{size_text(kept)} are kept free for steps of {demand.chunk} tokens.",
+            *_cached(facts.host_store_bytes - facts.own_expert_bytes, demand.device),
+        ),
+        slots=fits,
+        largest=fits,
+        free_bytes=free_bytes,
+    )
+
+
+def _back(slots: int, size: int) -> str:
+    return f"Its {slots} slots give {size_text(size)} back; weights and KV cache stay as they are."
 
 
 def _cached(size: int, device: str) -> tuple[str, ...]:
     if not size:
         return ()
     room = "; slots in host memory leave them that room" if device == "cpu" else ""
-    return (f"{_size(size)} of experts are used from the page cache (--host-memory mmap){room}.",)
+    return (
+        f"{size_text(size)} of experts are used from the page cache (--host-memory mmap){room}.",
+    )
 
 
-def _fit(
-    facts: ModelFacts, device: str, free_bytes: int, room: int, assumptions: tuple[str, ...]
-) -> Fit:
+def _on_host(facts: ModelFacts, free_bytes: int, room: int, assumptions: tuple[str, ...]) -> Fit:
     largest = min(facts.total_experts, max(0, room) // facts.expert_bytes)
-    slots = largest
-    if device == "cpu":
-        slots = min(largest, int(facts.total_experts * _SHARE_WITHOUT_GPU))
+    slots = min(largest, int(facts.total_experts * _SHARE_WITHOUT_GPU))
     if slots < largest:
         told = (
             "Without a GPU slots are host memory and win no speed, so a quarter of the "
             f"{facts.total_experts} experts is enough; up to {largest} would fit."
         )
         assumptions = (*assumptions, told)
+    return _fit(facts, room, assumptions, slots=slots, largest=largest, free_bytes=free_bytes)
+
+
+def _fit(
+    facts: ModelFacts,
+    room: int,
+    assumptions: tuple[str, ...],
+    *,
+    slots: int,
+    largest: int,
+    free_bytes: int,
+) -> Fit:
     return Fit(
         slots=slots,
         largest=largest,
@@ -144,11 +193,3 @@ def _fit(
         room_bytes=max(0, room),
         assumptions=assumptions,
     )
-
-
-def _where(device: str) -> str:
-    return "host" if device == "cpu" else "device"
-
-
-def _size(size: int) -> str:
-    return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.1f} MiB"

@@ -58,13 +58,13 @@ class Needs:
         parts = []
         if self.experts or not self.cached:
             beside = "what the experts have beside weights" if self.cached else "experts"
-            parts.append(f"{_gib(self.experts)} {beside}")
+            parts.append(f"{size_text(self.experts)} {beside}")
         if self.slots:
-            parts.append(f"{_gib(self.slots)} expert slots")
+            parts.append(f"{size_text(self.slots)} expert slots")
         if self.others:
-            parts.append(f"{_gib(self.others)} other weights")
-        parts.append(f"{_gib(self.engine)} the engine itself")
-        return f"{' + '.join(parts)} = {_gib(self.total)}"
+            parts.append(f"{size_text(self.others)} other weights")
+        parts.append(f"{size_text(self.engine)} the engine itself")
+        return f"{' + '.join(parts)} = {size_text(self.total)}"
 
 
 def needs_of(facts: ModelFacts, *, slots: int, ranks: int, device: str) -> Needs:
@@ -91,10 +91,11 @@ def check_fits(needs: Needs, memory: HostMemory) -> None:
     if needs.total > memory.available:
         fewer = "; with fewer experts in slots" if needs.slots else ""
         without = needs.total - needs.slots
-        hint = f"{fewer} it takes {_gib(without)}" if fewer and without <= memory.available else ""
+        helps = fewer and without <= memory.available
+        hint = f"{fewer} it takes {size_text(without)}" if helps else ""
         raise DoesNotFit(
             f"The model needs {needs.sum_text()} of host memory, and "
-            f"{_gib(memory.available)} are available{hint}."
+            f"{size_text(memory.available)} are available{hint}."
         )
 
 
@@ -104,9 +105,9 @@ def cache_complaint(needs: Needs, memory: HostMemory) -> str | None:
     if needs.cached <= room:
         return None
     return (
-        f"The page cache can have {_gib(room)} beside the engine, and the experts that are used "
-        f"from it are {_gib(needs.cached)}: steps will wait for the disk; free memory, or serve a "
-        "smaller model."
+        f"The page cache can have {size_text(room)} beside the engine, and the experts that are "
+        f"used from it are {size_text(needs.cached)}: steps will wait for the disk; free memory, "
+        "or serve a smaller model."
     )
 
 
@@ -141,5 +142,6 @@ def _page_cache(group: Path) -> int:
         return 0
 
 
-def _gib(size: int) -> str:
+def size_text(size: int) -> str:
+    """A size for people: in GiB, or in MiB below a tenth of one."""
     return f"{size / GIB:.1f} GiB" if size >= GIB // 10 else f"{size / (1 << 20):.1f} MiB"
