@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from ktd.bench.link import link_bytes_per_second
 from ktd.bench.swap import Exchange
 from ktd.client import LayerPlacement, Placement
 from ktd.errors import ConfigError
@@ -51,6 +53,21 @@ def test_nothing_to_move_is_said():
         Exchange.of(placement([], range(8)))
 
 
+def test_the_link_is_measured_by_a_process_of_its_own(monkeypatch):
+    """What it prints; nothing without a GPU, or where it fails."""
+    if not Path("/dev/nvidia0").exists():
+        pytest.importorskip("torch", reason="torch is not installed")
+        assert link_bytes_per_second() is None
+    outcomes = iter([(0, "5.4e10\n"), (0, ""), (1, "12\n")])
+
+    def run(command, **_):
+        code, text = next(outcomes)
+        return subprocess.CompletedProcess(command, code, text, "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert [link_bytes_per_second() for _ in range(3)] == [5.4e10, None, None]
+
+
 @pytest.mark.engine
 @pytest.mark.parametrize("rate", [None, 40.0])
 def test_experts_move_while_streams_decode(rate):
@@ -64,6 +81,7 @@ def test_experts_move_while_streams_decode(rate):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert len(result["pairs"]) == 2
+    assert (result["link_bytes_per_second"] is None) is not Path("/dev/nvidia0").exists()
     for pair in result["pairs"]:
         assert pair["num_bytes"] == pair["experts"] * result["expert_bytes"] > 0
         assert min(pair["busy"]["tokens"], pair["quiet"]["tokens"]) > 0

@@ -43,11 +43,20 @@ class SwapPair:
 
 @dataclass(frozen=True, slots=True)
 class SwapResult:
-    """All pairs."""
+    """All pairs.
+
+    Attributes:
+        pairs: In the order in which they were measured.
+        slots: Of all layers.
+        expert_bytes: Of one, over all ranks.
+        link_bytes_per_second: What the GPU reads of the host's memory when nothing else runs; None
+            without a GPU.
+    """
 
     pairs: tuple[SwapPair, ...]
     slots: int
     expert_bytes: int
+    link_bytes_per_second: float | None = None
 
     @property
     def experts_per_second(self) -> Summary:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ktd.bench.decode_load import DecodeLoad
+from ktd.bench.link import link_bytes_per_second
 from ktd.bench.prompts import Prompts
 from ktd.bench.servers import RunningServer
 from ktd.bench.swap import SwapResult, measure_swaps
@@ -54,8 +56,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     """Starts ktd, measures, prints."""
     (plan,) = plans_of(args, rest)
     prompts = Prompts.of_model(args.model, args.seed)
+    link = link_bytes_per_second()
     with started(plan) as server:
         result = asyncio.run(_measure(args, server, prompts))
+    result = replace(result, link_bytes_per_second=link)
     if args.json:
         out().line(json.dumps(result.as_json()))
     else:
@@ -93,6 +97,7 @@ def _print(result: SwapResult) -> None:
         [
             ("experts moved", f"{result.experts_per_second.text()} a second"),
             ("copied", f"{rate.median / 1e9:.2f} ({low:.2f} to {high:.2f}) GB/s, {size} an expert"),
+            ("of the link", _of_link(result)),
             ("slots", f"{result.slots}"),
             ("decode, with ÷ without", result.throughput_ratio.text(3)),
             ("p99 between tokens, with ÷ without", result.p99_ratio.text(2)),
@@ -100,3 +105,11 @@ def _print(result: SwapResult) -> None:
             ("longest gap with", f"{max(s.between_tokens.highest for s in busy):.1f} ms"),
         ],
     )
+
+
+def _of_link(result: SwapResult) -> str:
+    link = result.link_bytes_per_second
+    if link is None:
+        return ""
+    share = result.bytes_per_second.median / link
+    return f"{share:.3f}, measured before: {link / 1e9:.2f} GB/s from page-locked memory"

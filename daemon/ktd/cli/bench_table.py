@@ -172,8 +172,9 @@ def _check(args: argparse.Namespace) -> None:
 def _device(rest: list[str]) -> str:
     """Where slots will be, as far as it matters for reading the model's folder."""
     words = " ".join(rest).replace("=", " ").split()
-    if "--device" in words[:-1]:
-        return words[words.index("--device") + 1].replace("auto", "cpu")
+    named = words[words.index("--device") + 1] if "--device" in words[:-1] else "auto"
+    if named != "auto":
+        return named
     return "cuda" if Path("/dev/nvidia0").exists() else "cpu"
 
 
