@@ -31,8 +31,16 @@ from tests.live import MODEL
 
 EXPERTS, TOP_K, HIDDEN, INNER = 16, 4, 512, 256
 ROWS = (1, 7, 64, 700, 1500)
-# Both sides round a sum to bf16; a lost or doubled expert would be a quarter of the answer.
-TOLERANCE = 0.01
+# Relative, of a whole batch. In bf16 both sides round sums. Where activations are quantised, what
+# one side rounds otherwise in bf16 (2^-8) is for about one value in 32 another code: of E4M3 an
+# eighth away, sqrt(1/32) / 8 = 0.022; of INT8 a 127th of the row's largest. A lost or doubled
+# expert would be a quarter of the answer.
+TOLERANCES = {
+    WeightFormat.BF16: 0.01,
+    WeightFormat.FP8_BLOCK: 0.03,
+    WeightFormat.FP8_CHANNEL: 0.03,
+    WeightFormat.INT8: 0.02,
+}
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +202,7 @@ def test_a_split_layer_gives_what_the_runner_gives_alone(form, in_slots, runner)
     for rows in ROWS:
         dispatch = layer.batch(rows)
         found, wanted = layer.hybrid(dispatch, decode=rows < 64), layer.stock(dispatch)
-        assert error(found, wanted) < TOLERANCE, f"{rows} rows"
+        assert error(found, wanted) < TOLERANCES[form], f"{rows} rows"
         pairs += rows * TOP_K
     layer.side.refresh_counters()
     assert int(layer.counters.sum()) == pairs
@@ -214,7 +222,8 @@ def test_a_streamed_layer_is_the_runner_alone(form, in_slots, experts_at_once, r
         dispatch = layer.batch(rows)
         found = layer.hybrid(dispatch, decode=False, threshold=1)
         wanted = layer.stock(dispatch)
-        assert error(found, wanted) < TOLERANCE
+        # The runner computes all of it: nothing is quantised otherwise.
+        assert error(found, wanted) < TOLERANCES[WeightFormat.BF16]
 
 
 def test_bf16_splits_are_as_exact_as_the_runner(runner):
@@ -262,8 +271,9 @@ def test_a_captured_layer_follows_its_tables(runner):
         graph.replay()
         layer.side.launched()
         layer.side.check(None)
-        assert error(out[:real], layer.stock(dispatch)[:real]) < TOLERANCE
-        expert = layer.layer.mapped()[0]
+        found, wanted = out[:real], layer.stock(dispatch)[:real]
+        assert error(found, wanted) < TOLERANCES[WeightFormat.BF16]
+        expert = max(layer.layer.mapped())
         layer.layer.unmap(expert)
         layer.side.write_tables([(0, layer.layer)])
     layer.side.refresh_counters()
