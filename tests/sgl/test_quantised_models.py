@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 # A start takes long: one runs always, the others in the soak run.
-ALWAYS = ("fp8_block",)
+ALWAYS = (("fp8_block", 1), ("gptq", 2))
 # These quantise what they multiply by the weights too, which the float32 reference does not: they
 # must be far nearer to it than a model without experts.
 QUANTISED_ACTIVATIONS = ("fp8_block", "fp8_channel", "int8")
@@ -29,13 +29,14 @@ NEAR = 1 / 8
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "ranks"),
     [
-        pytest.param(name, marks=() if name in ALWAYS else pytest.mark.soak)
+        pytest.param(name, ranks, marks=() if (name, ranks) in ALWAYS else pytest.mark.soak)
         for name in sorted(quantised_models.RECIPES)
+        for ranks in (1, 2)
     ],
 )
-def test_answers_are_the_same_at_every_placement_and_near_the_reference(name, tmp_path):
+def test_answers_are_the_same_at_every_placement_and_near_the_reference(name, ranks, tmp_path):
     """The same but for the order in which two experts are added, which may round otherwise."""
     made = quantised_models.build(name, tmp_path)
     texts = tiny_models.some_texts()
@@ -52,6 +53,7 @@ def test_answers_are_the_same_at_every_placement_and_near_the_reference(name, tm
     assert facts.expert_format == name
     layers, count = made.moe_layers, made.num_experts
     with LiveHost(
+        *("--tp-size", str(ranks)),
         model=tmp_path / "quantised",
         moe_layers=layers,
         num_experts=count,
@@ -59,8 +61,10 @@ def test_answers_are_the_same_at_every_placement_and_near_the_reference(name, tm
         in_slots=0,
     ) as host:
         host.ready()
-        hello = host.ranks()[0].hello()
-        assert hello["slot_bytes"] == hello["host_store_bytes"] == facts.host_store_bytes
+        hellos = [rank.hello() for rank in host.ranks()]
+        assert len(hellos) == ranks
+        for what in ("slot_bytes", "host_store_bytes"):
+            assert sum(hello[what] for hello in hellos) == facts.host_store_bytes
         on_cpu = [host.logprobs(ids) for ids in texts]
         assert distance(on_cpu, exact) <= bound
         host.swap(1, [(layer, -1, expert) for layer in layers for expert in (1, 4, 6)])
