@@ -55,6 +55,24 @@ async def test_status_says_where_experts_are(daemon: FakeDaemon) -> None:
         assert told in (await ktd("status", socket=daemon.socket)).out
 
 
+async def test_status_says_how_prefills_run_on_a_gpu(daemon: FakeDaemon) -> None:
+    """Without graphs; from some number of tokens on through a buffer; on a CPU there is neither."""
+    assert "prefill" not in (await ktd("status", socket=daemon.socket)).out
+    (rank,) = daemon.engine.status().ranks
+    plain = replace(rank, device="cuda:0")
+    streams = replace(plain, prefill_threshold=1024, prefill_buffer_bytes=9 << 28)
+    for one, told in (
+        (plain, "off: a step is launched layer by layer; no experts stream to the GPU\n"),
+        (streams, "off: a step is launched layer by layer; from 1,024 tokens on experts stream"),
+        (streams, "stream through 2.2 GiB on each GPU\n"),
+        (replace(plain, prefill_graphs=True), "on; no experts stream to the GPU\n"),
+    ):
+        daemon.engine.set(ranks=(one,))
+        shown = (await ktd("status", socket=daemon.socket)).out
+        assert "prefill graphs " in shown
+        assert told in shown
+
+
 async def test_status_shows_conditions(daemon: FakeDaemon) -> None:
     """What an operator should know stands in the status."""
     daemon.engine.set_condition("BUDGET_CLAMPED", "The budget was clamped to 8 slots.")

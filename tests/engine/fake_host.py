@@ -70,6 +70,7 @@ def rank_main(rank: int, spec: EngineSpec, how: dict) -> None:
                 "threads": 1,
                 "device": spec.device,
                 "moe_layers_hooked": how.get("hooked", len(spec.moe_layers)),
+                **how.get("hello", {}),
             }
         )
     stop = Path(spec.runtime_dir) / "stop-heartbeat"

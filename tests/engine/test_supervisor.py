@@ -44,6 +44,19 @@ class TestStart:
             assert status.memory.slot_bytes == 2 * 4 * 1024
             assert rig.engines.events == ["attach"]
 
+    async def test_ranks_tell_how_prefills_run(self, rig):
+        """A hello without it is one of a rank that has no GPU."""
+        async with rig.supervised() as supervisor:
+            await rig.until(supervisor, READY)
+            (rank,) = supervisor.status().ranks
+            assert (rank.prefill_threshold, rank.prefill_buffer_bytes) == (0, 0)
+        rig.misbehave(hello={"prefill_threshold": 1024, "prefill_buffer_bytes": 99})
+        async with rig.supervised() as supervisor:
+            await rig.until(supervisor, READY)
+            (rank,) = supervisor.status().ranks
+            assert (rank.prefill_threshold, rank.prefill_buffer_bytes) == (1024, 99)
+            assert not rank.prefill_graphs
+
     async def test_shows_progress_while_loading(self, rig):
         """Bytes done grow up to the total while weights are loaded."""
         rig.misbehave(load=2.0)

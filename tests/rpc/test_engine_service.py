@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
@@ -24,6 +25,19 @@ async def test_status_carries_everything(client):
     assert status.versions.sglang == "0.5.23"
     assert not status.HasField("progress")
     assert not status.HasField("next_start_time")
+
+
+async def test_ranks_say_how_prefills_run(daemon, client):
+    """What their hello said of graphs, threshold and buffer."""
+    (rank,) = daemon.engine.status().ranks
+    gpu = replace(rank, prefill_graphs=True, prefill_threshold=1024, prefill_buffer_bytes=7)
+    daemon.engine.set(ranks=(gpu,))
+    (told,) = (await client.status()).ranks
+    assert (told.prefill_graphs, told.prefill_threshold, told.prefill_buffer_bytes) == (
+        True,
+        1024,
+        7,
+    )
 
 
 async def test_optional_parts_appear_when_they_are_known(daemon, client):

@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ import torch
 
 from ktd.enginespec import EngineSpec
 from ktd.rankfile import RankFileReader, Status, Word, path_of
+from ktd.sgl.cuda_side import CudaSide
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.rank import Rank
 from ktd.sgl.slot_source import PlainSource
@@ -198,3 +200,29 @@ def test_a_rank_that_starts_again_in_the_same_folder_replaces_its_file(tmp_path)
     assert new.reader.call_ack().sequence == 0
     assert new.reader.hello() is None
     assert old.reader.word(Word.SWAP_BYTES) == 64
+
+
+@pytest.mark.parametrize(
+    ("stream", "told"),
+    [
+        (None, {}),
+        (SimpleNamespace(threshold=1024, num_bytes=0), {}),
+        (
+            SimpleNamespace(threshold=1024, num_bytes=99),
+            {"prefill_threshold": 1024, "prefill_buffer_bytes": 99},
+        ),
+    ],
+)
+def test_hello_tells_how_prefills_run_on_a_gpu(rank, stream, told):
+    """Without graphs; of the buffer only where there is one."""
+    rank.rank.say_hello("cpu")
+    assert not any(name.startswith("prefill") for name in rank.reader.hello())
+    side = object.__new__(CudaSide)  # which would need a GPU to be made
+    side.stream = stream
+    rank.rank.side = side
+    rank.rank.say_hello("cuda:0")
+    hello = rank.reader.hello()
+    assert {name: hello[name] for name in hello if name.startswith("prefill")} == {
+        "prefill_graphs": False,
+        **told,
+    }

@@ -33,6 +33,8 @@ SWITCHED_ON = {
     "--enable-memory-saver": ["--enable-memory-saver"],
     "--enable-two-batch-overlap": ["--enable-two-batch-overlap"],
     "--enable-single-batch-overlap": ["--enable-single-batch-overlap"],
+    "--cuda-graph-backend-prefill": ["--cuda-graph-backend-prefill", "breakable"],
+    "--cuda-graph-config": ["--cuda-graph-config", '{"prefill": {"backend": "full"}}'],
     "--enable-pdmux": ["--enable-pdmux"],
     "--speculative-algorithm": ["--speculative-algorithm", "NGRAM"],
     "--dllm-algorithm": ["--dllm-algorithm", "LowConfidence"],
@@ -74,7 +76,10 @@ def known_fields():
 
     parser = argparse.ArgumentParser()
     ServerArgs.add_cli_args(parser)
-    return {action.dest: action.option_strings for action in parser._actions}
+    flags = {action.dest: [] for action in parser._actions}
+    for action in parser._actions:
+        flags[action.dest] += action.option_strings
+    return flags
 
 
 def test_every_refused_option_has_an_example():

@@ -105,6 +105,7 @@ def print_status(terminal: Terminal, status: EngineStatus) -> None:
             ("experts", _experts(status) if model.num_moe_layers else ""),
             ("memory", _memory(status) if memory.host_store_bytes else ""),
             ("ranks", _ranks(status)),
+            ("prefill", _prefill(status)),
             ("placement", f"revision {status.placement_revision}" if model.path else ""),
             ("requests", f"{status.requests_in_flight} running" if phase == "READY" else ""),
             ("OpenAI API", f"{status.http_address}/v1" if status.http_address else ""),
@@ -172,6 +173,20 @@ def _ranks(status: EngineStatus) -> str:
     return ", ".join(
         f"{rank.rank}: {rank.device}, {rank.isa}, {plural(rank.threads, 'thread')}, pid {rank.pid}"
         for rank in status.ranks
+    )
+
+
+def _prefill(status: EngineStatus) -> str:
+    """How a step of prefill runs on GPUs; all ranks do the same."""
+    rank = next((rank for rank in status.ranks if rank.device.startswith("cuda")), None)
+    if rank is None:
+        return ""
+    graphs = "on" if rank.prefill_graphs else "off: a step is launched layer by layer"
+    if not rank.prefill_buffer_bytes:
+        return f"prefill graphs {graphs}; no experts stream to the GPU"
+    return (
+        f"prefill graphs {graphs}; from {rank.prefill_threshold:,} tokens on experts stream "
+        f"through {bytes_text(rank.prefill_buffer_bytes)} on each GPU"
     )
 
 

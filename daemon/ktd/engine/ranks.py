@@ -77,6 +77,9 @@ class Ranks:
                 threads=int(hello.get("threads", 0)),
                 moe_layers_hooked=int(hello.get("moe_layers_hooked", 0)),
                 device=str(hello.get("device", "")),
+                prefill_graphs=bool(hello.get("prefill_graphs", False)),
+                prefill_threshold=int(hello.get("prefill_threshold", 0)),
+                prefill_buffer_bytes=int(hello.get("prefill_buffer_bytes", 0)),
             )
             for rank, hello in sorted(self.hellos.items())
         )

@@ -78,7 +78,14 @@ class MemorySummary:
 
 @dataclass(frozen=True, slots=True)
 class RankSummary:
-    """One SGLang scheduler process; ``device`` is ``"cpu"`` or ``"cuda:0"``."""
+    """One SGLang scheduler process.
+
+    Attributes:
+        device: ``"cpu"`` or ``"cuda:0"``.
+        prefill_graphs: Steps of prefill are captured, not launched layer by layer.
+        prefill_threshold: Tokens from which experts stream to the GPU; 0: never.
+        prefill_buffer_bytes: What they stream through.
+    """
 
     rank: int
     pid: int
@@ -86,6 +93,9 @@ class RankSummary:
     threads: int
     moe_layers_hooked: int
     device: str
+    prefill_graphs: bool = False
+    prefill_threshold: int = 0
+    prefill_buffer_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

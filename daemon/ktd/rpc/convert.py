@@ -232,6 +232,9 @@ def engine_message(status: EngineStatus, placement_revision: int) -> engine_pb2.
             threads=rank.threads,
             moe_layers_hooked=rank.moe_layers_hooked,
             device=rank.device,
+            prefill_graphs=rank.prefill_graphs,
+            prefill_threshold=rank.prefill_threshold,
+            prefill_buffer_bytes=rank.prefill_buffer_bytes,
         )
         for rank in status.ranks
     )

@@ -88,6 +88,16 @@ class CudaSide:
         # A layer of the model that is being loaded may be run to warm something up.
         self.channel.begin_step()
 
+    def facts(self) -> dict[str, int | bool]:
+        """What the rank's hello says of it."""
+        # Options that turn them on are refused.
+        found: dict[str, int | bool] = {"prefill_graphs": False}
+        # Where every layer has all its experts in slots, nothing streams.
+        if self.stream is not None and self.stream.num_bytes:
+            found["prefill_threshold"] = self.stream.threshold
+            found["prefill_buffer_bytes"] = self.stream.num_bytes
+        return found
+
     # --- layers ----------------------------------------------------------------------------
 
     def layer(self, position: int, handle: int | None) -> DeviceLayer:

@@ -259,6 +259,7 @@ class Rank:
                 "host_store_bytes": store,
                 "host_copied_bytes": self.copied_bytes,
                 "slot_bytes": slots,
+                **({} if self.side is None else self.side.facts()),
             }
         )
 

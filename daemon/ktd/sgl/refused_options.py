@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,16 @@ def _above_zero(value: Any) -> bool:
 
 def _other_than(*harmless: object) -> Callable[[Any], bool]:
     return lambda value: value not in harmless
+
+
+def _captures_prefill(config: Any) -> bool:
+    """Of SGLang's ``CudaGraphConfig``, or what it is made from."""
+    prefill = _item(config, "prefill")
+    return _item(prefill, "backend") not in (None, "disabled")
+
+
+def _item(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,18 @@ REFUSED = (
     RefusedOption("--enable-two-batch-overlap", "enable_two_batch_overlap", "two-batch overlap"),
     RefusedOption(
         "--enable-single-batch-overlap", "enable_single_batch_overlap", "single-batch overlap"
+    ),
+    RefusedOption(
+        "--cuda-graph-backend-prefill",
+        "cuda_graph_backend_prefill",
+        "captures prefill, which passes through the CPU between launches",
+        _other_than("disabled"),
+    ),
+    RefusedOption(
+        "--cuda-graph-config",
+        "cuda_graph_config",
+        "captures prefill, which passes through the CPU between launches",
+        _captures_prefill,
     ),
     RefusedOption("--enable-pdmux", "enable_pdmux", "prefill and decode on one device at once"),
     RefusedOption("--speculative-algorithm", "speculative_algorithm", "speculation"),

@@ -453,6 +453,9 @@ class Rank(_message.Message):
     THREADS_FIELD_NUMBER: _builtins.int
     MOE_LAYERS_HOOKED_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    PREFILL_GRAPHS_FIELD_NUMBER: _builtins.int
+    PREFILL_THRESHOLD_FIELD_NUMBER: _builtins.int
+    PREFILL_BUFFER_BYTES_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     pid: _builtins.int
     isa: _builtins.str
@@ -461,6 +464,12 @@ class Rank(_message.Message):
     moe_layers_hooked: _builtins.int
     device: _builtins.str
     """"cpu" or "cuda:0"."""
+    prefill_graphs: _builtins.bool
+    """On a GPU: whether steps of prefill are captured. If not, each is launched layer by layer."""
+    prefill_threshold: _builtins.int
+    """On a GPU: tokens of a prefill from which all experts stream to it; 0: they never do."""
+    prefill_buffer_bytes: _builtins.int
+    """What they stream through."""
     def __init__(
         self,
         *,
@@ -470,10 +479,13 @@ class Rank(_message.Message):
         threads: _builtins.int = ...,
         moe_layers_hooked: _builtins.int = ...,
         device: _builtins.str = ...,
+        prefill_graphs: _builtins.bool = ...,
+        prefill_threshold: _builtins.int = ...,
+        prefill_buffer_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "isa", b"isa", "moe_layers_hooked", b"moe_layers_hooked", "pid", b"pid", "rank", b"rank", "threads", b"threads"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "isa", b"isa", "moe_layers_hooked", b"moe_layers_hooked", "pid", b"pid", "prefill_buffer_bytes", b"prefill_buffer_bytes", "prefill_graphs", b"prefill_graphs", "prefill_threshold", b"prefill_threshold", "rank", b"rank", "threads", b"threads"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
