@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import sys
 from importlib.machinery import PathFinder
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ktd.cli.checks import gpu, software
+from ktd.cli.checks import gpu, memory, software
 from ktd.cli.checks.cpu import cpu_findings
 from ktd.cli.checks.finding import Level
 from ktd.cli.checks.memory import memory_findings
@@ -162,6 +163,110 @@ def test_no_driver_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_LIBRARY", "libnot-there.so.1")
     (finding,) = gpu.gpu_findings()
     assert finding.level is Level.NOTE
+
+
+class Driver:
+    """NVML of a host with GPUs of a capability; the calls that fill structs do."""
+
+    def __init__(self, *capabilities: tuple[int, int]) -> None:
+        self.capabilities = capabilities
+
+    def __getattr__(self, name: str) -> object:
+        return lambda *_: 0
+
+    def nvmlSystemGetDriverVersion(self, text, _size):  # noqa: N802 - NVML's name
+        text.value = b"580.1"
+        return 0
+
+    def nvmlDeviceGetCount_v2(self, count):  # noqa: N802
+        count._obj.value = len(self.capabilities)
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index, handle):  # noqa: N802
+        handle._obj.value = index + 1
+        return 0
+
+    def nvmlDeviceGetName(self, _handle, name, _size):  # noqa: N802
+        name.value = b"Made Up"
+        return 0
+
+    def nvmlDeviceGetMemoryInfo(self, _handle, memory):  # noqa: N802
+        memory._obj.total, memory._obj.free = 80 << 30, 79 << 30
+        return 0
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle, major, minor):  # noqa: N802
+        major._obj.value, minor._obj.value = self.capabilities[handle.value - 1]
+        return 0
+
+
+@pytest.fixture(name="driver")
+def driver_fixture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Puts a driver into the place of this host's, with nvidia-smi or without."""
+
+    def put(*capabilities: tuple[int, int], tool: bool = True) -> None:
+        monkeypatch.setattr(gpu.ctypes, "CDLL", lambda _name: Driver(*capabilities))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        if tool:
+            (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
+            (tmp_path / "nvidia-smi").chmod(0o700)
+
+    return put
+
+
+def test_gpus_are_where_the_model_runs(driver) -> None:
+    """But not on one that is too old for bf16."""
+    driver((9, 0), (7, 5))
+    found = {finding.name: finding for finding in gpu.gpu_findings()}
+    assert list(found) == ["driver", "GPU 0", "GPU 1"]
+    assert found["GPU 0"].level is Level.OK
+    assert found["GPU 0"].text == (
+        "Made Up, 79.0 GiB of 80.0 GiB free, compute capability 9.0: 'ktd serve' runs the model "
+        "here, with the slots"
+    )
+    assert found["GPU 1"].level is Level.WARNING
+    assert "--device cpu" in found["GPU 1"].advice
+
+
+def test_a_gpu_that_ktd_serve_would_not_see_is_a_warning(driver) -> None:
+    """It asks nvidia-smi."""
+    driver((9, 0), tool=False)
+    found = {finding.name: finding for finding in gpu.gpu_findings()}
+    assert found["nvidia-smi"].level is Level.WARNING
+    assert "runs on the CPU" in found["nvidia-smi"].advice
+
+
+def test_a_driver_without_a_gpu_is_a_note(driver) -> None:
+    """A cloud machine whose GPU was taken away."""
+    driver()
+    assert [finding.level for finding in gpu.gpu_findings()] == [Level.OK, Level.NOTE]
+
+
+@pytest.mark.parametrize(
+    ("limit", "where", "level", "told"),
+    [
+        (resource.RLIM_INFINITY, (True, 1000), Level.OK, "unlimited"),
+        (8 << 20, (False, 1000), Level.NOTE, "8.0 MiB (matters only with a GPU)"),
+        (8 << 20, (True, 0), Level.OK, "8.0 MiB, which does not bind root"),
+        (8 << 20, (True, 1000), Level.NOTE, "8.0 MiB; all experts are registered"),
+    ],
+)
+def test_locked_memory_matters_where_experts_are_registered(
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int,
+    where: tuple[bool, int],
+    level: Level,
+    told: str,
+) -> None:
+    """Who is not root and has a GPU is told what to do if that is refused."""
+    on_gpu, user = where
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda _what: (limit, limit))
+    monkeypatch.setattr(memory.os, "geteuid", lambda: user)
+    found = {finding.name: finding for finding in memory_findings(gpu=on_gpu)}
+    locked = found["locked memory"]
+    assert locked.level is level
+    assert locked.text.startswith(told)
+    assert ("ulimit -l unlimited" in locked.advice) is ("registered" in told)
+    assert locked.data == {"limit_bytes": None if told == "unlimited" else limit}
 
 
 def test_a_driver_that_refuses_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ktd.cli.arguments import add_command
 from ktd.cli.checks.cpu import cpu_findings
 from ktd.cli.checks.finding import Finding, Level
-from ktd.cli.checks.gpu import gpu_findings
+from ktd.cli.checks.gpu import GPU, gpu_findings
 from ktd.cli.checks.memory import memory_findings
 from ktd.cli.checks.service import service_findings
 from ktd.cli.checks.software import software_findings
@@ -52,10 +52,11 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Looks and reports; 1 if there is a problem."""
     socket_path = Path(getattr(args, "socket", None) or default_socket())
+    gpus = gpu_findings()
     findings = [
         *cpu_findings(),
-        *memory_findings(),
-        *gpu_findings(),
+        *memory_findings(gpu=any(finding.name.startswith(GPU) for finding in gpus)),
+        *gpus,
         *software_findings(),
         *service_findings(socket_path, default_state_dir(os.environ, os.getuid())),
     ]

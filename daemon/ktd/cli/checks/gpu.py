@@ -6,6 +6,7 @@ Functions and struct: https://docs.nvidia.com/deploy/nvml-api/
 from __future__ import annotations
 
 import ctypes
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,12 @@ from ktd.cli.checks.finding import Finding, Level
 from ktd.cli.quantities import bytes_text
 
 _LIBRARY = "libnvidia-ml.so.1"
+# How the findings about devices are called, before their number.
+GPU = "GPU "
 _TEXT_SIZE = 96
+_TOOL = "nvidia-smi"
+# bf16 on tensor cores, which SGLang's kernels and ktd's choice of types take for granted.
+_OLDEST = (8, 0)
 
 
 class _Memory(ctypes.Structure):
@@ -43,29 +49,44 @@ class NvmlError(Exception):
 
 
 def gpu_findings() -> list[Finding]:
-    """The driver and each GPU, or one finding that says why there is none."""
+    """The driver, what asks it, and each GPU; or one finding that says why there is none."""
     try:
         library = ctypes.CDLL(_LIBRARY)
     except OSError:
-        text = "no NVIDIA driver: slots are host memory, the engine runs on the CPU"
+        text = "no NVIDIA driver: slots are host memory, and the model runs on the CPU"
         return [Finding("gpu", "driver", Level.NOTE, text, data={"driver": None, "gpus": []})]
     try:
         with _started(library):
             driver, gpus = _driver(library), list(_gpus(library))
     except NvmlError as error:
-        advice = "see 'nvidia-smi'; without a working driver the engine runs on the CPU"
+        advice = "see 'nvidia-smi'; without a working driver the model runs on the CPU"
         return [Finding("gpu", "driver", Level.WARNING, str(error), advice)]
     findings = [Finding("gpu", "driver", Level.OK, driver, data={"driver": driver})]
-    for gpu in gpus:
-        text = (
-            f"{gpu.name}, {bytes_text(gpu.free_bytes)} of {bytes_text(gpu.total_bytes)} free, "
-            f"compute capability {gpu.capability}"
-        )
-        data = {name: getattr(gpu, name) for name in Gpu.__slots__}
-        findings.append(Finding("gpu", f"GPU {gpu.index}", Level.OK, text, data=data))
     if not gpus:
-        findings.append(Finding("gpu", "devices", Level.NOTE, "the driver sees no GPU"))
-    return findings
+        text = "the driver sees no GPU: slots are host memory, and the model runs on the CPU"
+        return [*findings, Finding("gpu", "devices", Level.NOTE, text)]
+    return [*findings, *_tool(), *(_device(gpu) for gpu in gpus)]
+
+
+def _tool() -> list[Finding]:
+    if shutil.which(_TOOL):
+        return []
+    text = f"{_TOOL} is not in PATH, and 'ktd serve' asks it for GPUs and their free memory"
+    advice = "put it there, it comes with the driver; without it the model runs on the CPU"
+    return [Finding("gpu", _TOOL, Level.WARNING, text, advice)]
+
+
+def _device(gpu: Gpu) -> Finding:
+    text = (
+        f"{gpu.name}, {bytes_text(gpu.free_bytes)} of {bytes_text(gpu.total_bytes)} free, "
+        f"compute capability {gpu.capability}"
+    )
+    data = {name: getattr(gpu, name) for name in Gpu.__slots__}
+    if tuple(map(int, gpu.capability.split("."))) < _OLDEST:
+        advice = "ktd computes in bf16, which needs 8.0 or newer: serve with --device cpu"
+        return Finding("gpu", f"{GPU}{gpu.index}", Level.WARNING, text, advice, data)
+    text += ": 'ktd serve' runs the model here, with the slots"
+    return Finding("gpu", f"{GPU}{gpu.index}", Level.OK, text, data=data)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -12,14 +13,19 @@ _KIB = 1024
 _FEW_FREE_BYTES = 8 << 30
 
 
-def memory_findings(root: Path = Path("/")) -> list[Finding]:
-    """Everything about memory; ``root`` is where ``proc`` and ``sys`` lie."""
+def memory_findings(root: Path = Path("/"), *, gpu: bool = False) -> list[Finding]:
+    """Everything about memory.
+
+    Args:
+        root: Where ``proc`` and ``sys`` lie.
+        gpu: Whether there is one.
+    """
     return [
         _available(root),
         *_cgroup(root),
         _numa(root),
         _huge_pages(root),
-        _locked(),
+        _locked(gpu=gpu),
     ]
 
 
@@ -103,11 +109,23 @@ def _huge_pages(root: Path) -> Finding:
     return Finding("memory", "huge pages", Level.OK if mode else Level.NOTE, text, data=data)
 
 
-def _locked() -> Finding:
+def _locked(*, gpu: bool) -> Finding:
+    """Experts are registered with a GPU's driver, which locks their pages."""
     soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    unlimited = soft == resource.RLIM_INFINITY
-    text = "unlimited" if unlimited else f"{bytes_text(soft)} (matters only with a GPU)"
-    data = {"limit_bytes": None if unlimited else soft}
-    return Finding(
-        "memory", "locked memory", Level.OK if unlimited else Level.NOTE, text, data=data
+    data: dict[str, int | None] = {"limit_bytes": soft}
+    if soft == resource.RLIM_INFINITY:
+        data = {"limit_bytes": None}
+        return Finding("memory", "locked memory", Level.OK, "unlimited", data=data)
+    text = bytes_text(soft)
+    if not gpu:
+        text += " (matters only with a GPU)"
+        return Finding("memory", "locked memory", Level.NOTE, text, data=data)
+    if os.geteuid() == 0:
+        text += ", which does not bind root"
+        return Finding("memory", "locked memory", Level.OK, text, data=data)
+    text += "; all experts are registered with the GPU's driver, which locks them"
+    advice = (
+        "should the driver refuse, raise the limit: 'ulimit -l unlimited', or "
+        "LimitMEMLOCK=infinity in a unit"
     )
+    return Finding("memory", "locked memory", Level.NOTE, text, advice, data)
