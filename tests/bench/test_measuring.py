@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ktd.bench.decode import DecodeResult, common_rate, measure_decode
+from ktd.bench.decode import DecodeResult, common_rate, measure_decode, variant
 from ktd.bench.passthrough import measure_passthrough
 from ktd.bench.servers import RunningServer
 from ktd.bench.summary import Summary
@@ -54,6 +54,13 @@ def test_decode_takes_turns_and_pairs_neighbours(server, endpoint):
     assert len(server.bodies) == 2 + 6
     assert result.ratio.count == result.tokens_per_second["a"].count == 3
     assert [line.split(": ")[1].split()[0] for line in lines[2:]] == ["a", "b"] * 3
+
+
+def test_streams_together_have_prompts_of_their_own():
+    """The same prompt would be the same experts, however many streams there are."""
+    prompts = [variant("one two three", number) for number in range(7)]
+    assert len(set(prompts)) == 7
+    assert prompts[1] == "2. two three one"
 
 
 def test_one_server_alone_has_no_ratio(endpoint):

@@ -15,7 +15,7 @@ from typing import Any
 
 from ktd.bench.servers import RunningServer
 from ktd.bench.summary import Summary
-from ktd.bench.timed_stream import Endpoint, Prompt, TimedStream, timed_completion
+from ktd.bench.timed_stream import Endpoint, TimedStream, timed_completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,10 @@ def measure_decode(
     progress: Callable[[str], None],
     batch: int = 1,
 ) -> dict[str, list[float]]:
-    """Rates by server: ``runs`` times ``batch`` completions, in turn, after one not counted."""
+    """Rates by server: ``runs`` times ``batch`` completions, in turn, after one not counted.
+
+    Streams together begin with different prompts, or they would choose the same experts.
+    """
     rates: dict[str, list[float]] = {server.name: [] for server in servers}
     for server in servers:
         progress(f"warming up {server.name}")
@@ -64,11 +67,21 @@ def measure_decode(
     return rates
 
 
-def _batch_rate(endpoint: Endpoint, prompt: Prompt, tokens: int, batch: int) -> float:
+def variant(prompt: str, number: int) -> str:
+    """Another prompt of about the same length for each number: the words begin elsewhere."""
+    words = prompt.split()
+    first = number % max(1, len(words))
+    return " ".join([f"{number + 1}.", *words[first:], *words[:first]])
+
+
+def _batch_rate(endpoint: Endpoint, prompt: str, tokens: int, batch: int) -> float:
     if batch == 1:
         return timed_completion(endpoint, prompt, tokens).decode_tokens_per_second
     with ThreadPoolExecutor(batch) as threads:
-        jobs = [threads.submit(timed_completion, endpoint, prompt, tokens) for _ in range(batch)]
+        jobs = [
+            threads.submit(timed_completion, endpoint, variant(prompt, number), tokens)
+            for number in range(batch)
+        ]
         return common_rate([job.result() for job in jobs])
 
 
