@@ -286,7 +286,10 @@ PYBIND11_MODULE(_native, module) {
       .def("begin_step", [](PoolMailbox& box) { box.server().BeginStep(); })
       .def("end_step", [](PoolMailbox& box) { box.server().EndStep(); })
       .def_property_readonly("last_failure",
-                             [](PoolMailbox& box) { return box.server().LastFailure(); });
+                             [](PoolMailbox& box) { return box.server().LastFailure(); })
+      .def_property_readonly("long_seconds",
+                             [](const PoolMailbox& box) { return box.long_nanoseconds() * 1e-9; })
+      .def_property_readonly("long_bytes", &PoolMailbox::long_bytes);
   module.attr("MAILBOX_BYTES") = sizeof(ktd::Mailbox);
   module.def("cpu_quota", [] { return ktd::CpuQuota(); });
   module.def("isas", &ktd::Isas);

@@ -1,5 +1,7 @@
 #include "pool_mailbox.h"
 
+#include <chrono>
+
 namespace ktd {
 namespace {
 
@@ -18,12 +20,24 @@ ForwardCall CallOf(const Mailbox& request) {
 
 PoolMailbox::PoolMailbox(ExpertPool& pool, Mailbox& box)
     : pool_(pool),
-      server_(
-          box, [&pool](const Mailbox& request) { pool.Forward(CallOf(request)); },
-          pool.cpus().front()) {
+      server_(box, [this](const Mailbox& request) { Compute(request); }, pool.cpus().front()) {
   pool_.BeatAlso(&box.heartbeat);
 }
 
 PoolMailbox::~PoolMailbox() { pool_.BeatAlso(nullptr); }
+
+void PoolMailbox::Compute(const Mailbox& request) {
+  if (request.tokens < kLongTokens) {
+    pool_.Forward(CallOf(request));
+    return;
+  }
+  using Clock = std::chrono::steady_clock;
+  const std::uint64_t before = pool_.bytes_read();
+  const Clock::time_point began = Clock::now();
+  pool_.Forward(CallOf(request));
+  const auto took = std::chrono::nanoseconds(Clock::now() - began).count();
+  nanoseconds_.fetch_add(static_cast<std::uint64_t>(took));
+  bytes_.fetch_add(pool_.bytes_read() - before);
+}
 
 }  // namespace ktd

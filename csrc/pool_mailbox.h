@@ -1,6 +1,9 @@
 // A mailbox whose calls an expert pool computes.
 #pragma once
 
+#include <atomic>
+#include <cstdint>
+
 #include "expert_pool.h"
 #include "mailbox.h"
 
@@ -20,9 +23,19 @@ class PoolMailbox {
 
   MailboxServer& server() noexcept { return server_; }
 
+  // What calls of at least kLongTokens tokens have taken so far, and the bytes of weights that they
+  // read, each expert once a call: what an expert costs a long prefill on this host.
+  static constexpr std::uint32_t kLongTokens = 256;
+  std::uint64_t long_nanoseconds() const noexcept { return nanoseconds_.load(); }
+  std::uint64_t long_bytes() const noexcept { return bytes_.load(); }
+
  private:
+  void Compute(const Mailbox& request);
+
   ExpertPool& pool_;
-  MailboxServer server_;
+  std::atomic<std::uint64_t> nanoseconds_{0};
+  std::atomic<std::uint64_t> bytes_{0};
+  MailboxServer server_;  // declared last: its thread uses all else
 };
 
 }  // namespace ktd

@@ -65,6 +65,26 @@ TEST(ThePoolComputesWhatComesThroughTheMailbox) {
   mailbox.server().EndStep();
 }
 
+TEST(LongCallsSayWhatTheyTookAndRead) {
+  ExpertPool pool(KernelTable().back(), Threads(2));
+  const FormatCase layer = RandomLayer(3, 64, 64);
+  const std::size_t handle = pool.AddLayer(layer.layer());
+  Mailbox box{};
+  PoolMailbox mailbox(pool, box);
+  mailbox.server().BeginStep();
+  Call few = RandomCall(layer, PoolMailbox::kLongTokens - 1, 1, 3);
+  Publish(box, few.On(handle), 1);
+  AwaitAnswer(box, 1);
+  EXPECT(mailbox.long_bytes() == 0 && mailbox.long_nanoseconds() == 0);
+  const std::uint64_t before = pool.bytes_read();
+  Call many = RandomCall(layer, PoolMailbox::kLongTokens, 1, 3);
+  Publish(box, many.On(handle), 2);
+  AwaitAnswer(box, 2);
+  EXPECT(mailbox.long_bytes() == pool.bytes_read() - before);
+  EXPECT(mailbox.long_bytes() > 0 && mailbox.long_nanoseconds() > 0);
+  mailbox.server().EndStep();
+}
+
 TEST(RowsWithoutAnIdStayAsTheyAre) {
   ExpertPool pool(KernelTable().back(), Threads(2));
   const FormatCase layer = RandomLayer(6, 96, 64);

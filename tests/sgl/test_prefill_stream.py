@@ -20,6 +20,7 @@ EXPERTS, SLOTS = 7, 3
         ([0, 1, 2], [(0, 3, 0)]),
         ([2, 1, 0], [(0, 1, 2), (1, 2, 1), (2, 3, 0)]),
         ([-1, 4, 5, -1, -1, 0], [(0, 1, -1), (1, 3, 4), (3, 5, -1), (5, 6, 0)]),
+        ([-1, -2, -2, -1, 3], [(0, 1, -1), (1, 3, -2), (3, 4, -1), (4, 5, 3)]),
         ([3], [(0, 1, 3)]),
         ([], []),
     ],
@@ -52,9 +53,9 @@ def test_a_pass_sees_every_expert_of_every_layer(rows):
         pytest.skip("needs a GPU that torch can use")
     stream = PrefillStream(torch.device("cuda"), threshold=1, budget=2 * rows * 8)
     layers = [layer_of(number, chosen) for number, chosen in enumerate(([], [6, 1], [0, 1, 2]))]
-    places = [stream.add_layer(*layer) for layer in layers]
+    places = [stream.add_layer(number, *layer) for number, layer in enumerate(layers)]
     for broken in (False, True, False, False):
-        stream.begin()
+        stream.begin(8, torch.zeros(3, EXPERTS, dtype=torch.int64))
         for place, (_, host) in zip(places, layers, strict=True):
             seen = torch.zeros(EXPERTS, 2)
             for _ in range(stream.pieces_of(place)):
@@ -66,13 +67,33 @@ def test_a_pass_sees_every_expert_of_every_layer(rows):
                 break
 
 
+def test_the_coldest_experts_without_a_slot_go_to_the_cpu():
+    """They are not copied, and the table of the pass says so; the next pass divides anew."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU that torch can use")
+    stream = PrefillStream(torch.device("cuda"), 1, 1 << 20, spent=lambda: (0.0, 0))
+    place = stream.add_layer(0, *layer_of(0, [0, 3]))
+    counts = torch.tensor([[0, 9, 1, 0, 8, 7, 6]])
+    stream.begin(1000, counts)  # a fifth of five
+    with stream.next_piece(place) as piece:
+        table = stream.table(place).tolist()
+        assert table == [0, 1, -1, 3, 4, 5, 6]
+        copied = piece.tensors["w"].cpu()
+    host = torch.arange(EXPERTS * 2, dtype=torch.float32).view(EXPERTS, 2)
+    kept = [0, 1, 3, 4, 5, 6]
+    assert torch.equal(copied[kept], host[kept])
+    stream.begin(1000, counts.flip(1))
+    with stream.next_piece(place):
+        assert stream.table(place).tolist() == [0, 1, 2, 3, 4, 5, -1]
+
+
 def test_layers_out_of_turn_are_refused():
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU that torch can use")
     stream = PrefillStream(torch.device("cuda"), threshold=1, budget=1 << 20)
     for number in range(2):
-        stream.add_layer(*layer_of(number, []))
-    stream.begin()
+        stream.add_layer(number, *layer_of(number, []))
+    stream.begin(8, torch.zeros(2, EXPERTS, dtype=torch.int64))
     refused = pytest.raises(RuntimeError, match="layer 1 was not expected")
     with refused, stream.next_piece(1):
         pass

@@ -261,6 +261,11 @@ class LayerChannel:
         """The first error of the steps that have finished; it stays."""
         return ChannelError(self._told.value)
 
+    def long_calls(self) -> tuple[float, int]:
+        """Seconds that calls of 256 tokens and more have taken, and bytes of weights they read."""
+        server = self._server()
+        return server.long_seconds, server.long_bytes
+
     def check(self) -> None:
         """Look at the error word, once a step, before its results are used.
 

@@ -10,9 +10,12 @@ def new_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def new_event(*, blocking: bool = False) -> torch.cuda.Event:
+def new_event(*, blocking: bool = False, timing: bool = False) -> torch.cuda.Event:
     """An event; one that blocks lets the waiting thread sleep instead of spinning."""
-    return torch.cuda.Event(blocking=blocking)  # type: ignore[no-untyped-call]
+    event: torch.cuda.Event = torch.cuda.Event(  # type: ignore[no-untyped-call]
+        blocking=blocking, enable_timing=timing
+    )
+    return event
 
 
 def has_passed(event: torch.cuda.Event) -> bool:

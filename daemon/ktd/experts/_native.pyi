@@ -44,6 +44,14 @@ class Mailbox:
     def last_failure(self) -> str:
         """What the last call that failed said, or ""."""
 
+    @property
+    def long_seconds(self) -> float:
+        """What calls of at least 256 tokens have taken so far."""
+
+    @property
+    def long_bytes(self) -> int:
+        """Bytes of weights that these have read, each expert once a call."""
+
 class Pool:
     """A persistent thread pool that computes Mixture-of-Experts layers from host memory.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +28,14 @@ _MIXED_ROWS = 1024
 _CHUNK = 8192
 
 
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """What a :class:`PrefillStream` is made with."""
+
+    threshold: int
+    buffer_bytes: int
+
+
 class CudaSide:
     """What one rank has on its GPU beside SGLang's own; made with the first MoE layer.
 
@@ -39,7 +48,7 @@ class CudaSide:
         hidden: Width of the hidden states.
         top_k: Experts of a token.
         chunk: Rows of the largest prefill step; None: SGLang's largest default.
-        stream: Takes long prefills; None: they go to the pool like the others.
+        streams: Takes long prefills; None: they go to the pool like the others.
         errors: The words of all ranks; None: this is the only one.
         rank: Which one this is.
 
@@ -47,7 +56,7 @@ class CudaSide:
         channel: The way to the pool.
         num_tokens: int32 ``[1]`` on the device: rows of the step that runs; others are padding.
         first_decode_row: Of the step that is being launched: rows from it on decode a token.
-        stream: As given.
+        stream: The rank's buffer for long prefills, or None.
         streaming: Whether the step that is being launched passes through it.
     """
 
@@ -59,7 +68,7 @@ class CudaSide:
         hidden: int,
         top_k: int,
         chunk: int | None,
-        stream: PrefillStream | None = None,
+        streams: Streams | None = None,
         errors: ErrorWords | None = None,
         rank: int = 0,
     ) -> None:
@@ -75,8 +84,13 @@ class CudaSide:
         )
         self.num_tokens = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.first_decode_row = 0
-        self.stream = stream
+        self.stream: PrefillStream | None = None
+        if streams is not None:
+            self.stream = PrefillStream(
+                self.device, streams.threshold, streams.buffer_bytes, self.channel.long_calls
+            )
         self.streaming = False
+        self._host_counters = counters
         _, layers, experts, _ = counters.shape
         self._tables = torch.full((layers, experts), -1, dtype=torch.int32, device=self.device)
         self._counters = torch.zeros(counters.shape, dtype=torch.int64, device=self.device)
@@ -115,16 +129,14 @@ class CudaSide:
             map_padding=handle is None,
         )
 
-    def streamed_layer(self, position: int, handle: int) -> DeviceLayer:
-        """The same layer for steps that pass through the stream: every expert is on the device.
+    def streamed_layer(self, position: int, handle: int, table: torch.Tensor) -> DeviceLayer:
+        """The same layer for steps that pass through the stream, divided by a table of its own.
 
         What is counted stays what is in slots.
         """
-        experts = self._tables.shape[1]
-        everywhere = torch.arange(experts, dtype=torch.int32, device=self.device)
         return DeviceLayer(
             handle,
-            everywhere,
+            table,
             self._counters[Kind.PREFILL, position],
             self._counters[Kind.DECODE, position],
             resident=self._tables[position],
@@ -164,9 +176,13 @@ class CudaSide:
         self.first_decode_row = 0 if decode_rows is None else rows - decode_rows
         self.num_tokens.fill_(rows)
         stream = self.stream
-        self.streaming = stream is not None and self.first_decode_row >= stream.threshold
+        self.streaming = (
+            stream is not None
+            and self.first_decode_row >= stream.threshold
+            and rows <= self.max_rows
+        )
         if stream is not None and self.streaming:
-            stream.begin()
+            stream.begin(rows, self._host_counters.sum(dim=(0, 3)))
 
     def launched(self) -> None:
         """It has been launched."""

@@ -106,15 +106,18 @@ class CudaStep:
         stream, place = streamed.stream, streamed.place
         if stream.pieces_of(place) == 1:
             with stream.next_piece(place) as piece:
-                return self._piece(layer, dispatch_output, piece, experts, weights)
-        total = torch.zeros(
-            dispatch_output.hidden_states.shape, dtype=torch.float32, device=experts.device
-        )
-        for _ in range(stream.pieces_of(place)):
-            with stream.next_piece(place) as piece:
-                rows = _within(experts, piece)
-                total += self._piece(layer, dispatch_output, piece, rows, weights)
-        return total.to(dispatch_output.hidden_states.dtype)
+                out = self._piece(layer, dispatch_output, piece, experts, weights)
+        else:
+            total = torch.zeros(
+                dispatch_output.hidden_states.shape, dtype=torch.float32, device=experts.device
+            )
+            for _ in range(stream.pieces_of(place)):
+                with stream.next_piece(place) as piece:
+                    rows = _within(experts, piece)
+                    total += self._piece(layer, dispatch_output, piece, rows, weights)
+            out = total.to(dispatch_output.hidden_states.dtype)
+        self._side.channel.collect(out)
+        return out
 
     def _piece(
         self,
@@ -135,7 +138,7 @@ class StreamedLayer:
     Attributes:
         stream: The rank's.
         place: The layer's in it.
-        device: Its tables for such steps: an expert's slot is its id.
+        device: Its tables for such steps: the slot of an expert is its id, or the CPU has it.
     """
 
     stream: PrefillStream

@@ -203,16 +203,17 @@ class HybridMoEMethod(FusedMoEMethodBase):
             scale = routed_scale_of(layer)
             handle = rank.pool.add_layer(dataclasses.replace(experts, routed_scale=scale))
             if side.stream is not None:
-                place = side.stream.add_layer(self._layer, _in_one_piece(tensors))
+                place = side.stream.add_layer(self._position, self._layer, _in_one_piece(tensors))
+                table = side.stream.table(place)
                 streamed = StreamedLayer(
-                    side.stream, place, side.streamed_layer(self._position, handle)
+                    side.stream, place, side.streamed_layer(self._position, handle, table)
                 )
         return CudaStep(
             side,
             side.layer(self._position, handle),
             self._slots,
             has_slots=self._num_slots > 0,
-            whole=self._layer.mapped() == list(range(rank.spec.num_experts)),
+            whole=handle is None and self._layer.mapped() == list(range(rank.spec.num_experts)),
             streamed=streamed,
         )
 

@@ -3,13 +3,14 @@
 From some number of tokens on, bringing all of a layer's experts to the GPU takes less time than
 computing them on the CPU. The copies follow a fixed order, layer by layer, and know nothing of the
 routing, so those of the next layer run while this one is computed. An expert that has a slot comes
-from there, the others from the host store. No slot changes, and nothing remains in the buffer that
-a later step relies on.
+from there, the others from the host store, but for a share, the least used, that the CPU computes
+meanwhile (prefill_share.py). No slot changes, and nothing remains in the buffer that a later step
+relies on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,8 +19,11 @@ import torch
 from ktd.cuda.driver import copy_async
 from ktd.cuda.streams import new_event, new_stream
 from ktd.sgl.expert_layer import EMPTY, ExpertLayer
+from ktd.sgl.prefill_share import PrefillShare
 
 _BUFFERS = 2
+_ON_CPU = -2  # in the place of a slot: not copied
+_LINK_SAMPLE = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +56,16 @@ class PrefillStream:
         device: Where.
         threshold: Tokens of prefill from which a step is computed so.
         budget: Bytes of the buffer, both halves, at most: a layer with more comes in pieces.
+        spent: Seconds and bytes of the pool's long calls; None: the CPU gets no share.
     """
 
-    def __init__(self, device: torch.device, threshold: int, budget: int) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        threshold: int,
+        budget: int,
+        spent: Callable[[], tuple[float, int]] | None = None,
+    ) -> None:
         self.threshold = threshold
         self._device = device
         self._budget = budget
@@ -62,6 +73,11 @@ class PrefillStream:
         self._halves: list[_Half] = []
         self._layers: list[ExpertLayer] = []
         self._host: list[Mapping[str, torch.Tensor]] = []
+        self._positions: list[int] = []
+        self._tables: list[torch.Tensor] = []
+        self._on_cpu: list[tuple[int, ...]] = []
+        self._spent = spent
+        self._share: PrefillShare | None = None
         self._rows = 0
         self._planned: Iterator[tuple[int, int]] = iter(())
         self._ahead: list[tuple[int, Piece, _Half]] = []
@@ -76,10 +92,11 @@ class PrefillStream:
             for tensor in half.tensors.values()
         )
 
-    def add_layer(self, layer: ExpertLayer, host: Mapping[str, torch.Tensor]) -> int:
+    def add_layer(self, position: int, layer: ExpertLayer, host: Mapping[str, torch.Tensor]) -> int:
         """Adds the next layer of the model.
 
         Args:
+            position: Its index among the MoE layers.
             layer: Its slots.
             host: All its experts, ``[E, …]``, registered, by the names and shapes of its slots.
 
@@ -90,7 +107,14 @@ class PrefillStream:
             self._reserve(host)
         self._layers.append(layer)
         self._host.append(host)
+        self._positions.append(position)
+        self._tables.append(torch.arange(layer.num_experts, dtype=torch.int32, device=self._device))
+        self._on_cpu.append(())
         return len(self._layers) - 1
+
+    def table(self, place: int) -> torch.Tensor:
+        """int32 ``[E]`` on the device: an expert's id, or -1 if the CPU has it in this pass."""
+        return self._tables[place]
 
     def _reserve(self, host: Mapping[str, torch.Tensor]) -> None:
         num_experts = next(iter(host.values())).shape[0]
@@ -104,11 +128,40 @@ class PrefillStream:
                 for name, tensor in host.items()
             }
             self._halves.append(_Half(tensors))
+        if self._spent is not None:
+            self._share = PrefillShare(expert_bytes, self._link_speed(host), self._spent)
+
+    def _link_speed(self, host: Mapping[str, torch.Tensor]) -> float:
+        """Bytes per second from the host store into the buffer."""
+        name, source = max(host.items(), key=lambda item: item[1].numel())
+        target = self._halves[0].tensors[name]
+        row_bytes = source[0].numel() * source.element_size()
+        rows = max(1, min(self._rows, _LINK_SAMPLE // row_bytes))
+        best = 0.0
+        with torch.cuda.stream(self._stream):
+            for _ in range(3):
+                before, after = new_event(timing=True), new_event(timing=True)
+                before.record()
+                address = self._stream.cuda_stream
+                copy_async(target.data_ptr(), source.data_ptr(), rows * row_bytes, address)
+                after.record()
+                after.synchronize()
+                best = max(best, rows * row_bytes / (before.elapsed_time(after) * 1e-3))
+        return best
 
     # --- a pass ----------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """A pass through all layers is about to be launched on the current stream."""
+    def begin(self, tokens: int, counts: torch.Tensor) -> None:
+        """A pass through all layers is about to be launched on the current stream.
+
+        Args:
+            tokens: Of the pass.
+            counts: int64 ``[MoE layers, E]`` in host memory: how often experts were chosen so far.
+        """
+        if self._share is not None:
+            self._share.begin(tokens)
+            for place, position in enumerate(self._positions):
+                self._divide(place, tokens, counts[position], self._share)
         # What an earlier pass left unused has nobody waiting for it.
         self._ahead.clear()
         self._planned = (
@@ -120,6 +173,20 @@ class PrefillStream:
             half.free.record(torch.cuda.current_stream(self._device))
         for _ in range(_BUFFERS):
             self._fill_next()
+
+    def _divide(self, place: int, tokens: int, counts: torch.Tensor, share: PrefillShare) -> None:
+        """The CPU gets those of a layer's experts without a slot that were chosen least."""
+        absent = (self._layers[place].table == EMPTY).nonzero()[:, 0]
+        count = share.experts(tokens, len(absent))
+        coldest = counts[absent].argsort(stable=True)[:count]
+        chosen: tuple[int, ...] = tuple(sorted(absent[coldest].tolist()))
+        if chosen == self._on_cpu[place]:
+            return
+        self._on_cpu[place] = chosen
+        table = torch.arange(len(counts), dtype=torch.int32, device="cpu")
+        table[list(chosen)] = EMPTY
+        # Behind the passes that read the former table; from pinned memory, so that nobody waits.
+        self._tables[place].copy_(table.pin_memory(), non_blocking=True)
 
     def pieces_of(self, place: int) -> int:
         """In how many pieces a layer passes."""
@@ -152,14 +219,25 @@ class PrefillStream:
         piece = Piece(first, min(self._rows, layer.num_experts - first), half.tensors)
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(half.free)
-            self._copy(layer, self._host[place], piece)
+            self._copy(layer, self._host[place], piece, self._on_cpu[place])
             half.filled.record(self._stream)
         self._ahead.append((place, piece, half))
 
-    def _copy(self, layer: ExpertLayer, host: Mapping[str, torch.Tensor], piece: Piece) -> None:
+    def _copy(
+        self,
+        layer: ExpertLayer,
+        host: Mapping[str, torch.Tensor],
+        piece: Piece,
+        on_cpu: Sequence[int],
+    ) -> None:
         stream = self._stream.cuda_stream
         table: list[int] = layer.table[piece.first : piece.first + piece.count].tolist()
+        for expert in on_cpu:
+            if piece.first <= expert < piece.first + piece.count:
+                table[expert - piece.first] = _ON_CPU
         for start, end, slot in runs(table):
+            if slot == _ON_CPU:
+                continue
             for name, buffer in piece.tensors.items():
                 if slot == EMPTY:
                     source = host[name][piece.first + start : piece.first + end]
@@ -177,15 +255,15 @@ def runs(table: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Stretches ``[start, end)`` of experts that lie together: in the host store, or in slots.
 
     Args:
-        table: Slot of each expert, or -1.
+        table: Slot of each expert, or a negative number that says where else it is.
 
     Yields:
-        Start, end, and the slot of the first, or -1.
+        Start, end, and the entry of the first.
     """
     start = 0
     for end in range(1, len(table) + 1):
         if end < len(table):
-            follows = EMPTY if table[start] == EMPTY else table[end - 1] + 1
+            follows = table[start] if table[start] < 0 else table[end - 1] + 1
             if table[end] == follows:
                 continue
         yield start, end, table[start]

@@ -146,16 +146,12 @@ class Rank:
             return
         # Imported here: on a host without a GPU nothing of it is needed.
         from ktd.cuda.error_words import ErrorWords
-        from ktd.sgl.cuda_side import CudaSide
-        from ktd.sgl.prefill_stream import PrefillStream
+        from ktd.sgl.cuda_side import CudaSide, Streams
 
         errors = None
         if self.world_size > 1:
             errors = ErrorWords(Path(self.spec.runtime_dir) / "channel-errors", self.world_size)
-        stream, threshold = None, self.spec.prefill_threshold
-        if threshold is not None:
-            device = torch.device("cuda", torch.cuda.current_device())
-            stream = PrefillStream(device, threshold, self.spec.prefill_buffer_bytes)
+        threshold = self.spec.prefill_threshold
         try:
             self.side = CudaSide(
                 self.pool,
@@ -163,7 +159,11 @@ class Rank:
                 hidden=hidden,
                 top_k=top_k,
                 chunk=self._chunk,
-                stream=stream,
+                streams=(
+                    None
+                    if threshold is None
+                    else Streams(threshold, self.spec.prefill_buffer_bytes)
+                ),
                 errors=errors,
                 rank=self.rank,
             )
