@@ -126,6 +126,8 @@ def test_demand_is_read_off_sglangs_command_line(gpus):
     assert least("--cuda-graph-backend-decode", "disabled").graph_rows == 0
     assert least("--cuda-graph-backend-decode=full").graph_rows is None
     assert least("--cuda-graph-max-bs", "16").graph_rows == 16
+    assert least("--kv-cache-dtype", "fp8_e4m3").kv_value_bytes == 1
+    assert least("--kv-cache-dtype", "auto").kv_value_bytes == 2
     assert least("--mem-fraction-static", "much").mem_fraction is None
     assert least().buffer_bytes == 4 << 30
     assert least(mapped=True).buffer_bytes == 0

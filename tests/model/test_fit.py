@@ -44,6 +44,40 @@ def test_kv_cache_of_every_attention(config, ranks, expected):
     assert kv_cache_of(config, 3).bytes_per_token(ranks) == expected
 
 
+QWEN3_NEXT = {
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        QWEN3_NEXT,
+        {**QWEN3_NEXT, "full_attention_interval": None}
+        | {"layer_types": [*["linear_attention"] * 3, "full_attention"] * 12},
+    ],
+)
+def test_layers_with_a_state_have_no_kv_cache(config):
+    """Qwen3-Next-80B-A3B: 12 layers of 48 have one; a request takes 2.05 MiB in each other."""
+    cache = kv_cache_of(config, 48)
+    assert cache.num_layers == 12
+    assert cache.bytes_per_token(1) == 2 * 12 * 2 * 256 * 2
+    assert cache.state_bytes == 36 * (32 * 128 * 128 * 4 + (32 + 2 * 16) * 128 * 3 * 2)
+    many = 100_000 * cache.bytes_per_token(1)
+    assert cache.bytes_for(100_000, 1) == many + int(0.9 * many)
+    assert cache.bytes_for(100_000, 1, value_bytes=1) == many // 2 + int(0.9 * (many // 2))
+    # One byte of two is for states, almost: four of them are there.
+    assert cache.bytes_for(1, 1) == 4 * cache.state_bytes + int(4 * cache.state_bytes / 0.9)
+
+
 def test_kv_cache_of_the_tiny_model():
     """6 layers, 2 heads of 64."""
     facts = read_facts(FACTS.path, device="cpu")

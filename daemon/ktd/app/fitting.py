@@ -13,9 +13,11 @@ from ktd.app.sglang_words import (
     FRACTION_FLAG,
     GRAPH_ROWS_FLAGS,
     GRAPHS_FLAG,
+    KV_TYPE_FLAG,
     NO_GRAPHS,
     NO_GRAPHS_FLAGS,
     PREFILL_FLAG,
+    SMALL_KV_TYPES,
     TOKENS_FLAG,
     count_given,
     fraction_given,
@@ -55,6 +57,7 @@ def least_demand(words: Sequence[str], *, device: str, ranks: int, mapped: bool)
         chunk = default_chunk(gpu_bytes)
     elif chunk <= 0:
         chunk = count_given(words, PREFILL_FLAG, DEFAULT_PREFILL)
+    kv_type = text_given(words, KV_TYPE_FLAG) or ""
     return Demand(
         kv_tokens=count_given(words, TOKENS_FLAG, chunk),
         ranks=ranks,
@@ -64,6 +67,7 @@ def least_demand(words: Sequence[str], *, device: str, ranks: int, mapped: bool)
         buffer_bytes=0 if device == "cpu" or mapped else PREFILL_BUFFER_BYTES,
         mem_fraction=fraction_given(words, FRACTION_FLAG),
         graph_rows=_graph_rows(words),
+        kv_value_bytes=1 if kv_type.startswith(SMALL_KV_TYPES) else 2,
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Beside the model; what follows ``device`` is about GPUs.
+    """Beside the model; what follows ``device`` matters on GPUs alone.
 
     Attributes:
         kv_tokens: The size of the KV cache.
@@ -19,6 +19,7 @@ class Demand:
         every_layer_streams: Also layers whose every expert has a slot.
         mem_fraction: SGLang's ``--mem-fraction-static``; None: SGLang chooses.
         graph_rows: Of the largest decode graph; None: SGLang chooses; 0: there are no graphs.
+        kv_value_bytes: Of a number in the KV cache.
     """
 
     kv_tokens: int
@@ -30,3 +31,4 @@ class Demand:
     every_layer_streams: bool = False
     mem_fraction: float | None = None
     graph_rows: int | None = None
+    kv_value_bytes: int = 2

@@ -88,7 +88,9 @@ def device_needs(facts: ModelFacts, demand: Demand, *, slots: int, free: int) ->
         slots=slots * facts.expert_bytes,
         registered=facts.own_expert_bytes * BYTES_PER_REGISTERED_GIB // GIB,
         stream=_stream_bytes(facts, demand, slots),
-        kv_cache=demand.kv_tokens * facts.kv_cache.bytes_per_token(demand.ranks),
+        kv_cache=facts.kv_cache.bytes_for(
+            demand.kv_tokens, demand.ranks, value_bytes=demand.kv_value_bytes
+        ),
         working=max(
             activation_bytes(facts, demand) + graph_bytes(facts, demand), _kept(demand, free)
         ),

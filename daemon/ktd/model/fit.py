@@ -60,7 +60,7 @@ def fit_before_start(facts: ModelFacts, demand: Demand, free_bytes: int) -> Fit:
     """
     if demand.device != "cpu":
         return _on_device_before_start(facts, demand, free_bytes)
-    kv_bytes = demand.kv_tokens * facts.kv_cache.bytes_per_token(demand.ranks)
+    kv_bytes = facts.kv_cache.bytes_for(demand.kv_tokens, demand.ranks)
     needs = needs_of(facts, slots=0, ranks=demand.ranks, device=demand.device)
     reserve = int(free_bytes * _HOST_RESERVE)
     return _on_host(
