@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="the stream copies torch tensors")
 
+from ktd.model.demand import Demand
+from ktd.model.device_needs import device_needs
+from ktd.model.facts import read_facts
+from ktd.sgl import prefill_stream
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.prefill_stream import PrefillStream, runs
 from ktd.sgl.slot_source import PlainSource
 
 EXPERTS, SLOTS = 7, 3
+MODEL = Path(__file__).parents[2] / "models/ktd-tiny"
 
 
 @pytest.mark.parametrize(
@@ -97,3 +106,26 @@ def test_layers_out_of_turn_are_refused():
     refused = pytest.raises(RuntimeError, match="layer 1 was not expected")
     with refused, stream.next_piece(1):
         pass
+
+
+@pytest.mark.parametrize("experts_that_fit", [0, 1, 2, 7, 16, 100])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_buffer_is_what_a_start_reckons_with(monkeypatch, experts_that_fit, ranks):
+    """Two packages know its size, as neither may import the other."""
+    hidden, width, experts = 64, 32, 8
+    expert_bytes = 3 * hidden * width * 2
+    facts = replace(read_facts(MODEL, device="cpu"), num_experts=experts, expert_bytes=expert_bytes)
+    budget = experts_that_fit * expert_bytes // ranks + 5
+    demand = Demand(kv_tokens=0, ranks=ranks, device="cuda", buffer_bytes=budget)
+    # Made without a GPU: only what it reserves is looked at.
+    monkeypatch.setattr(prefill_stream, "_Half", lambda tensors: SimpleNamespace(tensors=tensors))
+    stream = object.__new__(PrefillStream)
+    stream._halves, stream._budget, stream._device, stream._spent = [], budget, "meta", None
+    part = width // ranks
+    stream._reserve(
+        {
+            "w13_weight": torch.empty(experts, 2 * part, hidden, dtype=torch.bfloat16),
+            "w2_weight": torch.empty(experts, hidden, part, dtype=torch.bfloat16),
+        }
+    )
+    assert device_needs(facts, demand, slots=0, free=1).stream == ranks * stream.num_bytes > 0

@@ -467,7 +467,9 @@ class Rank(_message.Message):
     prefill_graphs: _builtins.bool
     """On a GPU: whether steps of prefill are captured. If not, each is launched layer by layer."""
     prefill_threshold: _builtins.int
-    """On a GPU: tokens of a prefill from which all experts stream to it; 0: they never do."""
+    """On a GPU: tokens of a prefill from which experts stream to it, all but those that the CPU computes
+    meanwhile; 0: they never do.
+    """
     prefill_buffer_bytes: _builtins.int
     """What they stream through."""
     def __init__(
