@@ -17,6 +17,8 @@ from ktd.rankfile import RankFileReader, Status, path_of
 from ktd.sgl import recording_report
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.rank import Rank
+from ktd.sgl.recorder import PER_PASS, PER_TOKEN, Recorder, RecordingRefused
+from ktd.sgl.recording_calls import RecordingCalls
 from ktd.sgl.slot_source import PlainSource
 
 LAYERS, EXPERTS, NUM_LAYERS = (1, 4), 16, 6
@@ -290,3 +292,26 @@ def test_a_pass_that_is_not_recorded_keeps_nothing(rank):
     rank.start("per_token")
     _, report = rank.call("record_report")
     assert (report["passes"], report["bytes"]) == (0, 0)
+
+
+def test_on_a_gpu_counters_are_brought_up_to_date_and_single_tokens_are_refused(tmp_path):
+    """A GPU counts in its own memory, and replays steps that nobody sees layer by layer."""
+    counters = torch.zeros(2, len(LAYERS), EXPERTS, 2, dtype=torch.int64)
+    fresh = []
+
+    def refresh():
+        fresh.append(None)
+        counters[0, 0, 1, 0] += 5
+
+    recorder = Recorder(counters, lambda: torch.zeros(len(LAYERS), EXPERTS, dtype=torch.bool))
+    calls = RecordingCalls(recorder, tmp_path, tuple(LAYERS), EXPERTS, refresh)
+    start = calls.calls()["record_start"]
+    options = {"sequence": 1, "buffer_passes": 10, "max_bytes": 1 << 20, "gpu_masks": False}
+    with pytest.raises(RecordingRefused, match="record stat or per_pass"):
+        start({**options, "mode": PER_TOKEN})
+    start({**options, "mode": PER_PASS})
+    calls.end_pass(1, 4)
+    calls.end_pass(2, 4)
+    assert len(fresh) == 4
+    taken = recorder.take()
+    assert [int(one.counts[0, 1]) for one in taken.passes] == [5, 5]

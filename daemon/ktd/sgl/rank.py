@@ -94,6 +94,7 @@ class Rank:
             Path(spec.runtime_dir),
             spec.moe_layers,
             spec.num_experts,
+            self._refresh_counters if self.on_gpu else None,
         )
         self._weight_bytes_at_reset = 0
         self._slot_weight_bytes = 0
@@ -359,6 +360,10 @@ class Rank:
             )
         else:
             self.file.acknowledge_call(fields["sequence"])
+
+    def _refresh_counters(self) -> None:
+        if self.side is not None:
+            self.side.refresh_counters()
 
     def _write_tables(self) -> None:
         """The GPU's tables follow, between two steps."""

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 
 from ktd.sgl import recording_report
-from ktd.sgl.recorder import Limits, Recorded, Recorder, as_list
+from ktd.sgl.recorder import (
+    PER_TOKEN,
+    STAT_APPROX,
+    Limits,
+    Recorded,
+    Recorder,
+    RecordingRefused,
+    as_list,
+)
 from ktd.sgl.recording_files import Layout, write
 
 logger = logging.getLogger(__name__)
@@ -31,6 +39,7 @@ class RecordingCalls:
         runtime_dir: Of the engine.
         moe_layers: Model layer indices that have experts.
         num_experts: Per such layer.
+        refresh: Brings counters up to date that a GPU grows; None: they always are.
     """
 
     def __init__(
@@ -39,8 +48,10 @@ class RecordingCalls:
         runtime_dir: Path,
         moe_layers: tuple[int, ...],
         num_experts: int,
+        refresh: Callable[[], None] | None = None,
     ) -> None:
         self._recorder = recorder
+        self._refresh = refresh
         self._runtime_dir = runtime_dir
         self._moe_layers = moe_layers
         self._num_experts = num_experts
@@ -69,15 +80,22 @@ class RecordingCalls:
             self._recorder.see(position, ids)
 
     def end_pass(self, pass_id: int, tokens: int) -> None:
-        """SGLang's pass of that number has ended."""
+        """SGLang's pass of that number has ended, or was launched on a GPU, which is waited for."""
         if self._recorder is not None:
+            if self._recorder.mode != STAT_APPROX:
+                self._bring_up_to_date()
             self._recorder.end_pass(pass_id, tokens)
+
+    def _bring_up_to_date(self) -> None:
+        if self._refresh is not None:
+            self._refresh()
 
     def _on_recorder(
         self, act: Callable[[Recorder, dict[str, Any]], None]
     ) -> Callable[[dict[str, Any]], None]:
         def call(fields: dict[str, Any]) -> None:
             if self._recorder is not None:
+                self._bring_up_to_date()
                 act(self._recorder, fields)
                 self.active = self._recorder.recording
                 self.wants_ids = self._recorder.wants_ids
@@ -85,8 +103,12 @@ class RecordingCalls:
 
         return call
 
-    @staticmethod
-    def _start(recorder: Recorder, fields: dict[str, Any]) -> None:
+    def _start(self, recorder: Recorder, fields: dict[str, Any]) -> None:
+        if fields["mode"] == PER_TOKEN and self._refresh is not None:
+            raise RecordingRefused(
+                "which experts each token chose is not recorded on a GPU yet, where steps are "
+                "replayed as graphs; record stat or per_pass, or start with --device cpu"
+            )
         limits = Limits(fields["buffer_passes"], fields["max_bytes"])
         recorder.start(fields["mode"], limits, gpu_masks=fields["gpu_masks"])
 
@@ -95,6 +117,7 @@ class RecordingCalls:
         recorder = self._recorder
         if recorder is None:
             return
+        self._bring_up_to_date()
         mode, limits = recorder.mode, recorder.limits
         taken = recorder.take()
 
