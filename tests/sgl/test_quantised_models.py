@@ -64,7 +64,10 @@ def test_answers_are_the_same_at_every_placement_and_near_the_reference(name, ra
         hellos = [rank.hello() for rank in host.ranks()]
         assert len(hellos) == ranks
         for what in ("slot_bytes", "host_store_bytes"):
-            assert sum(hello[what] for hello in hellos) == facts.host_store_bytes
+            total = sum(hello[what] for hello in hellos)
+            # Scales of the down projection's rows are on every rank.
+            assert facts.host_store_bytes <= total <= facts.host_store_bytes * (1 + 0.02 * ranks)
+            assert ranks > 1 or total == facts.host_store_bytes
         on_cpu = [host.logprobs(ids) for ids in texts]
         assert distance(on_cpu, exact) <= bound
         host.swap(1, [(layer, -1, expert) for layer in layers for expert in (1, 4, 6)])

@@ -81,7 +81,7 @@ MODELS = {
             "num_hidden_layers": 2,
             "head_dim": 16,
             "intermediate_size": 96,
-            "moe_intermediate_size": 128,
+            "moe_intermediate_size": 256,
             "num_experts": 8,
             "num_experts_per_tok": 2,
             "norm_topk_prob": True,
