@@ -19,6 +19,7 @@
 #include "cpu_quota.h"
 #include "expert_pool.h"
 #include "kernels/kernel_table.h"
+#include "lost_pages.h"
 #include "pool_mailbox.h"
 #include "split.h"
 
@@ -291,6 +292,13 @@ PYBIND11_MODULE(_native, module) {
                              [](const PoolMailbox& box) { return box.long_nanoseconds() * 1e-9; })
       .def_property_readonly("long_bytes", &PoolMailbox::long_bytes);
   module.attr("MAILBOX_BYTES") = sizeof(ktd::Mailbox);
+  module.def(
+      "watch_mapping",
+      [](std::uintptr_t address, std::int64_t size, std::string report, std::string text) {
+        ktd::WatchMapping(reinterpret_cast<const void*>(address), ktd::Count(size, "size"),
+                          std::move(report), std::move(text));
+      },
+      py::arg("address"), py::arg("size"), py::arg("report"), py::arg("text"));
   module.def("cpu_quota", [] { return ktd::CpuQuota(); });
   module.def("isas", &ktd::Isas);
   ktd::BindCeilings(module);

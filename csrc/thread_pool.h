@@ -34,8 +34,8 @@ struct PhasedTask {
 class ThreadPool {
  public:
   // `threads` >= 1 counts the caller of Run. Worker i is pinned to cpus[i % size]; worker 0, the
-  // caller, is left where it is. Workers block all signals. Throws std::runtime_error if a thread
-  // cannot be started or pinned.
+  // caller, is left where it is. Workers block all signals but their own faults. Throws
+  // std::runtime_error if a thread cannot be started or pinned.
   ThreadPool(std::size_t threads, std::span<const int> cpus, std::chrono::nanoseconds spin);
 
   // Ends and joins the workers; in a forked child, which has none, it only forgets them.

@@ -9,8 +9,9 @@
 
 namespace ktd {
 
-// Starts a thread with all signals blocked, so that they stay with the threads that expect them
-// (Python's main one). `name` has at most 15 characters. Throws std::system_error.
+// Starts a thread with all signals but faults of its own blocked, so that they stay with the
+// threads that expect them (Python's main one). `name` has at most 15 characters. Throws
+// std::system_error.
 std::thread StartWorkerThread(const std::string& name, std::function<void()> body);
 
 // Throws std::runtime_error if the thread may not run on `cpu`.

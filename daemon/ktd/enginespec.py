@@ -130,11 +130,21 @@ class Failure:
     time_ns: int
 
 
+def failure_file(spec: EngineSpec) -> Path:
+    """Where this process leaves a failure for the daemon."""
+    return Path(spec.runtime_dir) / f"failure-{os.getpid()}.json"
+
+
+def failure_text(kind: str, message: str) -> str:
+    """What stands in that file, of this moment."""
+    return json.dumps(asdict(Failure(kind, message, time.time_ns())))
+
+
 def report_failure(spec: EngineSpec, kind: str, message: str) -> None:
     """Leaves a failure for the daemon; one file per process, the earliest one counts."""
-    path = Path(spec.runtime_dir) / f"failure-{os.getpid()}.json"
+    path = failure_file(spec)
     if not path.exists():
-        path.write_text(json.dumps(asdict(Failure(kind, message, time.time_ns()))))
+        path.write_text(failure_text(kind, message))
 
 
 def read_failure(runtime_dir: Path) -> Failure | None:

@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import json
+import os
 import re
 import shutil
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,22 @@ def test_quantised_experts_stay_in_the_files_with_the_same_answers(name, tmp_pat
     mapped, map_hello, _ = run("mmap", texts, **engine)
     assert mapped == copied
     assert map_hello["host_copied_bytes"] < copy_hello["host_copied_bytes"] / 3
+
+
+def test_a_file_that_is_cut_off_while_it_is_used_is_named(tmp_path):
+    """The engine dies of it, as it must, and the sentence is there for the daemon."""
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    with LiveHost(model=model, slots=4, in_slots=2, host_memory="mmap") as host:
+        host.ready()
+        before = host.logprobs(TEXTS[0])
+        assert len(before) == len(TEXTS[0]) - 1
+        os.truncate(model / "model.safetensors", 0)
+        with pytest.raises((OSError, HTTPException, AssertionError)):
+            host.logprobs(TEXTS[0])
+        failure = host.ended()
+    assert failure.kind == "internal"
+    assert failure.message.startswith(f"{model}/model.safetensors became shorter, or its disk fail")
 
 
 def test_two_ranks_map_their_parts_of_one_file(tmp_path):

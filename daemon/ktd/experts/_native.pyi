@@ -22,6 +22,13 @@ def isas() -> list[IsaInfo]: ...
 
 MAILBOX_BYTES: int
 
+def watch_mapping(address: int, size: int, report: str, text: str) -> None:
+    """Watches a mapped file for the life of the process.
+
+    Whoever reads a page there that the file has lost ends the process by SIGBUS, as ever; ``text``
+    is written into the file ``report`` first, unless that exists.
+    """
+
 def cpu_quota() -> float:
     """CPUs' worth of time that the process's cgroups give it; infinite without a limit."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from functools import partial
 from typing import Any
 
 from ktd.enginespec import MMAP, EngineSpec, report_failure
@@ -141,10 +142,13 @@ class SchedulerHooks:
         return self._weight_reader().tensors(files)
 
     def _weight_reader(self) -> Any:
+        from ktd.sgl.lost_pages import watch
         from ktd.sgl.weight_reader import WeightReader
 
         if self._reader is None:
-            self._reader = WeightReader(mapped=self._spec.host_memory == MMAP)
+            self._reader = WeightReader(
+                mapped=self._spec.host_memory == MMAP, watch=partial(watch, self._spec)
+            )
         return self._reader
 
     def around_init(self, original: Any, *args: Any, **kwargs: Any) -> Any:

@@ -161,6 +161,11 @@ class WeightFile:
         """Where the mapping of :meth:`view` begins; its tensors' storage is the whole file."""
         return self._mapped.data_ptr()
 
+    @property
+    def mapped_bytes(self) -> int:
+        """Length of that mapping."""
+        return self._mapped.numel()
+
     @cached_property
     def _mapped(self) -> torch.Tensor:
         mapping = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)

@@ -63,10 +63,18 @@ class WeightReader:
         threads: How many read.
         mapped: Experts are to stay in the files, so every tensor of one that can be used from
             there is handed out as a view.
+        watch: Called with each file that experts are to stay in, before anybody looks at them.
     """
 
-    def __init__(self, threads: int = _THREADS, *, mapped: bool = False) -> None:
+    def __init__(
+        self,
+        threads: int = _THREADS,
+        *,
+        mapped: bool = False,
+        watch: Callable[[WeightFile], None] = lambda _: None,
+    ) -> None:
         self._mapped = mapped
+        self._watch = watch
         self._told = False
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ktd-load")
         self._files: dict[int, _File] = {}  # by the address of their mappings
@@ -191,6 +199,8 @@ class WeightReader:
             )
         view = file.view(entry)
         if view is not None:
+            if self._mapped and isinstance(file, WeightFile) and file.address not in self._files:
+                self._watch(file)
             self._files[file.address] = file
         elif self._mapped and isinstance(file, WeightFile):
             self._tell(file, entry)
