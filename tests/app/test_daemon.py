@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 from pathlib import Path
@@ -255,10 +256,22 @@ class TestRefused:
         sentence = await self.refused(daemon, 3, model="/no/such/model")
         assert sentence == "ktd: There is no model folder /no/such/model; check its path."
 
-    async def test_a_device_that_is_being_built(self, daemon):
+    async def test_a_device_that_is_not_there(self, daemon):
         """Slots on a GPU are refused, not tried."""
+        daemon.environment["CUDA_VISIBLE_DEVICES"] = ""
         sentence = await self.refused(daemon, 3, "--device", "cuda")
-        assert "--device cuda is not in this version" in sentence
+        assert "--device cuda needs an NVIDIA GPU" in sentence
+        assert "engine started" not in daemon.log
+
+    async def test_a_device_with_too_little_memory(self, daemon, tmp_path):
+        """With the sum, before an engine is started."""
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text('#!/bin/sh\ncase "$*" in *free*) echo 900;; *) echo 8192;; esac\n')
+        tool.chmod(0o700)
+        daemon.environment["PATH"] = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+        sentence = await self.refused(daemon, 3, "--gpu-experts-ratio", "0.5")
+        assert "9.0 MiB expert slots + " in sentence
+        assert "of device memory, and 0.9 GiB are free: no --kt-gpu-experts-ratio fits" in sentence
         assert "engine started" not in daemon.log
 
     async def test_statistics_of_another_kind(self, daemon, tmp_path):

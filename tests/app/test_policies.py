@@ -24,7 +24,7 @@ def test_kts_flags_are_the_policy_dynamic():
     options = options_of(told)
     assert (options.name, options.threshold) == ("dynamic", 512)
     assert not told.notices
-    assert never_fires(told, options) == ""
+    assert never_fires(told, options, 4096) == ""
 
 
 def test_ktds_own_flag_wins_and_says_so():
@@ -49,7 +49,7 @@ def test_a_threshold_that_nothing_reads_is_said():
 
 def test_without_a_threshold_dynamic_never_fires():
     told = settings("--kt-enable-dynamic-expert-update")
-    assert "never moves anything" in never_fires(told, options_of(told))
+    assert "never moves anything" in never_fires(told, options_of(told), 4096)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_threshold_above_the_chunk_can_never_fire(chunk, threshold, can):
         threshold,
         *chunk,
     )
-    sentence = never_fires(told, options_of(told))
+    sentence = never_fires(told, options_of(told), 4096)
     assert (sentence == "") is can
     assert can or (threshold in sentence and "can never fire" in sentence)
 
@@ -95,7 +95,7 @@ def test_the_last_chunk_size_counts():
     threshold = ("--kt-gpu-prefill-token-threshold", "2048")
     argv = ("--chunked-prefill-size", "512", "--chunked-prefill-size=1024")
     told = settings("--kt-enable-dynamic-expert-update", *threshold, *argv)
-    assert "(--chunked-prefill-size 1024)" in never_fires(told, options_of(told))
+    assert "(--chunked-prefill-size 1024)" in never_fires(told, options_of(told), 4096)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 from ktd.app.device import detect_device
 from ktd.app.engines import JoinedEngines
 from ktd.app.evidence import LiveEvidence, Pairs, StartEvidence
-from ktd.app.fitting import RunningFit
+from ktd.app.fitting import RunningFit, usual_chunk
 from ktd.app.lock import state_lock
 from ktd.app.logs import to_standard_error
 from ktd.app.notify import Notifier
@@ -173,13 +173,14 @@ async def _daemon(
         command=command,
         in_flight=lambda: gate.in_flight,
     )
+    chunk = usual_chunk(device, settings.tp)
     policies = PolicyLoop(
         manager,
         HubCounters(hub),
         options_of(settings),
         on_condition=board.report,
         copy_pairs=lambda: copy_pairs(evidence.costs(), manager.placement().shape.expert_bytes),
-        advice=lambda options: never_fires(settings, options),
+        advice=lambda options: never_fires(settings, options, chunk),
         exchanges_only=bench is not None,
     )
     observer = Observer(supervisor, manager, hub, gate)

@@ -42,6 +42,11 @@ def free_bytes(device: str, ranks: int) -> int:
     return HostMemory.read().available if device == "cpu" else device_bytes(ranks, free=True)
 
 
+def usual_chunk(device: str, ranks: int) -> int:
+    """Tokens of a step of prefill where SGLang's command line does not say."""
+    return default_chunk(_gpu_bytes(device, ranks))
+
+
 def least_demand(words: Sequence[str], *, device: str, ranks: int, mapped: bool) -> Demand:
     """What an engine takes at least: a KV cache of the size given, or of one step of prefill.
 
@@ -51,7 +56,7 @@ def least_demand(words: Sequence[str], *, device: str, ranks: int, mapped: bool)
         ranks: Tensor-parallel ranks.
         mapped: Experts are used from the page cache, from where no GPU reads them by itself.
     """
-    gpu_bytes = 0 if device == "cpu" else device_bytes(ranks, free=False) // ranks
+    gpu_bytes = _gpu_bytes(device, ranks)
     chunk = number_given(words, CHUNK_FLAG)
     if chunk is None:
         chunk = default_chunk(gpu_bytes)
@@ -122,6 +127,10 @@ def fit_of_model(
     facts = replace(read_facts(folder, device=where), mapped=mapped)
     demand = usual_demand(words, device=where, ranks=tp, mapped=mapped)
     return fit_before_start(facts, demand, free_bytes(where, tp))
+
+
+def _gpu_bytes(device: str, ranks: int) -> int:
+    return 0 if device == "cpu" else device_bytes(ranks, free=False) // ranks
 
 
 def _settings_demand(settings: Settings, device: str) -> Demand:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ktd.app.sglang_words import CHUNK_FLAG, DEFAULT_CHUNK, number_given
+from ktd.app.sglang_words import CHUNK_FLAG, number_given
 from ktd.config.settings import Settings
 from ktd.placement.cost import CostModel
 from ktd.policy.counted import Counted
@@ -68,10 +68,15 @@ def options_of(settings: Settings) -> PolicyOptions:
     )
 
 
-def never_fires(settings: Settings, options: PolicyOptions) -> str:
+def never_fires(settings: Settings, options: PolicyOptions, usual_chunk: int) -> str:
     """Why ``dynamic`` can never move anything, in one sentence; empty if it can, or does not run.
 
     A prefill longer than SGLang's chunk comes in chunks, and each is judged alone.
+
+    Args:
+        settings: May say how long a chunk is.
+        options: The policy's.
+        usual_chunk: What SGLang takes where they do not.
     """
     if options.name != DYNAMIC:
         return ""
@@ -81,7 +86,7 @@ def never_fires(settings: Settings, options: PolicyOptions) -> str:
             "--kt-gpu-prefill-token-threshold TOKENS."
         )
     given = number_given(settings.sglang_args, CHUNK_FLAG)
-    chunk = DEFAULT_CHUNK if given is None else given
+    chunk = usual_chunk if given is None else given
     if 0 < chunk < options.threshold:
         source = "SGLang's default" if given is None else f"{CHUNK_FLAG} {chunk}"
         return (

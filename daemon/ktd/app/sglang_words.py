@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 # What ktd gives SGLang on a host without a GPU; on one with a GPU SGLang takes what is left.
 DEFAULT_KV_TOKENS = 65_536
-# SGLang's own, where its command line does not say (0.5.23: a CPU host, a small GPU).
-DEFAULT_CHUNK = 4096
 CHUNK_FLAG = "--chunked-prefill-size"
 TOKENS_FLAG = "--max-total-tokens"
 KV_TYPE_FLAG = "--kv-cache-dtype"
