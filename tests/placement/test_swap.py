@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ktd.errors import EngineNotReady, SwapInProgress, SwapNotCancellable, SwapNotFound
-from ktd.placement.swap import SwapState
+from ktd.placement.swap import BatchLimits, SwapState
 from tests.placement.conftest import START, bench_of
 
 # Two layers change, one expert is loaded into a free slot: three batches of one move.
@@ -250,3 +250,17 @@ async def test_last_fifty_swaps_are_kept(bench):
     with pytest.raises(SwapNotFound):
         bench.manager.swaps.get(first.id)
     assert bench.manager.swaps.outcomes == {"SUCCEEDED": 51}
+
+
+@pytest.mark.parametrize(
+    ("device", "rate", "expected"),
+    [
+        ("cpu", None, BatchLimits()),
+        ("cuda", None, BatchLimits(1024, 3 << 30)),
+        # 60 ms of copying at the rate that was asked for, and never less than the default.
+        ("cuda", 20e9, BatchLimits(1024, int(1.2e9))),
+        ("cuda", 1e9, BatchLimits(1024, BatchLimits().bytes)),
+    ],
+)
+def test_what_an_operator_applies_goes_in_batches_of_tens_of_milliseconds(device, rate, expected):
+    assert BatchLimits.of_operator(device, rate) == expected

@@ -86,3 +86,27 @@ def test_one_rank_leaves_cores_to_the_pool():
     """Which knows the quota itself."""
     assert pool_cores(None, 0, 1, quota=1.0) == PoolCores(0)
     assert pool_cores(3, 0, 1, quota=1.0) == PoolCores(3)
+
+
+@pytest.mark.parametrize(
+    ("cores", "quota", "threads"),
+    [
+        (16, float("inf"), 14),
+        (32, float("inf"), 28),
+        (4, float("inf"), 3),
+        (2, 2.0, 1),
+        (16, 5.5, 3),
+    ],
+)
+def test_beside_a_gpu_the_engine_keeps_an_eighth_of_the_cores(monkeypatch, cores, quota, threads):
+    """One at least: its scheduler launches steps all the time."""
+    monkeypatch.setattr(module, "cores_allowed", lambda: [[cpu] for cpu in range(cores)])
+    assert pool_cores(None, 0, 1, quota=quota, gpu=True) == PoolCores(threads)
+    assert pool_cores(5, 0, 1, quota=quota, gpu=True) == PoolCores(5)
+
+
+def test_ranks_beside_gpus_share_what_is_left(monkeypatch):
+    monkeypatch.setattr(module, "cores_allowed", lambda: [[cpu] for cpu in range(32)])
+    found = [pool_cores(None, rank, 2, quota=float("inf"), gpu=True) for rank in range(2)]
+    assert [cores.threads for cores in found] == [14, 14]
+    assert not set(found[0].cpus) & set(found[1].cpus)

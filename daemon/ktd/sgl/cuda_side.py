@@ -25,7 +25,8 @@ from ktd.sgl.prefill_stream import PrefillStream
 
 # Rows of a step beyond a chunk of prefill: with mixed batches each running request adds one.
 _MIXED_ROWS = 1024
-_CHUNK = 8192
+# SGLang's own choices for the largest chunk, where nobody gave one: by the GPU's memory.
+_CHUNK, _LARGE_CHUNK, _LARGE_GPU = 8192, 16384, 160_000 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ class CudaSide:
         counters: int64 ``[kinds, MoE layers, E, tiers]`` in host memory, which the daemon reads.
         hidden: Width of the hidden states.
         top_k: Experts of a token.
-        chunk: Rows of the largest prefill step; None: SGLang's largest default.
+        chunk: Rows of the largest prefill step; None: SGLang's default for such a GPU. A larger step
+            is computed in parts.
         streams: Takes long prefills; None: they go to the pool like the others.
         errors: The words of all ranks; None: this is the only one.
         rank: Which one this is.
@@ -73,7 +75,9 @@ class CudaSide:
         rank: int = 0,
     ) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
-        self.max_rows = (chunk or _CHUNK) + _MIXED_ROWS
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        default = _LARGE_CHUNK if total >= _LARGE_GPU else _CHUNK
+        self.max_rows = (chunk or default) + _MIXED_ROWS
         self._errors = errors
         self.channel = LayerChannel(
             pool,
