@@ -48,73 +48,73 @@ struct PaddedBytes {
   alignas(32) std::uint8_t at[32] = {};
 };
 
-// E4M3. Bytes become bf16 and those the float32 values at even and at odd places, so 32 inputs come
-// in the order 0 2 4 6 of both sixteens, then 1 3 5 7, 8 10 12 14, 9 11 13 15. Most weights are
-// normal numbers, for which a table of sixteen upper bytes and a shift will do.
-struct Fp8Floats : FloatCodec {
-  static Weights Load(const std::uint8_t* p) noexcept { return Decode(LoadBytes(p)); }
-  static Weights LoadTail(const std::uint8_t* p, std::size_t n) noexcept {
-    return Decode(LoadBytes(PaddedBytes(p, n).at));
-  }
+// E4M3. 32 inputs come as 0 4 8 ..., 2 6 10 ..., 1 5 9 ... and 3 7 11 ...: the order in which
+// avx2_e4m3_rows.h comes to them. Prepared activations are kFactor times theirs, and their scale
+// makes up for that and for what the weights are multiplied with there: 2^-120.
+template <float kFactor>
+struct E4m3Floats : FloatCodec {
   static TokenScale Prepare(const Bf16* x, std::size_t columns, std::uint8_t* values) noexcept {
     const Quantiser quantiser = TokenQuantiser(LargestBf16<true>(x, columns));
     QuantiseE4m3(x, columns, quantiser.inverse, Store{values});
-    return {quantiser.scale, 0};
+    return {quantiser.scale * kUnscale, 0};
   }
   static float PrepareGroup(const Bf16* x, std::size_t n, std::uint8_t* values) noexcept {
     const Quantiser quantiser = GroupQuantiser(LargestBf16<true>(x, n));
     QuantiseE4m3(x, n, quantiser.inverse, Store{values});
-    return quantiser.scale;
+    return quantiser.scale * kUnscale;
   }
 
  private:
+  static constexpr float kUnscale = kFactor == 1.0f ? 1.0f : 0x1p120f / kFactor;
+
   struct Store {
     std::uint8_t* values;
     void operator()(std::size_t i, __m256 value) const noexcept {
-      const __m256 v = _mm256_permutevar8x32_ps(value, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
-      float* to =
-          reinterpret_cast<float*>(values) + i / 32 * 32 + i % 16 / 8 * 16 + i % 32 / 16 * 4;
-      _mm_store_ps(to, _mm256_castps256_ps128(v));
-      _mm_store_ps(to + 8, _mm256_extractf128_ps(v, 1));
+      const __m256 scaled = _mm256_mul_ps(value, _mm256_set1_ps(kFactor));
+      const __m256 v = _mm256_permutevar8x32_ps(scaled, _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7));
+      float* to = reinterpret_cast<float*>(values) + i / 32 * 32 + i % 32 / 4;
+      const __m128 even = _mm256_castps256_ps128(v);
+      const __m128 odd = _mm256_extractf128_ps(v, 1);
+      _mm_storel_pi(reinterpret_cast<__m64*>(to), even);
+      _mm_storeh_pi(reinterpret_cast<__m64*>(to + 8), even);
+      _mm_storel_pi(reinterpret_cast<__m64*>(to + 16), odd);
+      _mm_storeh_pi(reinterpret_cast<__m64*>(to + 24), odd);
     }
   };
+};
 
-  static Weights Split(__m256i high, __m256i low) noexcept {
-    const __m256i first = _mm256_unpacklo_epi8(low, high);
-    const __m256i second = _mm256_unpackhi_epi8(low, high);
-    const __m256i odd = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-    return {{_mm256_castsi256_ps(_mm256_slli_epi32(first, 16)),
-             _mm256_castsi256_ps(_mm256_and_si256(first, odd)),
-             _mm256_castsi256_ps(_mm256_slli_epi32(second, 16)),
-             _mm256_castsi256_ps(_mm256_and_si256(second, odd))}};
+// The values themselves, for many tokens.
+struct Fp8Floats : E4m3Floats<1.0f> {
+  static Weights Load(const std::uint8_t* p) noexcept { return Decode(LoadBytes(p)); }
+  static Weights LoadTail(const std::uint8_t* p, std::size_t n) noexcept {
+    return Decode(LoadBytes(PaddedBytes(p, n).at));
   }
-  static __m256i Look(const std::uint8_t (&table)[16], __m256i index) noexcept {
-    const __m128i entries = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), index);
-  }
+
+ private:
   static Weights Decode(__m256i codes) noexcept {
-    const __m256i nibble = _mm256_set1_epi8(0x0f);
-    const __m256i above = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
-    const __m256i high = Look(kE4m3Nibbles.high, above);
-    const __m256i low = _mm256_and_si256(_mm256_slli_epi16(codes, 4), _mm256_set1_epi8(-16));
-    // 8 to 126 without the sign are normal numbers.
-    const __m256i doubled = _mm256_add_epi8(codes, codes);
-    const __m256i from_normal = _mm256_sub_epi8(doubled, _mm256_set1_epi8(16));
-    const __m256i special = _mm256_subs_epu8(from_normal, _mm256_set1_epi8(static_cast<char>(236)));
-    if (_mm256_testz_si256(special, special) != 0) [[likely]]
-      return Split(high, low);
-    // Codes up to 15 by tables of their own, which hold for exponents 0 and 1; then NaN.
-    const __m256i below = _mm256_and_si256(codes, nibble);
-    const __m256i sign = _mm256_and_si256(codes, _mm256_set1_epi8(-128));
-    const __m256i small =
-        _mm256_cmpeq_epi8(_mm256_and_si256(codes, _mm256_set1_epi8(0x70)), _mm256_setzero_si256());
-    const __m256i nan = _mm256_cmpeq_epi8(doubled, _mm256_set1_epi8(-2));
-    __m256i all_high = _mm256_blendv_epi8(
-        high, _mm256_or_si256(Look(kE4m3Nibbles.small_high, below), sign), small);
-    __m256i all_low = _mm256_blendv_epi8(low, Look(kE4m3Nibbles.small_low, below), small);
-    all_high = _mm256_blendv_epi8(all_high, _mm256_set1_epi8(0x7f), nan);
-    all_low = _mm256_blendv_epi8(all_low, _mm256_set1_epi8(-64), nan);
-    return Split(all_high, all_low);
+    const __m256i even = _mm256_maddubs_epi16(_mm256_set1_epi16(16), codes);
+    const __m256i odd = _mm256_maddubs_epi16(_mm256_set1_epi16(16 << 8), codes);
+    Weights w{{Value(_mm256_slli_epi32(even, 16)), Value(even), Value(_mm256_slli_epi32(odd, 16)),
+               Value(odd)}};
+    const __m256i nan =
+        _mm256_cmpeq_epi8(_mm256_or_si256(codes, _mm256_set1_epi8(-128)), _mm256_set1_epi8(-1));
+    if (_mm256_testz_si256(nan, nan) != 0) [[likely]]
+      return w;
+    w.at[0] = OrNan(w.at[0], _mm256_slli_epi32(nan, 24));
+    w.at[1] = OrNan(w.at[1], _mm256_slli_epi32(nan, 8));
+    w.at[2] = OrNan(w.at[2], _mm256_slli_epi32(nan, 16));
+    w.at[3] = OrNan(w.at[3], nan);
+    return w;
+  }
+  // Sign, exponent and mantissa in place, whose value is 2^-120 times the code's.
+  static __m256 Value(__m256i bits) noexcept {
+    const __m256i places = _mm256_set1_epi32(static_cast<int>(0x87f00000u));
+    return _mm256_mul_ps(_mm256_castsi256_ps(_mm256_and_si256(bits, places)),
+                         _mm256_set1_ps(0x1p120f));
+  }
+  // The mask's uppermost byte counts.
+  static __m256 OrNan(__m256 value, __m256i mask) noexcept {
+    return _mm256_or_ps(value, _mm256_castsi256_ps(_mm256_srai_epi32(mask, 31)));
   }
 };
 

@@ -1,16 +1,11 @@
-#include "avx2_bytes.h"
-#include "byte_panels.h"
+#include "avx2_e4m3_rows.h"
 #include "expert_kernels.h"
 
 namespace ktd {
-namespace {
 
-using Rows = BlockRows<Fp8Floats, 4, 2, 2>;
+const ExpertKernel kFp8BlockAvx2 = E4m3Kernel<E4m3BlockRows<4, 4, 2>>();
 
-}  // namespace
-
-const ExpertKernel kFp8BlockAvx2 = GemvKernel<Rows>();
-
-const ExpertKernel kFp8BlockAvx2Many = GemvKernel<BlockPanels<Rows, Avx2Vec, 3>>();
+const ExpertKernel kFp8BlockAvx2Many =
+    E4m3Kernel<BlockPanels<BlockRows<Fp8Floats, 4, 4, 2>, Avx2Vec, 3>>();
 
 }  // namespace ktd

@@ -1,5 +1,7 @@
 // The 8-bit formats where every value can be named: what a code is worth, how an activation is
 // quantised, and what becomes of NaN and infinity.
+#include <xmmintrin.h>
+
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -162,6 +164,16 @@ void CheckSameBits(const char* isa, WeightFormat format) {
   }
 }
 
+// As some libraries leave a thread.
+class FlushDenormals {
+ public:
+  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
+  ~FlushDenormals() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+};
+
 constexpr auto kBlock = WeightFormat::kFp8Block;
 constexpr auto kChannel = WeightFormat::kFp8Channel;
 constexpr auto kBytes = WeightFormat::kInt8;
@@ -192,6 +204,18 @@ FOR_EACH_ISA(Int8WeightDecodesEveryCode, kWeight, kInt8WeightAmxEmulated, CheckC
 #define SAME_BITS(name, format)                                                   \
   TEST(Avx2##name##GivesFewAndManyTheSameBits) { CheckSameBits("avx2", format); } \
   TEST(Avx512##name##GivesFewAndManyTheSameBits) { CheckSameBits("avx512", format); }
+
+#define FLUSH_TESTS(name, isa, format, which)                   \
+  TEST(name##DecodesEveryCodeThoughDenormalsFlush) {            \
+    const KernelCase the_case = CaseOrSkip(isa, format, which); \
+    const FlushDenormals flush;                                 \
+    CheckCodes(the_case);                                       \
+  }
+
+FLUSH_TESTS(Avx2Fp8Block, "avx2", kBlock, Which::kFew)
+FLUSH_TESTS(Avx2ManyFp8Block, "avx2", kBlock, Which::kMany)
+FLUSH_TESTS(Avx2Fp8Channel, "avx2", kChannel, Which::kFew)
+FLUSH_TESTS(Avx2ManyFp8Channel, "avx2", kChannel, Which::kMany)
 
 SAME_BITS(Bf16, WeightFormat::kBf16)
 SAME_BITS(Fp8Block, kBlock)
