@@ -34,6 +34,8 @@ extern const ExpertKernel kFp8ChannelAmxEmulated;
 
 extern const ExpertKernel kInt8Scalar;
 extern const ExpertKernel kInt8Avx2;
+extern const ExpertKernel kInt8Avx2Vnni;
+extern const ExpertKernel kInt8Avx2VnniMany;
 extern const ExpertKernel kInt8Avx512;
 extern const ExpertKernel kInt8Avx512Bf16;
 extern const ExpertKernel kInt8Amx;

@@ -173,6 +173,10 @@ def test_integer_units_count_for_integer_activations_only():
     assert best_unit("int8", "avx512_bf16", peaks) == "avx512_vnni_int8"
     assert best_unit("int8_weight", "avx512_bf16", peaks) == "avx512_bf16"
     assert best_unit("int8", "avx2", peaks) == "avx2_f32"
+    peaks |= {"avx2_int16": 1.2, "avx_vnni_int8": 3.0}
+    assert best_unit("int8", "avx2", peaks) == "avx2_int16"
+    assert best_unit("int8", "avx2_vnni", peaks) == "avx_vnni_int8"
+    assert best_unit("int8_weight", "avx2_vnni", peaks) == "avx2_f32"
     assert best_unit("bf16", "avx512", peaks) == "avx512_f32"
 
 

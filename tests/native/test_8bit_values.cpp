@@ -196,6 +196,19 @@ constexpr auto kWeight = WeightFormat::kInt8Weight;
   FOR_EACH_ISA(name##QuantisesAsSglangDoes, format, emulated, CheckQuantiser) \
   FOR_EACH_ISA(name##GivesNanForWhatIsNotFinite, format, emulated, CheckNotFinite)
 
+#define VNNI_TESTS(name, which)                                                            \
+  TEST(name##Int8DecodesEveryCode) { CheckCodes(CaseOrSkip("avx2_vnni", kBytes, which)); } \
+  TEST(name##Int8QuantisesAsSglangDoes) {                                                  \
+    CheckQuantiser(CaseOrSkip("avx2_vnni", kBytes, which));                                \
+  }                                                                                        \
+  TEST(name##Int8GivesNanForWhatIsNotFinite) {                                             \
+    CheckNotFinite(CaseOrSkip("avx2_vnni", kBytes, which));                                \
+  }
+
+VNNI_TESTS(Avx2Vnni, Which::kFew)
+VNNI_TESTS(Avx2VnniMany, Which::kMany)
+TEST(Avx2VnniInt8GivesFewAndManyTheSameBits) { CheckSameBits("avx2_vnni", kBytes); }
+
 VALUE_TESTS(Fp8Block, kBlock, kFp8BlockAmxEmulated)
 VALUE_TESTS(Fp8Channel, kChannel, kFp8ChannelAmxEmulated)
 VALUE_TESTS(Int8, kBytes, kInt8AmxEmulated)

@@ -6,6 +6,7 @@ namespace ktd::testing {
 namespace {
 
 constexpr CpuFeatures kHaswell = kAvx2 | kFma;
+constexpr CpuFeatures kAlderLake = kHaswell | kAvxVnni;
 constexpr CpuFeatures kSkylakeX = kHaswell | kAvx512F | kAvx512Bw | kAvx512Vl | kAvx512Dq;
 constexpr CpuFeatures kZen4 = kSkylakeX | kAvx512Bf16 | kAvx512Vnni | kAvx512Vbmi;
 constexpr CpuFeatures kSapphireRapids = kZen4 | kAmxTile | kAmxBf16 | kAmxInt8;
@@ -16,6 +17,7 @@ TEST(TheBestKernelThatTheCpuRunsIsChosen) {
   EXPECT(std::string(SelectKernel("", kSapphireRapids).name) == "amx");
   EXPECT(std::string(SelectKernel("", kZen4).name) == "avx512_bf16");
   EXPECT(std::string(SelectKernel("", kSkylakeX).name) == "avx512");
+  EXPECT(std::string(SelectKernel("", kAlderLake).name) == "avx2_vnni");
   EXPECT(std::string(SelectKernel("", kHaswell).name) == "avx2");
   EXPECT(std::string(SelectKernel("", kAvx2).name) == "scalar");
   EXPECT(std::string(SelectKernel("", 0).name) == "scalar");

@@ -11,6 +11,8 @@ constexpr WeightFormat kFormat = WeightFormat::kInt8;
 
 KERNEL_TESTS(ScalarInt8, CaseOrSkip("scalar", kFormat, Which::kFew))
 KERNEL_TESTS(Avx2Int8, CaseOrSkip("avx2", kFormat, Which::kFew))
+KERNEL_TESTS(Avx2VnniInt8, CaseOrSkip("avx2_vnni", kFormat, Which::kFew))
+KERNEL_TESTS(Avx2VnniManyInt8, CaseOrSkip("avx2_vnni", kFormat, Which::kMany))
 KERNEL_TESTS(Avx512Int8, CaseOrSkip("avx512", kFormat, Which::kFew))
 KERNEL_TESTS(Avx512DotInt8, CaseOrSkip("avx512_bf16", kFormat, Which::kFew))
 KERNEL_TESTS(AmxInt8, CaseOrSkip("amx", kFormat, Which::kMany))

@@ -13,7 +13,7 @@ LOG_FORMATS = ("json", "console")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 CPU_EXPERT_FORMATS = ("auto", "checkpoint", "int8", "int4")
 HOST_MEMORY = ("copy", "mmap")
-ISAS = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
+ISAS = ("scalar", "avx2", "avx2_vnni", "avx512", "avx512_bf16", "amx")
 DEVICES = ("auto", "cpu", "cuda")
 RECORDER_MODES = ("stat", "stat_approx", "per_pass", "per_token")
 

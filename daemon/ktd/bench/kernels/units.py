@@ -9,13 +9,15 @@ from collections.abc import Mapping
 _FLOAT_UNITS = {
     "scalar": ("sse2_f32",),
     "avx2": ("avx2_f32",),
+    "avx2_vnni": ("avx2_f32",),
     "avx512": ("avx2_f32", "avx512_f32"),
     "avx512_bf16": ("avx2_f32", "avx512_f32", "avx512_bf16"),
     "amx": ("avx2_f32", "avx512_f32", "avx512_bf16", "amx_bf16"),
 }
 _INTEGER_UNITS = {
     "scalar": (),
-    "avx2": ("avx2_int16", "avx_vnni_int8"),
+    "avx2": ("avx2_int16",),
+    "avx2_vnni": ("avx2_int16", "avx_vnni_int8"),
     "avx512": ("avx2_int16", "avx_vnni_int8", "avx512_int16"),
     "avx512_bf16": ("avx2_int16", "avx_vnni_int8", "avx512_int16", "avx512_vnni_int8"),
     "amx": ("avx2_int16", "avx_vnni_int8", "avx512_int16", "avx512_vnni_int8", "amx_int8"),

@@ -14,6 +14,7 @@ from ktd.cli.quantities import plural
 _FEATURES = (
     "avx2",
     "fma",
+    "avx_vnni",
     "avx512f",
     "avx512bw",
     "avx512vl",
