@@ -13,6 +13,9 @@ struct Avx2 {
   static constexpr int kRowsOne = 4;
   static constexpr int kRowsMany = 4;
   static constexpr int kTokens = 2;  // 4 rows x 2 tokens: 8 of 16 registers, 4 for x, 2 for w
+  // On one Zen 5 core, of 43 GB/s: 38 into L2, 33 into L1. A line is asked for twice, by each of
+  // its two steps; asked for once, it was 32 either way.
+  static constexpr bool kPrefetchFar = true;
 
   static Acc Zero() noexcept { return _mm256_setzero_ps(); }
   static Wide Load(const Bf16* p) noexcept { return LoadPairs(p); }

@@ -13,6 +13,7 @@ struct Avx512 {
   static constexpr int kRowsOne = 4;
   static constexpr int kRowsMany = 4;
   static constexpr int kTokens = 4;  // 4 rows x 4 tokens: 16 of 32 registers, 8 for x, 2 for w
+  static constexpr bool kPrefetchFar = false;
 
   static Acc Zero() noexcept { return _mm512_setzero_ps(); }
   static Wide Load(const Bf16* p) noexcept { return LoadPairs(p); }

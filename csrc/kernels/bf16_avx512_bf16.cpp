@@ -15,6 +15,7 @@ struct Avx512Bf16 {
       2;  // 120 GB/s on a 16-core Xeon, where 1, 4 and 8 gave 114, 116, 102
   static constexpr int kRowsMany = 4;
   static constexpr int kTokens = 4;  // 4 rows x 4 tokens: 16 of 32 registers, 4 for x, 1 for w
+  static constexpr bool kPrefetchFar = false;
 
   static Acc Zero() noexcept { return _mm512_setzero_ps(); }
   static Wide Load(const Bf16* p) noexcept { return _mm512_loadu_si512(p); }

@@ -1,6 +1,7 @@
 // Rows of bf16 weights against rows of bf16 values, over an ISA: a type with
 //   Acc, Wide                      float32 accumulator; kStep bf16 values ready to be multiplied
 //   kStep, kRowsOne, kRowsMany, kTokens
+//   kPrefetchFar                   whether weights are prefetched into L2, not into L1
 //   Zero(), Load(p), LoadTail(p, n < kStep, the rest zero), Madd(acc, w, x), Sum(acc),
 //   Activate(...)
 #pragma once
@@ -45,10 +46,14 @@ struct Bf16Rows {
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         if (ahead != 0) {
-          __builtin_prefetch(
-              reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(rows[r] + i) +
-                                            static_cast<std::uintptr_t>(ahead)),
-              0, 3);
+          // Into which cache has to be a constant.
+          const auto* there = reinterpret_cast<const char*>(
+              reinterpret_cast<std::uintptr_t>(rows[r] + i) + static_cast<std::uintptr_t>(ahead));
+          if constexpr (Isa::kPrefetchFar) {
+            __builtin_prefetch(there, 0, 2);
+          } else {
+            __builtin_prefetch(there, 0, 3);
+          }
         }
         const typename Isa::Wide w = Isa::Load(rows[r] + i);
 #pragma GCC unroll 8
