@@ -54,7 +54,10 @@ def host(root: Path) -> Path:
     """A host made of files, with two NUMA nodes, little memory and a cgroup limit."""
     files = {
         "proc/cpuinfo": "model name\t: Made Up 9000\nflags\t\t: fpu avx2 fma\n\nmodel name: two\n",
-        "proc/meminfo": "MemTotal: 4194304 kB\nMemAvailable: 1048576 kB\nHugePages_Total: 3\n",
+        "proc/meminfo": (
+            "MemTotal: 4194304 kB\nMemAvailable: 1048576 kB\n"
+            "Cached: 524288 kB\nHugePages_Total: 3\n"
+        ),
         "proc/self/cgroup": "0::/a/b\n",
         "sys/fs/cgroup/a/memory.max": "2147483648\n",
         "sys/fs/cgroup/a/b/memory.max": "max\n",
@@ -74,6 +77,9 @@ def test_memory_of_a_small_host(tmp_path: Path) -> None:
     found = {finding.name: finding for finding in memory_findings(host(tmp_path))}
     assert found["available"].level is Level.WARNING
     assert found["available"].data == {"total_bytes": 4 << 30, "available_bytes": 1 << 30}
+    assert "--host-memory mmap" in found["available"].advice
+    assert found["page cache"].data == {"cached_bytes": 1 << 29}
+    assert found["page cache"].text.startswith("512.0 MiB of files now; --host-memory mmap uses")
     assert found["cgroup limit"].data == {"limit_bytes": 2 << 30}
     assert found["NUMA"].data == {"nodes": {"node0": "0-3", "node1": "4-7"}}
     assert found["huge pages"].level is Level.WARNING
@@ -85,6 +91,7 @@ def test_a_host_that_tells_nothing_is_no_crash(tmp_path: Path) -> None:
     levels = {finding.name: finding.level for finding in memory_findings(tmp_path)}
     assert levels["available"] is Level.NOTE
     assert levels["NUMA"] is Level.NOTE
+    assert "page cache" not in levels
     assert cpu_findings(tmp_path)[0].name == "processor"
 
 

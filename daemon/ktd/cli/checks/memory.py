@@ -22,6 +22,7 @@ def memory_findings(root: Path = Path("/"), *, gpu: bool = False) -> list[Findin
     """
     return [
         _available(root),
+        *_page_cache(root),
         *_cgroup(root),
         _numa(root),
         _huge_pages(root),
@@ -48,9 +49,22 @@ def _available(root: Path) -> Finding:
     data = {"total_bytes": total, "available_bytes": free}
     text = f"{bytes_text(free)} of {bytes_text(total)} available"
     if free < _FEW_FREE_BYTES:
-        advice = "every expert of a model lives in host memory; large models will not fit"
+        advice = (
+            "every expert of a model lives in host memory; large models will not fit, unless "
+            "--host-memory mmap leaves them in the page cache"
+        )
         return Finding("memory", "available", Level.WARNING, text, advice, data)
     return Finding("memory", "available", Level.OK, text, data=data)
+
+
+def _page_cache(root: Path) -> list[Finding]:
+    """What of memory holds files now; it counts as available."""
+    try:
+        cached = _meminfo(root)["Cached"]
+    except (OSError, KeyError, ValueError):
+        return []
+    text = f"{bytes_text(cached)} of files now; --host-memory mmap uses experts from there"
+    return [Finding("memory", "page cache", Level.NOTE, text, data={"cached_bytes": cached})]
 
 
 def _cgroup(root: Path) -> list[Finding]:
