@@ -121,8 +121,8 @@ class MappedParameter:
         if self._weights is not None:
             raise FormatRefused(
                 f"--host-memory mmap needs experts that lie in the checkpoint's files as they are "
-                f"computed, but SGLang rearranges {weight_name} ({self._weights}) while it loads "
-                "it; leave --host-memory out"
+                f"computed, but SGLang rearranges or pads {weight_name} ({self._weights}) while it "
+                "loads it; leave --host-memory out"
             )
 
     def settle(self) -> None:
