@@ -48,8 +48,8 @@ class CudaSide:
         counters: int64 ``[kinds, MoE layers, E, tiers]`` in host memory, which the daemon reads.
         hidden: Width of the hidden states.
         top_k: Experts of a token.
-        chunk: Rows of the largest prefill step; None: SGLang's default for such a GPU. A larger step
-            is computed in parts.
+        chunk: Rows of the largest prefill step, beyond which a step is computed in parts; None:
+            SGLang's default for such a GPU.
         streams: Takes long prefills; None: they go to the pool like the others.
         errors: The words of all ranks; None: this is the only one.
         rank: Which one this is.
