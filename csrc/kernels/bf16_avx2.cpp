@@ -35,6 +35,7 @@ struct Avx2Panels {
   static constexpr std::size_t kUnit = 8;
   static constexpr int kPanelRows = 4;
   static constexpr std::size_t kPanelStep = 16;
+  static constexpr std::size_t kInputBytes = sizeof(Bf16);
   static constexpr int kPanelTokens = 3;
 
   static constexpr std::size_t PackedBytes(std::size_t columns) noexcept {

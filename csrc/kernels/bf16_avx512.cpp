@@ -33,6 +33,7 @@ struct Avx512Panels {
   static constexpr std::size_t kUnit = 8;
   static constexpr int kPanelRows = 4;
   static constexpr std::size_t kPanelStep = 32;
+  static constexpr std::size_t kInputBytes = sizeof(Bf16);
   static constexpr int kPanelTokens = 6;
 
   static constexpr std::size_t PackedBytes(std::size_t columns) noexcept {

@@ -16,6 +16,7 @@ struct BytePanels {
   static constexpr int kPanelRows = 4;
   static constexpr int kPanelTokens = Tokens;
   static constexpr std::size_t kPanelStep = Codec::kStep;
+  static constexpr std::size_t kInputBytes = 1;
 
   static constexpr std::size_t PackedBytes(std::size_t columns) noexcept {
     return Rows::PackedBytes(columns);

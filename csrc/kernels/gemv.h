@@ -129,10 +129,6 @@ inline void TileRows(const Matrix& m, std::size_t row, const SlabTokens& slab, s
   if (slab.count - first == 1) tile.template operator()<1>();
 }
 
-inline void PrefetchLines(const std::uint8_t* begin, std::size_t bytes) noexcept {
-  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(begin + i, 0, 2);
-}
-
 // Where the weights are that follow those of [row, row + R) at a distance; prefetches the scales
 // there.
 template <class F, int R>
