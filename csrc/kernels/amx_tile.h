@@ -103,7 +103,8 @@ struct TileUse {
       config.line_bytes[tile] = kTileLine;
       config.rows[tile] = kTileRows;
     }
-    _tile_loadconfig(&config);
+    // Not the intrinsic: GCC's claims to read eight bytes, and the rest was left out before it.
+    asm volatile("ldtilecfg %0" ::"m"(config));
   }
   ~TileUse() { _tile_release(); }
   TileUse(const TileUse&) = delete;
