@@ -2,6 +2,7 @@
 #pragma once
 
 #include "amx.h"
+#include "amx_products.h"
 
 // The emulated build has names of its own beside the real ones.
 #ifdef KTD_AMX_EMULATED
@@ -41,9 +42,8 @@ struct Bf16Tiles {
     }
   }
 
-  // sums = A panels x token blocks: (panel 0, block 0), (1, 0), (0, 1), (1, 1). The panels hold 16
-  // rows each from row0 of m0 and row1 of m1; `beside` is called once for each step along the
-  // inputs. Formats whose scales change along the inputs have a Multiply of their own.
+  // MultiplyTiles over all inputs. The panels hold 16 rows each from row0 of m0 and row1 of m1.
+  // Formats whose scales change along the inputs have a Multiply of their own.
   template <int BlockCount, class Beside>
   static void Multiply(const Matrix& m0, const Matrix&, std::size_t, std::size_t,
                        const std::uint8_t* panel0, const std::uint8_t* panel1,
@@ -59,31 +59,8 @@ struct Bf16Tiles {
                             const std::uint8_t* panel1, const std::uint8_t* tokens,
                             std::size_t token_bytes, const Beside& beside,
                             Sums (&sums)[4]) noexcept {
-    TileZero<0>();
-    TileZero<1>();
-    if constexpr (BlockCount == 2) {
-      TileZero<2>();
-      TileZero<3>();
-    }
-    for (std::size_t s = begin; s < end; ++s) {
-      TileLoad<4>(panel0 + s * kTileBytes, kTileLine);
-      TileLoad<6>(tokens + s * kTileBytes, kTileLine);
-      TileLoad<5>(panel1 + s * kTileBytes, kTileLine);
-      TileDotBf16<0, 4, 6>();
-      if constexpr (BlockCount == 2) TileLoad<7>(tokens + token_bytes + s * kTileBytes, kTileLine);
-      TileDotBf16<1, 5, 6>();
-      if constexpr (BlockCount == 2) {
-        TileDotBf16<2, 4, 7>();
-        TileDotBf16<3, 5, 7>();
-      }
-      beside();
-    }
-    TileStore<0>(&sums[0], kTileLine);
-    TileStore<1>(&sums[1], kTileLine);
-    if constexpr (BlockCount == 2) {
-      TileStore<2>(&sums[2], kTileLine);
-      TileStore<3>(&sums[3], kTileLine);
-    }
+    MultiplyTiles<Bf16Products, BlockCount>(begin, end, panel0, panel1, tokens, token_bytes, beside,
+                                            sums);
   }
 };
 

@@ -100,31 +100,8 @@ struct Int8Amx {
                        const std::uint8_t* tokens, std::size_t token_bytes, const Beside& beside,
                        Sums (&sums)[4]) noexcept {
     const std::size_t steps = Blocks(m0.columns, kStep);
-    TileZero<0>();
-    TileZero<1>();
-    if constexpr (BlockCount == 2) {
-      TileZero<2>();
-      TileZero<3>();
-    }
-    for (std::size_t s = 0; s < steps; ++s) {
-      TileLoad<4>(panel0 + s * kTileBytes, kTileLine);
-      TileLoad<6>(tokens + s * kTileBytes, kTileLine);
-      TileLoad<5>(panel1 + s * kTileBytes, kTileLine);
-      TileDotInt8<0, 4, 6>();
-      if constexpr (BlockCount == 2) TileLoad<7>(tokens + token_bytes + s * kTileBytes, kTileLine);
-      TileDotInt8<1, 5, 6>();
-      if constexpr (BlockCount == 2) {
-        TileDotInt8<2, 4, 7>();
-        TileDotInt8<3, 5, 7>();
-      }
-      beside();
-    }
-    TileStore<0>(&sums[0], kTileLine);
-    TileStore<1>(&sums[1], kTileLine);
-    if constexpr (BlockCount == 2) {
-      TileStore<2>(&sums[2], kTileLine);
-      TileStore<3>(&sums[3], kTileLine);
-    }
+    MultiplyTiles<Int8Products, BlockCount>(0, steps, panel0, panel1, tokens, token_bytes, beside,
+                                            sums);
     for (std::size_t b = 0; b < BlockCount; ++b) {
       const __m512 scales = _mm512_load_ps(tokens + b * token_bytes + TilesBytes(m0.columns));
       ScaleIntegers(m0, row0, scales, sums[2 * b]);
