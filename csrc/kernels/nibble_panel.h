@@ -22,6 +22,26 @@ inline __m512i DecodeLine(const std::uint8_t* packed, __m512i table) noexcept {
   return Lookup(table, _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12)));
 }
 
+// 16 values of one group, then 16 of another: one rounding for both.
+inline __m512i PanelTables(__m512 first, __m512 second) noexcept {
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+}
+
+// DecodeLine by one half of PanelTables().
+template <int Half>
+inline __m512i DecodeLineBy(const std::uint8_t* packed, __m512i tables) noexcept {
+  const __m512i bytes =
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed)));
+  const __m512i upper = _mm512_slli_epi32(bytes, 12);
+  if constexpr (Half == 0) {
+    // (bytes | upper) & nibbles
+    return Lookup(tables, _mm512_ternarylogic_epi32(bytes, upper, _mm512_set1_epi16(0x0f), 0xa8));
+  } else {
+    // bytes | upper | the second half
+    return Lookup(tables, _mm512_ternarylogic_epi32(bytes, upper, _mm512_set1_epi16(0x10), 0xfe));
+  }
+}
+
 inline void ZeroLine(std::size_t r, std::size_t steps, std::uint8_t* panel) noexcept {
   for (std::size_t s = 0; s < steps; ++s) {
     _mm512_store_si512(panel + s * kTileBytes + r * kTileLine, _mm512_setzero_si512());
@@ -48,11 +68,21 @@ struct NibbleRowPanels : Bf16Tiles {
         const std::size_t here = Smaller(16, groups - first);
         alignas(64) float wide[16];
         _mm512_store_ps(wide, LoadScales(m.scale_type, scales + first * scale_bytes, here));
-        for (std::size_t g = 0; g < here; ++g) {
-          const __m512i table = PanelTable(_mm512_mul_ps(values, _mm512_set1_ps(wide[g])));
+        std::size_t g = 0;
+        for (; g + 2 <= here; g += 2) {
+          const __m512i tables = PanelTables(_mm512_mul_ps(values, _mm512_set1_ps(wide[g])),
+                                             _mm512_mul_ps(values, _mm512_set1_ps(wide[g + 1])));
           for (std::size_t s = 0; s < group_steps; ++s, from += 16, to += kTileBytes) {
-            _mm512_store_si512(to, DecodeLine(from, table));
+            _mm512_store_si512(to, DecodeLineBy<0>(from, tables));
           }
+          for (std::size_t s = 0; s < group_steps; ++s, from += 16, to += kTileBytes) {
+            _mm512_store_si512(to, DecodeLineBy<1>(from, tables));
+          }
+        }
+        if (g == here) continue;
+        const __m512i table = PanelTable(_mm512_mul_ps(values, _mm512_set1_ps(wide[g])));
+        for (std::size_t s = 0; s < group_steps; ++s, from += 16, to += kTileBytes) {
+          _mm512_store_si512(to, DecodeLine(from, table));
         }
       }
     }
