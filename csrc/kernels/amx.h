@@ -12,7 +12,7 @@
 //   Pack(m, x, count, tokens)           x[0..count) are rows of bf16; the rest of the 16 is zero
 //   Repack(m, act, count, tokens)       the same from 16 tokens of activations as gate_up leaves
 //                                       them; kRepacks false: they are B tiles already
-//   Multiply<Blocks>(...)               see Bf16Tiles in bf16_amx.cpp
+//   Multiply<Blocks>(...)               see Bf16Tiles in amx_bf16_tiles.h
 #pragma once
 
 #include "amx_tile.h"
@@ -26,8 +26,10 @@ namespace {
 constexpr std::size_t kTokenBlock = 16;
 constexpr std::size_t kPanelRows = 16;
 // Tokens and weights that stay in L2 beside each other (2 MiB on the Xeons that have AMX).
-constexpr std::size_t kTokensInL2 = std::size_t{1} << 20;
+constexpr std::size_t kTokensInL2 = std::size_t{1280} << 10;
 constexpr std::size_t kPanelsInL2 = std::size_t{512} << 10;
+// Prepared tokens that a worker keeps for its next range of the same expert's rows.
+constexpr std::size_t kTokensKept = std::size_t{4} << 20;
 
 constexpr std::size_t Smaller(std::size_t a, std::size_t b) noexcept { return a < b ? a : b; }
 constexpr std::size_t Larger(std::size_t a, std::size_t b) noexcept { return a < b ? b : a; }
@@ -109,9 +111,15 @@ struct alignas(64) Sums {
 
 // --- first product ----------------------------------------------------------------------------
 
+// Blocks of tokens of `bytes` altogether, an even number.
 template <class F>
-inline std::size_t SlabBlocks(std::size_t columns) noexcept {
-  return Larger(2, kTokensInL2 / F::TokensBytes(columns) / 2 * 2);
+inline std::size_t TokenBlocksIn(std::size_t bytes, std::size_t columns) noexcept {
+  return Larger(2, bytes / F::TokensBytes(columns) / 2 * 2);
+}
+
+// `blocks` in as few parts of at most `most` as there can be, all about the same: an even number.
+inline std::size_t EvenPart(std::size_t blocks, std::size_t most) noexcept {
+  return Blocks(Blocks(blocks, Blocks(blocks, most)), 2) * 2;
 }
 
 // Gate and up sums of 16 rows and 16 tokens become activations in B tile order.
@@ -157,63 +165,74 @@ inline void PackTokens(const GateUpJob& job, std::size_t first, std::uint8_t* to
   F::Pack(job.gate, x, count, tokens);
 }
 
+// Gate and up of rows [row_begin, row_end) for blocks [begin, end) of tokens, prepared from
+// `tokens` on.
 template <class F>
-inline void GateUpAmx(const GateUpJob& job) noexcept {
-  [[maybe_unused]] const TileUse use;
+inline void GateUpBlocks(const GateUpJob& job, std::size_t begin, std::size_t end,
+                         const std::uint8_t* tokens) noexcept {
   const std::size_t steps = Blocks(job.gate.columns, F::kStep);
   const std::size_t token_bytes = F::TokensBytes(job.gate.columns);
-  const std::size_t slab = SlabBlocks<F>(job.gate.columns);
-  const std::size_t blocks = Blocks(job.count, kTokenBlock);
+  const std::size_t act_bytes = ActBlockBytes(job.gate.rows);
   std::uint8_t* gate = job.scratch;
   std::uint8_t* up = gate + steps * kTileBytes;
-  std::uint8_t* tokens = up + steps * kTileBytes;
-  const std::size_t act_bytes = ActBlockBytes(job.gate.rows);
-  for (std::size_t first = 0; first < blocks; first += slab) {
-    const std::size_t here = Smaller(slab, blocks - first);
-    const bool prepared = job.same_tokens && blocks <= slab;
-    for (std::size_t b = 0; b < here && !prepared; ++b) {
-      PackTokens<F>(job, (first + b) * kTokenBlock, tokens + b * token_bytes);
+  for (std::size_t row = job.row_begin; row < job.row_end; row += kPanelRows) {
+    const std::size_t rows = Smaller(kPanelRows, job.gate.rows - row);
+    F::Fill(job.gate, row, rows, gate);
+    F::Fill(job.up, row, rows, up);
+    Prefetch ahead_gate;
+    Prefetch ahead_up;
+    if (row + kPanelRows >= job.row_end) {
+      if (job.after.weights != nullptr) {
+        ahead_gate = Prefetch(job.after.weights, F::Stream(job.gate, job.row_begin).bytes);
+      }
+    } else {
+      const Range next_gate = F::Stream(job.gate, row + kPanelRows);
+      const Range next_up = F::Stream(job.up, row + kPanelRows);
+      ahead_gate = Prefetch(next_gate.begin, next_gate.bytes);
+      ahead_up = Prefetch(next_up.begin, next_up.bytes);
     }
-    for (std::size_t row = job.row_begin; row < job.row_end; row += kPanelRows) {
-      const std::size_t rows = Smaller(kPanelRows, job.gate.rows - row);
-      F::Fill(job.gate, row, rows, gate);
-      F::Fill(job.up, row, rows, up);
-      Prefetch ahead_gate;
-      Prefetch ahead_up;
-      if (row + kPanelRows >= job.row_end) {
-        if (job.after.weights != nullptr) {
-          ahead_gate = Prefetch(job.after.weights, F::Stream(job.gate, job.row_begin).bytes);
-        }
+    const std::size_t turns = Blocks(end - begin, 2) * steps;
+    const std::size_t gate_lines = Blocks(ahead_gate.lines(), turns);
+    const std::size_t up_lines = Blocks(ahead_up.lines(), turns);
+    const auto beside = [&]() noexcept {
+      ahead_gate.Advance(gate_lines);
+      ahead_up.Advance(up_lines);
+    };
+    for (std::size_t b = begin; b < end; b += 2) {
+      Sums sums[4];  // gate and up of the first block, then of the second
+      const std::uint8_t* x = tokens + (b - begin) * token_bytes;
+      const bool two = b + 1 < end;
+      if (two) {
+        F::template Multiply<2>(job.gate, job.up, row, row, gate, up, x, token_bytes, beside, sums);
       } else {
-        const Range next_gate = F::Stream(job.gate, row + kPanelRows);
-        const Range next_up = F::Stream(job.up, row + kPanelRows);
-        ahead_gate = Prefetch(next_gate.begin, next_gate.bytes);
-        ahead_up = Prefetch(next_up.begin, next_up.bytes);
+        F::template Multiply<1>(job.gate, job.up, row, row, gate, up, x, token_bytes, beside, sums);
       }
-      const std::size_t turns = Blocks(here, 2) * steps;
-      const std::size_t gate_lines = Blocks(ahead_gate.lines(), turns);
-      const std::size_t up_lines = Blocks(ahead_up.lines(), turns);
-      const auto beside = [&]() noexcept {
-        ahead_gate.Advance(gate_lines);
-        ahead_up.Advance(up_lines);
-      };
-      for (std::size_t b = 0; b < here; b += 2) {
-        Sums sums[4];  // gate and up of the first block, then of the second
-        const std::uint8_t* x = tokens + b * token_bytes;
-        const bool two = b + 1 < here;
-        if (two) {
-          F::template Multiply<2>(job.gate, job.up, row, row, gate, up, x, token_bytes, beside,
-                                  sums);
-        } else {
-          F::template Multiply<1>(job.gate, job.up, row, row, gate, up, x, token_bytes, beside,
-                                  sums);
-        }
-        for (std::size_t i = 0; i < (two ? 2 : 1); ++i) {
-          const std::size_t block = first + b + i;
-          FinishGateUp(job, row, block * kTokenBlock, sums[2 * i], sums[2 * i + 1],
-                       job.act + block * act_bytes);
-        }
+      for (std::size_t i = 0; i < (two ? 2 : 1); ++i) {
+        FinishGateUp(job, row, (b + i) * kTokenBlock, sums[2 * i], sums[2 * i + 1],
+                     job.act + (b + i) * act_bytes);
       }
+    }
+  }
+}
+
+template <class F>
+inline void GateUpAmx(const GateUpJob& job) noexcept {
+  if (job.count == 0) return;
+  [[maybe_unused]] const TileUse use;
+  const std::size_t columns = job.gate.columns;
+  const std::size_t token_bytes = F::TokensBytes(columns);
+  const std::size_t blocks = Blocks(job.count, kTokenBlock);
+  const std::size_t kept = TokenBlocksIn<F>(kTokensKept, columns);
+  const std::size_t slab = EvenPart(blocks, TokenBlocksIn<F>(kTokensInL2, columns));
+  std::uint8_t* tokens = job.scratch + 2 * Blocks(columns, F::kStep) * kTileBytes;
+  const bool prepared = job.same_tokens && blocks <= kept;
+  for (std::size_t first = 0; first < blocks; first += kept) {
+    const std::size_t last = Smaller(first + kept, blocks);
+    for (std::size_t b = first; b < last && !prepared; ++b) {
+      PackTokens<F>(job, b * kTokenBlock, tokens + (b - first) * token_bytes);
+    }
+    for (std::size_t b = first; b < last; b += slab) {
+      GateUpBlocks<F>(job, b, Smaller(b + slab, last), tokens + (b - first) * token_bytes);
     }
   }
 }
@@ -323,8 +342,8 @@ inline void DownAmx(const DownJob& job) noexcept {
 
 template <class F>
 inline std::size_t AmxScratchBytes(std::size_t hidden, std::size_t intermediate) noexcept {
-  const std::size_t gate_up =
-      2 * Blocks(hidden, F::kStep) * kTileBytes + SlabBlocks<F>(hidden) * F::TokensBytes(hidden);
+  const std::size_t gate_up = 2 * Blocks(hidden, F::kStep) * kTileBytes +
+                              TokenBlocksIn<F>(kTokensKept, hidden) * F::TokensBytes(hidden);
   const std::size_t panel = Blocks(intermediate, F::kStep) * kTileBytes;
   const std::size_t down = Larger(2, kPanelsInL2 / panel / 2 * 2) * panel;
   return Larger(gate_up, down);

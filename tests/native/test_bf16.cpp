@@ -18,4 +18,9 @@ KERNEL_TESTS(Avx512ManyBf16, CaseOrSkip("avx512", kFormat, Which::kMany))
 KERNEL_TESTS(AmxBf16, CaseOrSkip("amx", kFormat, Which::kMany))
 KERNEL_TESTS(EmulatedAmxBf16, EmulatedOrSkip(kBf16AmxEmulated, kFormat))
 
+TEST(AmxBf16ComputesALongBatchInSlabs) { CheckLongBatch(CaseOrSkip("amx", kFormat, Which::kMany)); }
+TEST(EmulatedAmxBf16ComputesALongBatchInSlabs) {
+  CheckLongBatch(EmulatedOrSkip(kBf16AmxEmulated, kFormat));
+}
+
 }  // namespace ktd::testing

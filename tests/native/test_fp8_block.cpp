@@ -18,4 +18,11 @@ KERNEL_TESTS(Avx512ManyFp8Block, CaseOrSkip("avx512", kFormat, Which::kMany))
 KERNEL_TESTS(AmxFp8Block, CaseOrSkip("amx", kFormat, Which::kMany))
 KERNEL_TESTS(EmulatedAmxFp8Block, EmulatedOrSkip(kFp8BlockAmxEmulated, kFormat))
 
+TEST(AmxFp8BlockComputesALongBatchInSlabs) {
+  CheckLongBatch(CaseOrSkip("amx", kFormat, Which::kMany));
+}
+TEST(EmulatedAmxFp8BlockComputesALongBatchInSlabs) {
+  CheckLongBatch(EmulatedOrSkip(kFp8BlockAmxEmulated, kFormat));
+}
+
 }  // namespace ktd::testing

@@ -37,4 +37,9 @@ VARIANT_TESTS(AmxInt4Widest,
 VARIANT_TESTS(EmulatedAmxInt4Widest,
               EmulatedOrSkip(kInt4AmxEmulated, kFormat).RoundsWeights(kBf16Rounding).Variant(2))
 
+TEST(AmxInt4ComputesALongBatchInSlabs) { CheckLongBatch(CaseOrSkip("amx", kFormat, Which::kMany)); }
+TEST(EmulatedAmxInt4ComputesALongBatchInSlabs) {
+  CheckLongBatch(EmulatedOrSkip(kInt4AmxEmulated, kFormat));
+}
+
 }  // namespace ktd::testing

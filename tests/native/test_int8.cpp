@@ -18,4 +18,9 @@ KERNEL_TESTS(Avx512DotInt8, CaseOrSkip("avx512_bf16", kFormat, Which::kFew))
 KERNEL_TESTS(AmxInt8, CaseOrSkip("amx", kFormat, Which::kMany))
 KERNEL_TESTS(EmulatedAmxInt8, EmulatedOrSkip(kInt8AmxEmulated, kFormat))
 
+TEST(AmxInt8ComputesALongBatchInSlabs) { CheckLongBatch(CaseOrSkip("amx", kFormat, Which::kMany)); }
+TEST(EmulatedAmxInt8ComputesALongBatchInSlabs) {
+  CheckLongBatch(EmulatedOrSkip(kInt8AmxEmulated, kFormat));
+}
+
 }  // namespace ktd::testing

@@ -13,6 +13,8 @@ void CheckVariants(const KernelCase& c);
 // Values that are not ordinary, and what must not change a result (test_kernels_values.cpp).
 void CheckBatchInvariance(const KernelCase& c);
 void CheckNan(const KernelCase& c);
+// For kernels that take tokens a slab at a time: more of them than a worker's scratch keeps.
+void CheckLongBatch(const KernelCase& c);
 
 }  // namespace ktd::testing
 

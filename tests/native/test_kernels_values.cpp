@@ -37,6 +37,30 @@ void CheckBatchInvariance(const KernelCase& c) {
   }
 }
 
+void CheckLongBatch(const KernelCase& c) {
+  CaseOptions options;
+  options.variant = c.variant;
+  options.hidden = 32768;  // so that 16 tokens are 512 KiB or 1 MiB of tiles
+  options.intermediate = 128;
+  const FormatCase expert(c.format, options, 17);
+  const LayerWeights& layer = expert.layer();
+  constexpr std::size_t kTokens = 200;
+  constexpr std::size_t kFirst = 120;  // of those computed once more, alone
+  constexpr std::size_t kSome = 40;
+  std::mt19937 random(17);
+  const std::vector<Bf16> x = RandomBf16(random, kTokens * layer.hidden, 1.0f);
+  const auto from = x.begin() + static_cast<std::ptrdiff_t>(kFirst * layer.hidden);
+  const std::vector<Bf16> some(from, from + static_cast<std::ptrdiff_t>(kSome * layer.hidden));
+  const Result whole = RunExpert(*c.kernel, layer, x, 64, 16384);
+  const Result part = RunExpert(*c.kernel, layer, some, 64, 16384);
+  for (std::size_t i = 0; i < part.act.size(); ++i) {
+    EXPECT(part.act[i] == whole.act[kFirst * layer.intermediate + i], c.name, ": activation ", i);
+  }
+  for (std::size_t i = 0; i < part.out.size(); ++i) {
+    EXPECT(part.out[i] == whole.out[kFirst * layer.hidden + i], c.name, ": output ", i);
+  }
+}
+
 void CheckNan(const KernelCase& c) {
   const FormatCase expert = MakeExpert(c);
   const LayerWeights& layer = expert.layer();
