@@ -24,8 +24,10 @@ std::span<const std::uint32_t> Attendance::Choose(std::size_t wanted, TimePoint 
 
 bool Attendance::Counts(Nanoseconds wait, Nanoseconds work, std::size_t count) noexcept {
   // Without one of n workers every phase takes work / (n - 1) longer. Twice that, as a single wait
-  // may be an accident and an absence lasts for many phases.
-  return count > 1 && wait > kLate && wait > 2 * work / static_cast<std::int64_t>(count - 1);
+  // may be an accident and an absence lasts for many phases; and not for less than half of the
+  // work, as the pieces that a long phase is divided into may be that large.
+  if (count <= 1 || wait <= kLate) return false;
+  return wait > std::max(2 * work / static_cast<std::int64_t>(count - 1), work / 2);
 }
 
 bool Attendance::Late(std::size_t worker, Nanoseconds wait, Nanoseconds work, TimePoint now) {

@@ -48,7 +48,8 @@ TEST(AWaitThatCostsLessThanAWorkerIsNoReason) {
   attendance.Choose(16, kStart);
   EXPECT(!attendance.Late(3, microseconds(290), microseconds(100), kStart), "noise");
   EXPECT(!attendance.Late(3, milliseconds(4), milliseconds(40), kStart), "a long phase");
-  EXPECT(attendance.Late(3, milliseconds(4), milliseconds(20), kStart));
+  EXPECT(!attendance.Late(3, milliseconds(4), milliseconds(9), kStart), "a piece of the work");
+  EXPECT(attendance.Late(3, milliseconds(4), milliseconds(7), kStart));
   Attendance two(2);  // where a worker is half of the pool
   two.Choose(2, kStart);
   EXPECT(!two.Late(1, milliseconds(4), milliseconds(3), kStart));
