@@ -27,6 +27,12 @@ constexpr std::size_t kFreeTokens = 8;
 
 constexpr std::size_t kDownUnit = kCacheLine / sizeof(float);  // so that no two share a line of out
 
+// Rows of the last phase taken together from so many tokens on: each range of rows reads every
+// expert's activations, which then come from beyond L2 (8,192 tokens of qwen3-30b-a3b in bf16 on 16
+// cores: 38 ms of products with 32 rows, 31 with 64).
+constexpr std::size_t kWideTokens = 512;
+constexpr std::size_t kWideDownUnit = 64;
+
 constexpr std::size_t Units(std::size_t rows, std::size_t unit) { return (rows + unit - 1) / unit; }
 
 // Spinning saves the wake-up between two layers of a step; when the pool has every CPU that the
@@ -188,14 +194,16 @@ std::uint64_t ExpertPool::Compute(const LayerWeights& layer, const ForwardCall& 
 
 // Decides how each expert of the pass is computed; returns the bytes of weights, weighted by the
 // tokens.
-std::size_t ExpertPool::MakePlans(const LayerWeights& layer) {
+std::size_t ExpertPool::MakePlans(const LayerWeights& layer, std::size_t tokens) {
   const FormatKernels& kernels = kernel_.For(layer.format);
   const std::size_t expert_bytes = ExpertBytes(layer);
   plans_.clear();
   work_.clear();
   to_prepare_.clear();
   prepares_ = false;
-  down_unit_ = kDownUnit;
+  // Two ranges for every worker at least, so that there is something left to take over.
+  const bool wide = tokens >= kWideTokens && layer.hidden >= 2 * kWideDownUnit * threads();
+  down_unit_ = wide ? kWideDownUnit : kDownUnit;
   std::size_t act = 0;
   std::size_t bytes = 0;
   for (const ExpertGroup& group : routing_.groups()) {
@@ -227,7 +235,7 @@ std::uint64_t ExpertPool::ComputePass(Pass& pass) {
   const ForwardCall& call = pass.call;
   routing_.Build(call.ids, call.weights, call.tokens, call.top_k, layer.num_experts);
   routing_.Scale(layer.routed_scale);
-  const std::size_t bytes = MakePlans(layer);
+  const std::size_t bytes = MakePlans(layer, call.tokens);
   std::uint64_t fresh = 0;
   for (const ExpertGroup& group : routing_.groups()) {
     if (!seen_[group.expert]) ++fresh;

@@ -119,7 +119,7 @@ class ExpertPool {
   const LayerWeights& CheckCall(const ForwardCall& call) const;
   std::uint64_t Compute(const LayerWeights& layer, const ForwardCall& call);
   std::uint64_t ComputePass(Pass& pass);
-  std::size_t MakePlans(const LayerWeights& layer);
+  std::size_t MakePlans(const LayerWeights& layer, std::size_t tokens);
   static void RunPhase(void* pass, std::size_t phase, std::size_t worker, std::size_t workers);
   void GateUp(const Pass& pass, std::size_t worker, const WorkRange& range);
   void Prepare(const Pass& pass, std::size_t worker, const WorkRange& range);

@@ -42,6 +42,18 @@ void CheckForward(const Kernel& kernel) {
   EXPECT(first.out == second.out, name, ": the number of threads changed the result");
 }
 
+// So many tokens that two workers take 64 rows of the last phase at a time; three have too few.
+void CheckManyTokens(const Kernel& kernel) {
+  ExpertPool two(kernel, Threads(2));
+  ExpertPool three(kernel, Threads(3));
+  const FormatCase layer = RandomLayer(3, 291, 24);
+  Call first = RandomCall(layer, 520, 2, 8);
+  Call second = first;
+  RunAndCheck(two, layer, first, Concat(kernel.name, ", many tokens"));
+  RunAndCheck(three, layer, second, Concat(kernel.name, ", many tokens, three threads"));
+  EXPECT(first.out == second.out, kernel.name, ": rows at a time changed the result");
+}
+
 }  // namespace
 
 TEST(ScalarForwardIsRight) { CheckForward(KernelOrSkip("scalar")); }
@@ -54,6 +66,14 @@ TEST(AmxForwardIsRight) { CheckForward(KernelOrSkip("amx")); }
 TEST(EmulatedAmxForwardIsRight) {
   const Kernel& best = KernelOrSkip("avx512_bf16");
   CheckForward({"emulated amx", best.required, {{&kBf16Avx512Bf16, &kBf16AmxEmulated, 3}}});
+}
+
+TEST(ScalarForwardOfManyTokensIsRight) { CheckManyTokens(KernelOrSkip("scalar")); }
+TEST(Avx2ForwardOfManyTokensIsRight) { CheckManyTokens(KernelOrSkip("avx2")); }
+TEST(AmxForwardOfManyTokensIsRight) { CheckManyTokens(KernelOrSkip("amx")); }
+TEST(EmulatedAmxForwardOfManyTokensIsRight) {
+  const Kernel& best = KernelOrSkip("avx512_bf16");
+  CheckManyTokens({"emulated amx", best.required, {{&kBf16Avx512Bf16, &kBf16AmxEmulated, 3}}});
 }
 
 TEST(TokensWithoutAnExpertOfOursGetZeros) {
