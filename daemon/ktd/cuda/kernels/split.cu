@@ -4,18 +4,18 @@
 namespace ktd_device {
 
 struct Routing {
-  const void* ids;               // Id [rows, top_k], -1: nothing
-  const float* weights;          // [rows, top_k]
-  const uint4* x;                // bf16 [rows, hidden]
-  const int* table;              // [num_experts]: the slot that computes an expert, or -1
-  const int* resident;           // the same as it is counted: not a slot for this step alone
+  const void* ids;       // Id [rows, top_k], -1: nothing
+  const float* weights;  // [rows, top_k]
+  const uint4* x;        // bf16 [rows, hidden]
+  const int* table;      // [num_experts]: the slot that computes an expert, or -1
+  const int* resident;   // the same as it is counted: not a slot for this step alone
   // [num_experts, 2] (slot, CPU), grown by one per pair: for rows before first_decode_row, and from
   // it on.
   unsigned long long* counters;
   unsigned long long* decode_counters;
-  const int* num_tokens;         // rows from this one on are padding; null: none is
-  int* slots;                    // out, [rows, top_k]: -1 where no slot computes
-  int layer;                     // the pool's handle; negative: the layer has no CPU path
+  const int* num_tokens;  // rows from this one on are padding; null: none is
+  int* slots;             // out, [rows, top_k]: -1 where no slot computes
+  int layer;              // the pool's handle; negative: the layer has no CPU path
   int rows;
   int top_k;
   int num_experts;
