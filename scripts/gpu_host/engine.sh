@@ -2,6 +2,7 @@
 # Runs ktd with SGLang on a GPU host that has no network.
 #
 #     scripts/gpu_host/engine.sh setup FOLDER     once: unpack, build the extension (about a minute on 16 cores)
+#     scripts/gpu_host/engine.sh test [ARGUMENT]  the tests that need a GPU and no engine (a minute and a half)
 #     scripts/gpu_host/engine.sh run COMMAND ...  COMMAND with this checkout's ktd, SGLang and their needs importable
 #
 # FOLDER holds sglang.tar.xz (SGLang and what it needs, as a site folder of that name), wheels/ (what ktd's daemon needs
@@ -69,8 +70,16 @@ EOF
   exec "$@"
 }
 
+# The project's pytest settings name plugins that such a host need not have.
+tests() {
+  printf '[pytest]\nmarkers = engine\n' >"$work/pytest.ini"
+  run "$python" -m pytest -q -rs -p no:cacheprovider -c "$work/pytest.ini" --rootdir "$root" "$@" \
+    "$root/tests/cuda" "$root/tests/sgl/test_prefill_stream.py" "$root/tests/sgl/test_gpu_layer.py"
+}
+
 case "${1:-}" in
   setup) setup "$2" ;;
+  test) shift; tests "$@" ;;
   run) shift; run "$@" ;;
-  *) sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
