@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ktd.bench.timed_stream import TcpEndpoint, UnixEndpoint
-from ktd.client import KtdClient
 from ktd.errors import ConfigError, EngineFailed
 
 _START_SECONDS = 900.0
@@ -141,6 +140,8 @@ def running_server(socket_path: Path) -> Iterator[RunningServer]:
     Raises:
         KtdError: It cannot be reached, or serves nothing.
     """
+    # A host that measures kernels alone has no gRPC.
+    from ktd.client import KtdClient  # noqa: PLC0415
 
     async def address() -> str:
         async with KtdClient(socket_path) as client:

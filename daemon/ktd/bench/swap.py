@@ -10,12 +10,14 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ktd.bench.decode_load import DecodeLoad, Stretch
 from ktd.bench.summary import Summary
-from ktd.client import KtdClient, Placement
 from ktd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ktd.client import KtdClient, Placement
 
 # Moves of one call, where a rate is asked for: a quarter of a second's.
 _CALLS_PER_SECOND = 4

@@ -19,7 +19,6 @@ from ktd.cli.exit_codes import ExitCode
 from ktd.cli.quantities import bytes_text
 from ktd.cli.tables import facts
 from ktd.cli.terminal import out
-from ktd.client import KtdClient
 
 if TYPE_CHECKING:
     from ktd.cli.arguments import Subparsers
@@ -74,6 +73,9 @@ async def _measure(args: argparse.Namespace, server: RunningServer, prompts: Pro
         streams=args.batch,
         tokens=args.tokens,
     )
+    # A host that measures kernels alone has no gRPC.
+    from ktd.client import KtdClient  # noqa: PLC0415
+
     async with KtdClient(server.socket) as client:
         with load:
             return await measure_swaps(

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ktd.bench.decode_load import DecodeLoad, Stretch
 from ktd.bench.prompts import Prompts
@@ -22,8 +23,10 @@ from ktd.bench.servers import bench_server
 from ktd.bench.table.cells import Cell, Measured, ResultFile
 from ktd.bench.table.placements import POLICIES, cell_placement, slots_needed
 from ktd.bench.table.routing import LayerSizes, Routing
-from ktd.client import KtdClient
 from ktd.model.facts import read_facts
+
+if TYPE_CHECKING:
+    from ktd.client import KtdClient
 
 _OFF = "off"
 
@@ -159,6 +162,9 @@ class TableBench:
     async def _started(
         self, routing: Routing, arguments: Sequence[str], checks: bool
     ) -> AsyncIterator[_Running]:
+        # A host that measures kernels alone has no gRPC.
+        from ktd.client import KtdClient  # noqa: PLC0415
+
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ktd-bench-"))
             # Nobody who finds the file later, or has one of an earlier run, can use it.
