@@ -21,7 +21,7 @@ def generate(daemon: LiveDaemon, tokens: int) -> str:
 
 def logprobs(daemon: LiveDaemon) -> list[float]:
     """Of 300 tokens of a text."""
-    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     tokenizer = tokenizers.Tokenizer.from_file(str(ROOT / "models/ktd-tiny/tokenizer.json"))
     text = (ROOT / "models/text/prose.txt").read_text()[:4000]
     ids = tokenizer.encode(text, add_special_tokens=False).ids[:300]

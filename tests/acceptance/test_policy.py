@@ -41,7 +41,7 @@ class Work:
 
 def work(tokens: int) -> Work:
     """The first ``tokens`` of each text, then ``mixed``: as `ktd simulate` plays the trace."""
-    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     tokenizer = tokenizers.Tokenizer.from_file(str(ROOT / "models/ktd-tiny/tokenizer.json"))
     ids = {
         name: tokenizer.encode(

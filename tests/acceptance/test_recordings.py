@@ -106,7 +106,7 @@ def test_a_dump_names_its_file_and_ktd_reads_it(files, mode):
 
 def sglang_reads(kind: str, path: str) -> Any:
     """What SGLang's code finds in a file."""
-    pytest.importorskip("torch")
+    pytest.importorskip("torch", reason="torch is not installed")
     # -P: this folder's openai.py must not stand for the package that SGLang imports.
     done = subprocess.run(
         [sys.executable, "-P", str(Path(__file__).with_name("sglang_reads.py")), kind, path],
@@ -172,7 +172,7 @@ def test_a_recorded_trace_can_be_replayed(files):
 
 def test_flags_and_variable_of_the_tutorial_say_what_is_recorded_and_where(daemon, recordings):
     """Mode, masks and folder come from the command line that started the daemon."""
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     daemon.ktd_json("record", "start")
     ask(daemon, 200)
     dumped = daemon.ktd("record", "dump")

@@ -82,7 +82,7 @@ def test_csv_and_plot(trace, tmp_path, capsys):
 
 
 def test_a_per_token_recording_is_one_phase_with_prefill_apart(tmp_path, capsys):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     rng = np.random.default_rng(0)
     records = []
     for mode, tokens in ((1, 600), (2, 1), (2, 1)):
