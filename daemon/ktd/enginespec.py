@@ -58,6 +58,7 @@ class EngineSpec:
         swap_rate: Limit of copying into slots per rank, bytes per second, or None.
         prefill_threshold: Tokens of a prefill from which a GPU computes all experts of a layer,
             which stream through a buffer; None: never.
+        prefill_cpu_share: Whether the CPU computes a share of those experts meanwhile.
         prefill_buffer_bytes: Of that buffer on each rank, at most.
         cpu_expert_format: ``"int8"`` or ``"int4"``: experts are quantised while they are loaded;
             None: they lie in host memory as in the checkpoint.
@@ -80,6 +81,7 @@ class EngineSpec:
     swap_rate: float | None = None
     cpu_expert_format: str | None = None
     prefill_threshold: int | None = None
+    prefill_cpu_share: bool = False
     prefill_buffer_bytes: int = PREFILL_BUFFER_BYTES
     bench: Bench | None = None
     host_memory: str = COPY

@@ -119,7 +119,7 @@ def weights_of(form, random):
 class Layer:
     """A hybrid layer whose slots hold ``in_slots`` experts, and the runner over all of them."""
 
-    def __init__(self, form, in_slots, runner, *, buffer=1 << 30, ordered=False):
+    def __init__(self, form, in_slots, runner, *, buffer=1 << 30, ordered=False, share=False):
         from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
         from sglang.srt.layers.moe.topk import StandardTopKOutput
 
@@ -138,7 +138,7 @@ class Layer:
             hidden=HIDDEN,
             top_k=TOP_K,
             chunk=64,
-            streams=Streams(threshold=1, buffer_bytes=buffer),
+            streams=Streams(threshold=1, buffer_bytes=buffer, cpu_share=share),
         )
         stream = self.side.stream
         self.side.started()
@@ -216,13 +216,14 @@ def test_a_split_layer_gives_what_the_runner_gives_alone(form, in_slots, runner)
     )
 
 
+@pytest.mark.parametrize("share", [False, True], ids=["gpu-alone", "cpu-share"])
 @pytest.mark.parametrize("experts_at_once", [16, 5])
 @pytest.mark.parametrize("in_slots", [0, 6, 15])
 @pytest.mark.parametrize("form", ADMITTED)
-def test_a_streamed_layer_is_the_runner_alone(form, in_slots, experts_at_once, runner):
+def test_a_streamed_layer_is_the_runner_alone(form, in_slots, experts_at_once, share, runner):
     """In one piece or several, the least used on the CPU: as in a split layer."""
     size = sum(t[0].numel() * t.element_size() for t in weights_of(form, None).values())
-    layer = Layer(form, in_slots, runner, buffer=2 * experts_at_once * size)
+    layer = Layer(form, in_slots, runner, buffer=2 * experts_at_once * size, share=share)
     for rows in (7, 700):
         dispatch = layer.batch(rows)
         found = layer.hybrid(dispatch, decode=False, threshold=1)

@@ -251,6 +251,7 @@ class EngineStarts:
             isa=settings.isa,
             swap_rate=settings.swap_rate,
             cpu_expert_format=facts.quantised.format if facts.quantised else None,
+            prefill_cpu_share=settings.gpu_prefill_cpu_share,
             prefill_threshold=self._prefill_threshold(),
             bench=self._bench,
             host_memory=settings.host_memory,

@@ -161,6 +161,12 @@ OPTIONS: tuple[Option, ...] = (
         shown_default="1024 on a GPU; dynamic never fires", metavar="TOKENS",
     ),
     Option(
+        "gpu_prefill_cpu_share", ("--gpu-prefill-cpu-share",), values.switch, PLACEMENT,
+        "Of a prefill that a GPU computes, the CPU takes as many experts as it can meanwhile; "
+        "not yet tried on a GPU.",
+        default=False, shown_default="no", switch=True,
+    ),
+    Option(
         "policy_copy_cost", ("--policy-copy-cost",), values.number, PLACEMENT,
         "(token, expert) pairs on the CPU that a copied expert costs adaptive; 0: copies are free.",
         shown_default="what an expert of average use gets in 1,024 tokens", metavar="PAIRS",

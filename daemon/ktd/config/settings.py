@@ -52,6 +52,7 @@ class Settings:
     placement_policy: str | None = None
     enable_dynamic_expert_update: bool = False
     gpu_prefill_token_threshold: int | None = None
+    gpu_prefill_cpu_share: bool = False
     policy_copy_cost: float | None = None
     policy_copy_rate: float | None = None
     expert_distribution_recorder_mode: str = "stat"

@@ -1,7 +1,7 @@
 """Which experts SGLang's runners on a GPU compute out of slots; others are refused by name.
 
 A format is here when a slot takes an expert's host rows as they are and the runner skips the id -1;
-scripts/gpu_host/engine.sh shows both for each.
+tests/sgl/test_gpu_layer.py shows both for each.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import torch
 from ktd.cuda.error_words import ErrorWords
 from ktd.cuda.layer_channel import ChannelError, DeviceLayer, LayerChannel
 from ktd.cuda.streams import has_passed, new_event, new_stream
+from ktd.enginespec import EngineSpec
 from ktd.errors import CudaFailed
 from ktd.experts.pool import ExpertPool
 from ktd.rankfile import Kind
@@ -35,6 +36,12 @@ class Streams:
 
     threshold: int
     buffer_bytes: int
+    cpu_share: bool = False
+
+    @classmethod
+    def of(cls, spec: EngineSpec, threshold: int) -> Streams:
+        """As the engine was started."""
+        return cls(threshold, spec.prefill_buffer_bytes, spec.prefill_cpu_share)
 
 
 class CudaSide:
@@ -90,9 +97,8 @@ class CudaSide:
         self.first_decode_row = 0
         self.stream: PrefillStream | None = None
         if streams is not None:
-            self.stream = PrefillStream(
-                self.device, streams.threshold, streams.buffer_bytes, self.channel.long_calls
-            )
+            spent = self.channel.long_calls if streams.cpu_share else None
+            self.stream = PrefillStream(self.device, streams.threshold, streams.buffer_bytes, spent)
         self.streaming = False
         self._host_counters = counters
         _, layers, experts, _ = counters.shape

@@ -54,24 +54,28 @@ class CudaStep:
         # Beyond a chunk of prefill there are no graphs, and so no padding.
         return torch.cat(
             [
-                self._part(layer, _rows(dispatch_output, slice(start, start + most)), None)
+                self._part(layer, _rows(dispatch_output, slice(start, start + most)), None, start)
                 for start in range(0, rows, most)
             ]
         )
 
     def _part(
-        self, layer: nn.Module, dispatch_output: Any, num_tokens: torch.Tensor | None
+        self,
+        layer: nn.Module,
+        dispatch_output: Any,
+        num_tokens: torch.Tensor | None,
+        start: int = 0,
     ) -> torch.Tensor:
         channel = self._side.channel
         if self._whole:
             # Nothing depends on the split, which only counts here: it runs beside the experts.
             with self._side.beside():
-                self._split(self._layer, dispatch_output, num_tokens)
+                self._split(self._layer, dispatch_output, num_tokens, start)
             topk = dispatch_output.topk_output
             out = self._slots.compute(layer, dispatch_output, topk.topk_ids, topk.topk_weights)
             self._side.join()
             return out
-        slots, weights = self._split(self._layer, dispatch_output, num_tokens)
+        slots, weights = self._split(self._layer, dispatch_output, num_tokens, start)
         if not self._has_slots:
             out = torch.empty_like(dispatch_output.hidden_states)
             channel.collect(out, num_tokens, add=False)
@@ -82,7 +86,11 @@ class CudaStep:
         return out
 
     def _split(
-        self, layer: DeviceLayer, dispatch_output: Any, num_tokens: torch.Tensor | None
+        self,
+        layer: DeviceLayer,
+        dispatch_output: Any,
+        num_tokens: torch.Tensor | None,
+        start: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         topk = dispatch_output.topk_output
         weights = topk.topk_weights.float().contiguous()
@@ -94,7 +102,9 @@ class CudaStep:
             num_tokens,
             # Only decoding is captured.
             first_decode_row=(
-                0 if torch.cuda.is_current_stream_capturing() else self._side.first_decode_row
+                0
+                if torch.cuda.is_current_stream_capturing()
+                else max(0, self._side.first_decode_row - start)
             ),
         )
         return slots, weights

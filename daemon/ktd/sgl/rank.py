@@ -160,11 +160,7 @@ class Rank:
                 hidden=hidden,
                 top_k=top_k,
                 chunk=self._chunk,
-                streams=(
-                    None
-                    if threshold is None
-                    else Streams(threshold, self.spec.prefill_buffer_bytes)
-                ),
+                streams=(None if threshold is None else Streams.of(self.spec, threshold)),
                 errors=errors,
                 rank=self.rank,
             )
