@@ -22,7 +22,18 @@ async def test_swap_goes_batch_by_batch_and_commits_once(bench):
     assert bench.manager.placement() == before
     swap = await bench.ended(swap)
     assert swap.state is SwapState.SUCCEEDED
-    assert [step for step, _ in bench.target.calls] == list(STEPS) * 3
+    first, second, third = (batch_id for step, batch_id in bench.target.calls if step == "publish")
+    assert bench.target.calls == [
+        ("prepare", first),
+        ("prepare", second),  # while the first is copied
+        ("wait_copied", first),
+        ("publish", first),
+        ("prepare", third),
+        ("wait_copied", second),
+        ("publish", second),
+        ("wait_copied", third),
+        ("publish", third),
+    ]
     assert bench.target.experts == bench.manager.placement().experts == REACHED
     assert swap.revision == bench.manager.revision == before.revision + 1
     assert swap.etag == bench.etag != before.etag
@@ -104,10 +115,10 @@ async def test_roll_back_is_visible_while_it_runs(bench):
 
 @pytest.mark.parametrize("step", STEPS)
 async def test_roll_back_that_fails_leaves_slots_empty_and_says_so(bench, step):
-    """Two batches were published; putting one back fails: its experts are the CPU's."""
+    """One batch was published, one copied; putting the first back fails: the CPU has those."""
     bench.target.fail_on("prepare", 3)
     # The third batch had no victim; the two others are put back, and the second time fails too.
-    bench.target.fail_on(step, 5 if step == "prepare" else 4)
+    bench.target.fail_on(step, {"prepare": 5, "wait_copied": 3, "publish": 3}[step])
     swap = await bench.applied(GOAL)
     assert swap.state is SwapState.FAILED
     mapped = {expert for layer in bench.target.experts for expert in layer}

@@ -295,11 +295,31 @@ async def test_slots_are_those_of_all_ranks_or_an_error(served):
         await served.client.GetSlots(pb.GetSlotsRequest())
 
 
+async def test_a_batch_is_copied_when_a_later_one_is(served):
+    """Acknowledgements are one word a rank, and copies are in order."""
+    await served.prepare(1)
+    await served.prepare(2)
+    first = await served.client.WaitCopied(pb.WaitCopiedRequest(batch_id=1))
+    assert first.bytes == 400  # of two ranks, since it was prepared
+    await served.client.PublishMoves(pb.PublishMovesRequest(batch_id=1))
+    await served.client.WaitCopied(pb.WaitCopiedRequest(batch_id=2))
+
+
+async def test_a_failure_of_a_later_batch_is_seen_by_who_waits_for_the_first(served):
+    """Both are taken back then, so nothing is lost by it."""
+    await served.prepare(1)
+    served.ranks.errors[1, "copy"] = "rank 1: no"
+    await served.prepare(2)
+    with pytest.raises(grpc.aio.AioRpcError, match="rank 1: no"):
+        await served.client.WaitCopied(pb.WaitCopiedRequest(batch_id=1))
+
+
 async def test_silent_schedulers_end_the_host_and_say_why(served, monkeypatch):
     """The daemon learns it from the failure that is left, and from the call."""
     monkeypatch.setattr(collective, "_SILENCE_SECONDS", 0.0)
     await served.prepare(1)
-    served.service._batch = type(served.service._batch)(2, [], 0)
+    batches = served.service._batches
+    batches.append(type(batches[0])(2, [], 0))
     with pytest.raises(grpc.aio.AioRpcError, match="has not copied batch 2"):
         await served.client.WaitCopied(pb.WaitCopiedRequest(batch_id=2))
     assert served.given_up == ["rank 0 has not copied batch 2 and does not answer"]

@@ -69,6 +69,22 @@ def test_a_failed_copy_fails_its_batch_and_not_the_thread(outcomes):
     assert good.tolist() == [1.0] * 4
 
 
+def test_a_batch_that_follows_a_failed_one_fails_with_it(outcomes):
+    """The later acknowledgement replaces the earlier; one that follows nothing starts afresh."""
+    copier = Copier(finished=outcomes.finish, copied=outcomes.count, bytes_per_second=None)
+    source, target = torch.randn(2, 10), torch.zeros(2, 10)
+    copier.submit(1, [copy_of(torch.zeros(1, 10), source)])
+    copier.submit(2, [copy_of(target, source)], follows=True)
+    copier.submit(3, [copy_of(target, source)])
+    outcomes.wait(3)
+    copier.stop()
+    (_, first), (_, second), (_, third) = outcomes.finished
+    assert first.startswith("copying into a slot failed")
+    assert second == first
+    assert third is None
+    assert torch.equal(target, source)
+
+
 def test_stop_interrupts_a_slow_copy_and_says_so(outcomes):
     """A limit of 100 bytes a second does not hold up the end of the engine."""
     copier = Copier(finished=outcomes.finish, copied=outcomes.count, bytes_per_second=100.0)

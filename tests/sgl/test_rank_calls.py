@@ -106,13 +106,32 @@ def test_a_refused_batch_restores_what_it_had_unmapped_and_acknowledges_both(ran
     assert rank.rank.layers[1].table.tolist() == [-1, -1, -1, -1, -1, 0, -1, -1]
 
 
-def test_a_second_batch_waits_for_the_first(rank):
-    """One batch is open at a time, on the rank's own word."""
+def test_a_third_batch_waits_for_the_first(rank):
+    """Two batches are open at a time, on the rank's own word; each slot holds what was meant."""
     rank.prepare(1, (1, -1, 5))
-    assert rank.prepare(2, (1, -1, 6)).text == "rank 0: batch 1 is still open"
-    rank.copied(2)
+    assert rank.prepare(2, (1, -1, 6)).status is Status.OK
+    assert rank.prepare(3, (4, -1, 6)).text == "rank 0: batches 1 and 2 are still open"
+    rank.copied(3)
     rank.call("publish", batch=1)
-    assert rank.prepare(3, (1, -1, 6)).status is Status.OK
+    assert rank.slots()[1] == [5, -1]
+    assert rank.prepare(4, (4, -1, 6)).status is Status.OK
+    rank.copied(4)
+    rank.call("publish", batch=2)
+    rank.call("publish", batch=4)
+    assert rank.slots() == {1: [5, 6], 4: [6, -1]}
+
+
+def test_open_batches_can_both_be_taken_back(rank):
+    """The last one first; what they unmapped stays unmapped."""
+    rank.swap(1, (1, -1, 5), (4, -1, 6))
+    rank.prepare(2, (1, 5, 7))
+    rank.prepare(3, (4, 6, 1))
+    rank.copied(3)
+    rank.call("abort", batch=3, moves=[[4, 6, 1]])
+    rank.call("abort", batch=2, moves=[[1, 5, 7]])
+    assert rank.slots() == {1: [-1, -1], 4: [-1, -1]}
+    rank.swap(4, (1, -1, 7), (4, -1, 1))
+    assert rank.slots() == {1: [7, -1], 4: [1, -1]}
 
 
 def test_a_batch_is_published_once(rank):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
+
+# One is copied while the next one waits in the same queue.
+_OPEN_BATCHES = 2
 
 
 class _CancelAsked(KtdError):
@@ -67,7 +71,7 @@ class SwapRunner:
         self._context = context
         self._cancel_asked = False
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._open: tuple[int, tuple[Move, ...]] | None = None
+        self._open: deque[tuple[int, tuple[Move, ...]]] = deque()
         self._published: list[tuple[Move, ...]] = []
         # The first failure of the roll-back itself.
         self.take_back_error: KtdError | None = None
@@ -120,9 +124,7 @@ class SwapRunner:
     async def _run(self) -> None:
         try:
             self._check_cancel()
-            batches = self._context.limits.split(self.swap.moves, self._context.shape.expert_bytes)
-            for batch in batches:
-                await self._load(batch, last=batch is batches[-1])
+            await self._load()
         except _TargetGone:
             raise
         except _CancelAsked:
@@ -136,29 +138,41 @@ class SwapRunner:
             placement = await self._context.commit(self.swap)
             self._end(SwapState.SUCCEEDED, revision=placement.revision, etag=placement.etag)
 
-    async def _load(self, batch: tuple[Move, ...], *, last: bool) -> None:
-        target, residency = self._context.target, self._context.residency
+    async def _load(self) -> None:
+        """Prepares each batch while the one before it is copied, so that copies never pause."""
+        context = self._context
+        waiting = deque(context.limits.split(self.swap.moves, context.shape.expert_bytes))
+        while waiting or self._open:
+            while waiting and len(self._open) < _OPEN_BATCHES:
+                await self._prepare(waiting.popleft())
+            await self._publish_first(last=not waiting and len(self._open) == 1)
+
+    async def _prepare(self, batch: tuple[Move, ...]) -> None:
         self._check_cancel()
         batch_id = next(self._context.batch_ids)
-        self._open = batch_id, batch
-        residency.unmapped(batch)
-        await self._call(target.prepare(batch_id, batch))
+        self._open.append((batch_id, batch))
+        self._context.residency.unmapped(batch)
+        await self._call(self._context.target.prepare(batch_id, batch))
+
+    async def _publish_first(self, *, last: bool) -> None:
+        batch_id, batch = self._open[0]
         self._check_cancel()
-        await self._call(target.wait_copied(batch_id))
+        await self._call(self._context.target.wait_copied(batch_id))
         self._check_cancel()
         if last:
             self._update(state=SwapState.COMMITTING)
-        await self._call(target.publish(batch_id))
-        residency.published(batch)
-        self._open = None
+        await self._call(self._context.target.publish(batch_id))
+        self._context.residency.published(batch)
+        self._open.popleft()
         self._published.append(batch)
         self._advance(batch, 1)
 
     async def _take_back(self) -> None:
         self._context.on_take_back(self.swap)
-        if self._open is not None:
-            batch_id, batch = self._open
+        unpublished = tuple(reversed(self._open))
+        for batch_id, _ in unpublished:
             await self._attempt(self._context.target.abort(batch_id))
+        for _, batch in unpublished:
             await self._put_back(
                 tuple(
                     Move(move.layer, None, move.evict) for move in batch if move.evict is not None

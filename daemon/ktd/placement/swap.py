@@ -19,7 +19,8 @@ class SwapTarget(Protocol):
     """The ranks of a running engine; ``ktd.engine.bridge`` satisfies it.
 
     Each call reaches every rank and ends, with a deadline of the target's own; steps of inference
-    run between any two of them. Each raises ``SwapTargetFailed`` with one sentence.
+    run between any two of them. Each raises ``SwapTargetFailed`` with one sentence. Two batches may
+    be open, prepared and not published; they are copied and published in order.
     """
 
     async def prepare(self, batch_id: int, moves: Sequence[Move]) -> None:
@@ -103,8 +104,9 @@ class BatchLimits:
     def of_operator(cls, device: str, rate: float | None) -> BatchLimits:
         """Limits for what an operator applies, which goes as fast as its copies.
 
-        A batch costs some 9 ms beside its copies. Over a GPU's link 3 GiB take 60; at a limited
-        ``rate``, bytes per second, a batch takes no longer than that either.
+        The calls of a batch wait for a step each, while the batch before it is copied. Over a
+        GPU's link 3 GiB take 60 ms; at a limited ``rate``, bytes per second, a batch takes no
+        longer than that either.
         """
         default = cls()
         if device == "cpu":

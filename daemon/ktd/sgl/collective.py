@@ -79,13 +79,18 @@ class CollectiveCalls:
     async def copied(self, batch_id: int) -> None:
         """Waits until every rank has finished copying a batch that was prepared.
 
+        The acknowledgement may be of a later batch already: one that is copied had all before it
+        copied as well.
+
         Raises:
-            CallFailed: a rank's copy failed.
+            CallFailed: a rank's copy failed, of this batch or of one that follows.
             RanksSilent: the schedulers have stopped.
         """
         await self.copying_ended(batch_id)
         for rank in self._ranks:
-            self._require(rank.copy_ack(), batch_id, rank.rank)
+            ack = rank.copy_ack()
+            if ack.status is not Status.OK:
+                raise CallFailed(ack.text)
 
     async def copying_ended(self, batch_id: int) -> None:
         """Waits until no rank is copying the batch any more, whatever became of it.

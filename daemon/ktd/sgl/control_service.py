@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _REPORT_SECONDS = 0.02
+# Two may be open, and one that was published may have to be taken back on a rank.
+_BATCHES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class ControlService(control_pb2_grpc.EngineControlServiceServicer):
         self._stop = stop
         self._give_up = give_up
         self.calls: CollectiveCalls | None = None
-        self._batch = _Batch(0, [], 0)
+        self._batches: deque[_Batch] = deque([_Batch(0, [], 0)], maxlen=_BATCHES)
 
     async def WatchState(  # noqa: N802 # generated name
         self, request: pb.WatchStateRequest, context: Context
@@ -69,20 +72,21 @@ class ControlService(control_pb2_grpc.EngineControlServiceServicer):
     ) -> pb.PrepareMovesResponse:
         """Unmaps victims and starts copies on every rank."""
         calls = await self._ready(context)
-        if request.batch_id <= self._batch.id:
+        last = self._batches[-1].id
+        if request.batch_id <= last:
             await context.abort(
                 grpc.StatusCode.INTERNAL,
-                f"batch {request.batch_id} comes after batch {self._batch.id}; ids must grow",
+                f"batch {request.batch_id} comes after batch {last}; ids must grow",
             )
         moves = [[move.layer, move.evict, move.load] for move in request.moves]
-        self._batch = _Batch(request.batch_id, moves, calls.swap_bytes())
+        self._batches.append(_Batch(request.batch_id, moves, calls.swap_bytes()))
         await self._call(context, "prepare", batch=request.batch_id, moves=moves)
         return pb.PrepareMovesResponse()
 
     async def WaitCopied(  # noqa: N802
         self, request: pb.WaitCopiedRequest, context: Context
     ) -> pb.WaitCopiedResponse:
-        """Waits for the batch's copies on every rank."""
+        """Waits for the batch's copies on every rank: bytes copied since it was prepared."""
         calls = await self._ready(context)
         batch = await self._known(context, request.batch_id)
         await self._guard(context, calls.copied(batch.id))
@@ -184,10 +188,12 @@ class ControlService(control_pb2_grpc.EngineControlServiceServicer):
         return self.calls
 
     async def _known(self, context: Context, batch_id: int) -> _Batch:
-        """The last batch, which is the only one that a call can be about."""
-        if batch_id != self._batch.id:
-            await context.abort(grpc.StatusCode.INTERNAL, f"batch {batch_id} was not prepared")
-        return self._batch
+        """One of the last batches, which are all that a call can be about."""
+        for batch in self._batches:
+            if batch.id == batch_id:
+                return batch
+        await context.abort(grpc.StatusCode.INTERNAL, f"batch {batch_id} was not prepared")
+        raise AssertionError("abort does not return")
 
     async def _call(self, context: Context, name: str, **fields: object) -> int:
         calls = await self._ready(context)

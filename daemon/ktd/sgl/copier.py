@@ -31,6 +31,7 @@ class _Job:
 
     batch_id: int
     copies: Sequence[SlotCopy] = ()
+    follows: bool = False
     refused: str | None = None
     after: torch.cuda.Event | None = None
 
@@ -62,9 +63,16 @@ class Copier:
         self._thread = threading.Thread(target=self._run, name="ktd-copier", daemon=True)
         self._thread.start()
 
-    def submit(self, batch_id: int, copies: Sequence[SlotCopy]) -> None:
-        """Queues a batch and returns at once; its slots have been unmapped."""
-        self._jobs.put(_Job(batch_id, copies, after=self._lane.order()))
+    def submit(self, batch_id: int, copies: Sequence[SlotCopy], *, follows: bool = False) -> None:
+        """Queues a batch and returns at once; its slots have been unmapped.
+
+        Args:
+            batch_id: Greater than the one before.
+            copies: What is written.
+            follows: Whether a batch before it is still open: if that one fails, so does this, for
+                there is one acknowledgement and the later must not hide the failure.
+        """
+        self._jobs.put(_Job(batch_id, copies, follows, after=self._lane.order()))
 
     def refuse(self, batch_id: int, sentence: str) -> None:
         """Reports a batch as failed, in order: the acknowledgement has one writer, the thread."""
@@ -77,20 +85,27 @@ class Copier:
         self._thread.join()
 
     def _run(self) -> None:
+        failed: str | None = None
         while (job := self._jobs.get()) is not None:
             if job.refused is not None:
                 self._finished(job.batch_id, job.refused)
                 continue
-            try:
-                self._lane.enter(job.after)
-                for copy in job.copies:
-                    self._copy(copy)
-                self._lane.finish()
-            except Exception as error:  # the batch fails, the thread lives
-                logger.exception("copying batch %d failed", job.batch_id)
-                self._finished(job.batch_id, f"copying into a slot failed: {error}")
-            else:
-                self._finished(job.batch_id, None)
+            if not job.follows:
+                failed = None
+            if failed is None:
+                failed = self._try(job)
+            self._finished(job.batch_id, failed)
+
+    def _try(self, job: _Job) -> str | None:
+        try:
+            self._lane.enter(job.after)
+            for copy in job.copies:
+                self._copy(copy)
+            self._lane.finish()
+        except Exception as error:  # the batch fails, the thread lives
+            logger.exception("copying batch %d failed", job.batch_id)
+            return f"copying into a slot failed: {error}"
+        return None
 
     def _copy(self, copy: SlotCopy) -> None:
         for part in copy.parts:

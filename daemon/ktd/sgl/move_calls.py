@@ -1,4 +1,4 @@
-"""The control calls that move experts: prepare, publish, abort; one batch at a time."""
+"""The control calls that move experts: prepare, publish, abort; one batch is copied at a time."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import Any
 from ktd.sgl.copier import Copier
 from ktd.sgl.expert_layer import EMPTY, ExpertLayer, MoveRefused, SlotCopy
 
+# What is copied, and what is copied next.
+MOST_OPEN = 2
+
 
 @dataclass(slots=True)
 class _Batch:
-    """The last batch that this rank prepared."""
+    """A batch that this rank prepared."""
 
     id: int
     copies: Sequence[SlotCopy]
@@ -41,7 +44,8 @@ class MoveCalls:
         self._layers = layers
         self._copier = copier
         self._moved = moved
-        self._batch: _Batch | None = None
+        # Those that are open, in order, and the last one that was published.
+        self._batches: dict[int, _Batch] = {}
 
     def calls(self) -> dict[str, Callable[[dict[str, Any]], None]]:
         """By their names in a request; they raise :class:`MoveRefused`."""
@@ -49,8 +53,9 @@ class MoveCalls:
 
     def _prepare(self, fields: dict[str, Any]) -> None:
         batch_id = fields["batch"]
-        if self._batch is not None and not self._batch.published:
-            sentence = f"batch {self._batch.id} is still open"
+        opened = [batch.id for batch in self._batches.values() if not batch.published]
+        if len(opened) >= MOST_OPEN:
+            sentence = f"batches {opened[0]} and {opened[1]} are still open"
             self._copier.refuse(batch_id, f"rank {self._rank}: {sentence}")
             raise MoveRefused(sentence)
         unmapped: list[tuple[ExpertLayer, int, int]] = []
@@ -75,8 +80,8 @@ class MoveCalls:
             self._copier.refuse(batch_id, f"rank {self._rank}: {error}")
             raise
         self._moved()
-        self._batch = _Batch(batch_id, copies)
-        self._copier.submit(batch_id, copies)
+        self._batches[batch_id] = _Batch(batch_id, copies)
+        self._copier.submit(batch_id, copies, follows=bool(opened))
 
     def _layer(self, layer: int) -> ExpertLayer:
         if layer not in self._layers:
@@ -84,11 +89,12 @@ class MoveCalls:
         return self._layers[layer]
 
     def _publish(self, fields: dict[str, Any]) -> None:
-        batch = self._batch
-        if batch is None or batch.id != fields["batch"] or batch.published:
+        batch = self._batches.get(fields["batch"])
+        if batch is None or batch.published:
             raise MoveRefused(f"batch {fields['batch']} was not prepared")
         for copy in batch.copies:
             self._layers[copy.layer].publish(copy.expert)
+        self._batches = {at: of for at, of in self._batches.items() if not of.published}
         batch.published = True
         self._moved()
 
@@ -97,14 +103,13 @@ class MoveCalls:
 
         Ranks that came to different points agree again after it.
         """
-        if self._batch is not None and self._batch.id == fields["batch"]:
-            for copy in self._batch.copies:
+        if (batch := self._batches.pop(fields["batch"], None)) is not None:
+            for copy in batch.copies:
                 layer = self._layers[copy.layer]
-                if self._batch.published:
+                if batch.published:
                     layer.unmap(copy.expert)
                 else:
                     layer.release(copy.expert)
-            self._batch = None
         for layer_id, evict, _ in fields["moves"]:
             if layer_id in self._layers and self._layers[layer_id].is_mapped(evict):
                 self._layers[layer_id].unmap(evict)
