@@ -39,8 +39,8 @@ def gpus_fixture(tmp_path, monkeypatch):
     return say
 
 
-def least(*words, tp=1, mapped=False):
-    return least_demand(words, device="cuda", ranks=tp, mapped=mapped)
+def least(*words, tp=1, streams=True):
+    return least_demand(words, device="cuda", ranks=tp, streams=streams)
 
 
 def enough(gpus, slots, *words, tp=1):
@@ -117,7 +117,7 @@ def test_demand_is_read_off_sglangs_command_line(gpus):
     gpus(1000, total=81559)
     assert (usual_chunk("cuda", 1), usual_chunk("cpu", 1)) == (8192, 4096)
     assert (least().chunk, least().kv_tokens, least().gpu_bytes) == (8192, 8192, 81559 * MIB)
-    assert usual_demand((), device="cuda", ranks=1, mapped=False).kv_tokens == 65536
+    assert usual_demand((), device="cuda", ranks=1, streams=True).kv_tokens == 65536
     given = least("--chunked-prefill-size", "4096", "--mem-fraction-static=0.9", tp=2)
     assert (given.chunk, given.kv_tokens, given.mem_fraction, given.ranks) == (4096, 4096, 0.9, 2)
     assert least("--max-total-tokens", "99").kv_tokens == 99
@@ -131,8 +131,8 @@ def test_demand_is_read_off_sglangs_command_line(gpus):
     assert least("--kv-cache-dtype", "auto").kv_value_bytes == 2
     assert least("--mem-fraction-static", "much").mem_fraction is None
     assert least().buffer_bytes == 4 << 30
-    assert least(mapped=True).buffer_bytes == 0
-    long = usual_demand(("--chunked-prefill-size", "99999"), device="cuda", ranks=1, mapped=False)
+    assert least(streams=False).buffer_bytes == 0
+    long = usual_demand(("--chunked-prefill-size", "99999"), device="cuda", ranks=1, streams=True)
     assert long.kv_tokens == long.chunk
 
 

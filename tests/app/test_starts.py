@@ -122,20 +122,29 @@ async def test_engine_is_told_where_experts_are(made, wanted):
     assert starts.summaries()[1].host_memory == wanted
 
 
-async def test_long_prefills_do_not_stream_from_the_page_cache(made):
-    """A GPU cannot read there by itself; who has one is told."""
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        (
+            {"host_memory": "mmap"},
+            "--host-memory mmap: the GPU cannot read experts from the page cache",
+        ),
+        (
+            {"cpu_expert_format": "int8"},
+            "--cpu-expert-format int8: the GPU computes with other bytes than host memory holds",
+        ),
+    ],
+)
+async def test_long_prefills_do_not_stream_what_a_gpu_cannot_read(made, setting, reason):
+    """Who has one is told, and the sums know of no buffer."""
     copied, _ = made(device="cuda", gpu_experts_ratio=0.1)
-    mapped, _ = made(device="cuda", gpu_experts_ratio=0.1, host_memory="mmap")
+    staged, _ = made(device="cuda", gpu_experts_ratio=0.1, **setting)
     assert (await copied.next_start()).spec.prefill_threshold is not None
     with capture_logs() as logs:
-        assert (await mapped.next_start()).spec.prefill_threshold is None
+        assert (await staged.next_start()).spec.prefill_threshold is None
     notes = [line["note"] for line in logs if "long prefills" in line["event"]]
-    assert notes == [
-        (
-            "--host-memory mmap: the GPU cannot read experts from the page cache, so the CPU "
-            "computes those of long prefills too."
-        )
-    ]
+    assert notes == [f"{reason}, so the CPU computes those of long prefills too."]
+    assert (copied.facts.gpu_reads_host, staged.facts.gpu_reads_host) == (True, False)
 
 
 async def test_people_are_told_when_the_page_cache_cannot_hold_the_experts(made, monkeypatch):

@@ -17,7 +17,7 @@ from ktd.model.device_needs import (
     device_needs,
     slots_that_fit,
 )
-from ktd.model.facts import read_facts
+from ktd.model.facts import Quantised, read_facts
 from ktd.model.fit import fit_before_start
 from ktd.model.kv_cache import KvCache
 from ktd.model.memory import GIB
@@ -188,6 +188,12 @@ def test_what_auto_takes_is_never_refused_and_one_more_is(seed):
         with pytest.raises(DoesNotFit):
             check_device_fits(facts, demand, slots=fit.slots + fits, free=free)
     assert fit.slots == slots_that_fit(facts, demand, free)[0]
+
+
+def test_quantised_experts_are_not_registered():
+    """No copy engine reads them."""
+    facts = replace(FACTS, quantised=Quantised("int4", 3 * MIB))
+    assert device_needs(facts, H100, slots=0, free=79 * GIB).registered == 0
 
 
 def test_registering_costs_what_it_costs_on_the_other_side():

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from ktd.errors import DoesNotFit
-from ktd.model.facts import read_facts
+from ktd.model.facts import Quantised, read_facts
 from ktd.model.memory import (
     GIB,
+    STAGING_BYTES,
     HostMemory,
     cache_complaint,
     check_fits,
@@ -52,6 +53,24 @@ def test_mapped_experts_are_no_need_but_want_room_in_the_page_cache():
     )
     unmapped = needs_of(FACTS, slots=0, ranks=1, device="cpu")
     assert cache_complaint(unmapped, HostMemory(0)) is None
+
+
+def test_what_a_gpu_cannot_read_passes_through_buffers_of_each_rank():
+    """Mapped and quantised experts alike; without slots, or without a GPU, nothing does."""
+    quantised = replace(FACTS, quantised=Quantised("int8", GIB // 16))
+    for facts in (quantised, replace(FACTS, mapped=True)):
+        plain = needs_of(facts, slots=0, ranks=2, device="cuda")
+        staged = needs_of(facts, slots=8, ranks=2, device="cuda")
+        assert staged.total - plain.total == staged.staging == 2 * STAGING_BYTES
+        assert "64.0 MiB that copies to the GPU pass through + " in staged.sum_text()
+        assert needs_of(facts, slots=8, ranks=2, device="cpu").staging == 0
+    assert needs_of(FACTS, slots=8, ranks=2, device="cuda").staging == 0
+
+
+def test_buffers_are_as_large_on_the_other_side():
+    """Two packages have the figure, as neither may import the other."""
+    ring = pytest.importorskip("ktd.cuda.pinned_ring", reason="needs torch")
+    assert ring.BUFFERS * ring.BUFFER_BYTES == STAGING_BYTES
 
 
 @pytest.mark.parametrize(

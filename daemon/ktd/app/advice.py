@@ -34,7 +34,10 @@ def memory_advice(present: Present) -> str:
     """One sentence with the tutorial's three levers, each with a value below the present one."""
     facts = present.facts
     demand = usual_demand(
-        present.sglang_args, device=present.device, ranks=present.ranks, mapped=facts.mapped
+        present.sglang_args,
+        device=present.device,
+        ranks=present.ranks,
+        streams=facts.gpu_reads_host,
     )
     ratio = present.slots / facts.total_experts
     fits = min(_fitting(present, demand), _lower(ratio))

@@ -25,7 +25,7 @@ from ktd.app.sglang_words import (
     text_given,
 )
 from ktd.config.settings import Settings
-from ktd.enginespec import MMAP, PREFILL_BUFFER_BYTES
+from ktd.enginespec import PREFILL_BUFFER_BYTES
 from ktd.errors import EngineNotReady, ModelUnsupported
 from ktd.model.demand import Demand
 from ktd.model.device_memory import device_bytes
@@ -47,14 +47,14 @@ def usual_chunk(device: str, ranks: int) -> int:
     return default_chunk(_gpu_bytes(device, ranks))
 
 
-def least_demand(words: Sequence[str], *, device: str, ranks: int, mapped: bool) -> Demand:
+def least_demand(words: Sequence[str], *, device: str, ranks: int, streams: bool) -> Demand:
     """What an engine takes at least: a KV cache of the size given, or of one step of prefill.
 
     Args:
         words: SGLang's command line.
         device: ``"cpu"`` or ``"cuda"``.
         ranks: Tensor-parallel ranks.
-        mapped: Experts are used from the page cache, from where no GPU reads them by itself.
+        streams: A GPU reads experts from host memory by itself, so long prefills can stream.
     """
     gpu_bytes = _gpu_bytes(device, ranks)
     chunk = number_given(words, CHUNK_FLAG)
@@ -69,16 +69,16 @@ def least_demand(words: Sequence[str], *, device: str, ranks: int, mapped: bool)
         device=device,
         gpu_bytes=gpu_bytes,
         chunk=chunk,
-        buffer_bytes=0 if device == "cpu" or mapped else PREFILL_BUFFER_BYTES,
+        buffer_bytes=PREFILL_BUFFER_BYTES if device != "cpu" and streams else 0,
         mem_fraction=fraction_given(words, FRACTION_FLAG),
         graph_rows=_graph_rows(words),
         kv_value_bytes=1 if kv_type.startswith(SMALL_KV_TYPES) else 2,
     )
 
 
-def usual_demand(words: Sequence[str], *, device: str, ranks: int, mapped: bool) -> Demand:
+def usual_demand(words: Sequence[str], *, device: str, ranks: int, streams: bool) -> Demand:
     """The same with a KV cache to serve with, unless its size is given."""
-    least = least_demand(words, device=device, ranks=ranks, mapped=mapped)
+    least = least_demand(words, device=device, ranks=ranks, streams=streams)
     # Not below the least: what this leaves room for is never refused.
     usual = max(DEFAULT_KV_TOKENS, least.chunk if device != "cpu" else 0)
     return replace(least, kv_tokens=count_given(words, TOKENS_FLAG, usual))
@@ -88,7 +88,7 @@ def fit_for_start(
     facts: ModelFacts, settings: Settings, device: str, *, every_layer_streams: bool = False
 ) -> Fit:
     """What ``--gpu-experts-ratio auto`` takes under these settings, on this host, now."""
-    demand = _settings_demand(settings, device)
+    demand = _settings_demand(facts, settings, device)
     demand = replace(demand, every_layer_streams=every_layer_streams)
     return fit_before_start(facts, demand, free_bytes(device, settings.tp))
 
@@ -125,7 +125,7 @@ def fit_of_model(
     given = ((TOKENS_FLAG, kv_tokens), (CHUNK_FLAG, chunk))
     words = [f"{flag}={value}" for flag, value in given if value is not None]
     facts = replace(read_facts(folder, device=where), mapped=mapped)
-    demand = usual_demand(words, device=where, ranks=tp, mapped=mapped)
+    demand = usual_demand(words, device=where, ranks=tp, streams=facts.gpu_reads_host)
     return fit_before_start(facts, demand, free_bytes(where, tp))
 
 
@@ -133,12 +133,12 @@ def _gpu_bytes(device: str, ranks: int) -> int:
     return 0 if device == "cpu" else device_bytes(ranks, free=False) // ranks
 
 
-def _settings_demand(settings: Settings, device: str) -> Demand:
+def _settings_demand(facts: ModelFacts, settings: Settings, device: str) -> Demand:
     return usual_demand(
         settings.sglang_args,
         device=device,
         ranks=settings.tp,
-        mapped=settings.host_memory == MMAP,
+        streams=facts.gpu_reads_host,
     )
 
 
@@ -181,6 +181,6 @@ class RunningFit:
         if not self._manager.ready:
             return fit_for_start(facts, self._settings, self._device)
         slots = self._manager.placement().shape.total_slots
-        demand = _settings_demand(self._settings, self._device)
+        demand = _settings_demand(facts, self._settings, self._device)
         free = free_bytes(self._device, self._settings.tp)
         return fit_while_running(facts, demand, slots, free)

@@ -112,7 +112,10 @@ class EngineStarts:
         if self._device == "cpu":
             return
         demand = least_demand(
-            self._settings.sglang_args, device=self._device, ranks=ranks, mapped=facts.mapped
+            self._settings.sglang_args,
+            device=self._device,
+            ranks=ranks,
+            streams=facts.gpu_reads_host,
         )
         demand = replace(demand, every_layer_streams=self._keeps_cpu_path)
         check_device_fits(facts, demand, slots=slots, free=free_bytes(self._device, ranks))
@@ -252,23 +255,28 @@ class EngineStarts:
             swap_rate=settings.swap_rate,
             cpu_expert_format=facts.quantised.format if facts.quantised else None,
             prefill_cpu_share=settings.gpu_prefill_cpu_share,
-            prefill_threshold=self._prefill_threshold(),
+            prefill_threshold=self._prefill_threshold(facts),
             bench=self._bench,
             host_memory=settings.host_memory,
         )
 
-    def _prefill_threshold(self) -> int | None:
+    def _prefill_threshold(self, facts: ModelFacts) -> int | None:
         if self._device == "cpu":
             return None
-        if self._settings.host_memory == MMAP:
-            _log.warning(
-                "long prefills are computed like others",
-                note=f"{self._settings.named('host_memory')} mmap: the GPU cannot read experts "
-                "from the page cache, so the CPU computes those of long prefills too.",
-            )
-            return None
-        given = self._settings.gpu_prefill_token_threshold
-        return PREFILL_THRESHOLD if given is None else given
+        if facts.gpu_reads_host:
+            given = self._settings.gpu_prefill_token_threshold
+            return PREFILL_THRESHOLD if given is None else given
+        if facts.quantised is not None:
+            option = f"{self._settings.named(_FORMAT_SETTING)} {facts.quantised.format}"
+            why = "the GPU computes with other bytes than host memory holds"
+        else:
+            option = f"{self._settings.named('host_memory')} mmap"
+            why = "the GPU cannot read experts from the page cache"
+        _log.warning(
+            "long prefills are computed like others",
+            note=f"{option}: {why}, so the CPU computes those of long prefills too.",
+        )
+        return None
 
     def _sglang_args(self) -> tuple[str, ...]:
         settings = self._settings

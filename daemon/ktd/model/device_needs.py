@@ -60,7 +60,7 @@ class DeviceNeeds:
 
     def sum_text(self, facts: ModelFacts, demand: Demand, *, slots: bool = True) -> str:
         """The sum for people, with the slots or without."""
-        host = size_text(facts.own_expert_bytes)
+        host = size_text(facts.registered_bytes)
         parts = (
             (self.others, "weights that are not experts"),
             (self.slots if slots else 0, "expert slots"),
@@ -86,7 +86,7 @@ def device_needs(facts: ModelFacts, demand: Demand, *, slots: int, free: int) ->
     return DeviceNeeds(
         others=facts.other_bytes,
         slots=slots * facts.expert_bytes,
-        registered=facts.own_expert_bytes * BYTES_PER_REGISTERED_GIB // GIB,
+        registered=facts.registered_bytes * BYTES_PER_REGISTERED_GIB // GIB,
         stream=_stream_bytes(facts, demand, slots),
         kv_cache=facts.kv_cache.bytes_for(
             demand.kv_tokens, demand.ranks, value_bytes=demand.kv_value_bytes

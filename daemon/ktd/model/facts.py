@@ -108,6 +108,20 @@ class ModelFacts:
         weights = weight_bytes(self.expert_format, self.hidden_size, self.expert_intermediate_size)
         return self.total_experts * max(0, self.expert_bytes - weights)
 
+    @property
+    def gpu_reads_host(self) -> bool:
+        """Whether a GPU's copy engines can bring experts into slots as they are in host memory.
+
+        From the page cache they cannot, and what is quantised at load is no slot's bytes: such
+        experts are staged by the CPU.
+        """
+        return not self.mapped and self.quantised is None
+
+    @property
+    def registered_bytes(self) -> int:
+        """What of host memory is registered with a GPU's driver."""
+        return 0 if self.quantised else self.own_expert_bytes
+
 
 def read_facts(folder: Path, *, device: str) -> ModelFacts:
     """Reads and checks a model folder for serving on ``device``.

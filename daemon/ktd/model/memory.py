@@ -13,6 +13,8 @@ GIB = 1 << 30
 # What SGLang's processes take beside weights, seen with 0.5.23 and torch 2.14 on a CPU host.
 ENGINE_BYTES = 3 * GIB // 2
 RANK_BYTES = 3 * GIB // 4
+# Pinned buffers for what a GPU cannot read by itself: ktd.cuda.pinned_ring has the same figure.
+STAGING_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Needs:
     """Bytes of host memory that an engine will take, by what for.
 
     Attributes:
+        staging: Pinned buffers through which slots on GPUs are filled.
         cached: Experts that are used from the page cache, which takes memory as long as nobody
             else wants it; no part of the total.
     """
@@ -46,12 +49,13 @@ class Needs:
     slots: int
     others: int
     engine: int
+    staging: int = 0
     cached: int = 0
 
     @property
     def total(self) -> int:
         """Of all."""
-        return self.experts + self.slots + self.others + self.engine
+        return self.experts + self.slots + self.others + self.engine + self.staging
 
     def sum_text(self) -> str:
         """The sum for people."""
@@ -63,6 +67,8 @@ class Needs:
             parts.append(f"{size_text(self.slots)} expert slots")
         if self.others:
             parts.append(f"{size_text(self.others)} other weights")
+        if self.staging:
+            parts.append(f"{size_text(self.staging)} that copies to the GPU pass through")
         parts.append(f"{size_text(self.engine)} the engine itself")
         return f"{' + '.join(parts)} = {size_text(self.total)}"
 
@@ -73,11 +79,13 @@ def needs_of(facts: ModelFacts, *, slots: int, ranks: int, device: str) -> Needs
     On a GPU host slots and other weights are in device memory.
     """
     on_host = device == "cpu"
+    staged = bool(slots) and not on_host and not facts.gpu_reads_host
     return Needs(
         experts=facts.own_expert_bytes,
         slots=slots * facts.expert_bytes if on_host else 0,
         others=facts.other_bytes if on_host else 0,
         engine=ENGINE_BYTES + ranks * RANK_BYTES,
+        staging=ranks * STAGING_BYTES if staged else 0,
         cached=facts.host_store_bytes - facts.own_expert_bytes,
     )
 
