@@ -4,6 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from ktd.sgl.copy_lane import HostLane
 from ktd.sgl.expert_layer import ExpertLayer, MoveRefused
 from ktd.sgl.slot_source import PlainSource
 
@@ -18,7 +19,7 @@ def layer():
 
 def place(layer, expert, slot=None):
     copy = layer.reserve(expert, slot)
-    copy.run()
+    copy.run(HostLane())
     layer.publish(expert)
 
 

@@ -85,3 +85,16 @@ def test_arguments_that_ktd_reads_or_sets_exist(name):
     from sglang.srt.server_args import ServerArgs
 
     assert name in parameters(ServerArgs), moved(name, "server_arguments")
+
+
+def test_layers_know_how_their_method_for_bf16_is_made():
+    """Slots of FP8 experts that are quantised at load are computed by that method."""
+    layer = function("sglang.srt.layers.moe.fused_moe_triton.layer", "FusedMoE", "__init__")
+    before, _, _ = layer.partition("self.quant_method.create_weights(")
+    for name in ("use_triton_kernels", "use_flashinfer_trtllm_moe"):
+        assert f"self.{name} =" in before, moved(name, "sglang_slots")
+    made = function(
+        "sglang.srt.layers.quantization.unquant", "UnquantizedFusedMoEMethod", "__init__"
+    )
+    arguments = [argument.arg for argument in ast.parse(made).body[0].args.args]
+    assert arguments[1:3] == ["use_triton_kernels", "use_flashinfer_trtllm_moe"]

@@ -21,6 +21,7 @@ if importlib.util.find_spec("sglang") is None:
 from ktd.experts.pool import ExpertPool
 from ktd.experts.store import HostStore
 from ktd.experts.weights import ExpertWeights, WeightFormat
+from ktd.sgl.copy_lane import lane_to
 from ktd.sgl.cuda_formats import ADMITTED
 from ktd.sgl.cuda_side import CudaSide, Streams
 from ktd.sgl.cuda_step import CudaStep, StreamedLayer
@@ -125,12 +126,13 @@ class Layer:
 
         self.random = torch.Generator().manual_seed(in_slots)
         self.host = weights_of(form, self.random)
+        experts, source = self.store(form)
         pinned = {name: tensor.pin_memory() for name, tensor in self.host.items()}
         self.all = {name: tensor.cuda() for name, tensor in self.host.items()}
         self._dispatch, self._topk = StandardDispatchOutput, StandardTopKOutput
         self._run, self._options = runner, OPTIONS[form]
         pool = ExpertPool(threads=2)
-        handle = pool.add_layer(ExpertWeights(form, **self.host))
+        handle = pool.add_layer(experts)
         self.counters = torch.zeros(2, 1, EXPERTS, 2, dtype=torch.int64)
         self.side = CudaSide(
             pool,
@@ -147,11 +149,12 @@ class Layer:
             for name, tensor in self.host.items()
         }
         table = torch.full((EXPERTS,), -1, dtype=torch.int32)
-        self.layer = ExpertLayer(0, EXPERTS, in_slots, PlainSource(pinned), slots, table)
+        self.layer = ExpertLayer(0, EXPERTS, in_slots, source, slots, table)
         whole = in_slots == EXPERTS
         chosen = torch.randperm(EXPERTS, generator=self.random)[:in_slots].tolist()
+        self.lane = lane_to("cuda")  # lives as long as copies out of its buffers
         for expert in range(EXPERTS) if ordered else chosen:
-            self.layer.reserve(expert).run()
+            self.layer.reserve(expert).run(self.lane)
             self.layer.publish(expert)
         self.side.write_tables([(0, self.layer)])
         place = stream.add_layer(0, self.layer, pinned)
@@ -165,6 +168,11 @@ class Layer:
             streamed=StreamedLayer(stream, place, self.side.streamed_layer(0, handle, table)),
         )
         self.view = SimpleNamespace(**slots, local=in_slots)
+
+    def store(self, form):
+        """What the pool computes, and what slots are filled from."""
+        pinned = {name: tensor.pin_memory() for name, tensor in self.host.items()}
+        return ExpertWeights(form, **self.host), PlainSource(pinned)
 
     def _compute(self, layer, dispatch, slots, weights):
         topk = dispatch.topk_output._replace(topk_ids=slots, topk_weights=weights)

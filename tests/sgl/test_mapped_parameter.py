@@ -18,6 +18,7 @@ from ktd.experts.scattered import ScatteredTensor
 from ktd.experts.store import HostStore
 from ktd.experts.weights import WeightFormat
 from ktd.sgl import weight_file
+from ktd.sgl.copy_lane import HostLane
 from ktd.sgl.expert_format import ExpertFormat, FormatRefused
 from ktd.sgl.expert_loader import ExpertLoader
 from ktd.sgl.mapped_parameter import Mapper
@@ -212,9 +213,10 @@ def test_a_slot_is_filled_from_the_file(reader, tmp_path):
     }
     parts = source.parts(2, slot)
     assert sum(part.units * part.unit_bytes for part in parts) == source.expert_bytes
+    lane = HostLane()
     for part in parts:
-        part.fill(0, 5)
-        part.fill(5, part.units - 5)
+        lane.put(part, 0, 5)
+        lane.put(part, 5, part.units - 5)
     gate, up, down = (truth[f"{name_of(2, s)}.weight"] for s in ("w1", "w3", "w2"))
     assert torch.equal(slot["w13_weight"], torch.cat([half_of(t, 1, 0) for t in (gate, up)]))
     assert torch.equal(slot["w2_weight"], half_of(down, 1, 1))

@@ -14,6 +14,7 @@ from ktd.model.demand import Demand
 from ktd.model.device_needs import device_needs
 from ktd.model.facts import read_facts
 from ktd.sgl import prefill_stream
+from ktd.sgl.copy_lane import lane_to
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.prefill_stream import PrefillStream, runs
 from ktd.sgl.slot_source import PlainSource
@@ -41,6 +42,7 @@ def test_experts_that_lie_together_are_one_copy(table, expected):
 
 def layer_of(number: int, in_slots: list[int]) -> tuple[ExpertLayer, dict[str, torch.Tensor]]:
     host = {"w": torch.arange(EXPERTS * 2, dtype=torch.float32).view(EXPERTS, 2) + 100 * number}
+    host = {name: tensor.pin_memory() for name, tensor in host.items()}
     layer = ExpertLayer(
         layer=number,
         num_experts=EXPERTS,
@@ -50,9 +52,9 @@ def layer_of(number: int, in_slots: list[int]) -> tuple[ExpertLayer, dict[str, t
         table=torch.full((EXPERTS,), -1, dtype=torch.int32),
     )
     for expert in in_slots:
-        layer.reserve(expert).run()
+        layer.reserve(expert).run(lane_to("cuda"))
         layer.publish(expert)
-    return layer, {"w": host["w"].pin_memory()}
+    return layer, host
 
 
 @pytest.mark.parametrize("rows", [EXPERTS, 3, 1])

@@ -3,13 +3,14 @@
 import pytest
 
 pytest.importorskip("sglang", reason="SGLang is not installed")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from ktd.model.facts import read_facts
 from ktd.model.quantised import quantised
 from ktd.rankfile import Word
 from tests.acceptance.quantised import quantise_experts
 from tests.acceptance.reference import Reference
-from tests.live import MODEL
+from tests.live import MODEL, serve_arguments
 from tests.sgl import quantised_models, tiny_models
 from tests.sgl.live_host import LiveHost
 from tests.sgl.test_architectures import TIMES_TRANSFORMERS_IN_BF16, distance
@@ -61,8 +62,13 @@ def test_each_of_two_ranks_quantises_its_part_and_fills_slots_with_its_values():
         pytest.param("fp8_channel", "int4", marks=pytest.mark.soak),
     ],
 )
-def test_fp8_experts_are_quantised_and_slots_hold_their_values_in_bf16(name, form, tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_fp8_experts_are_quantised_and_slots_hold_their_values_in_bf16(
+    name, form, device, tmp_path
+):
     """From their values, not from those values in bf16; no placement changes the answer."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU that torch can use")
     made = quantised_models.build(name, tmp_path)
     texts = tiny_models.some_texts()
     exact = tiny_models.reference(
@@ -75,6 +81,8 @@ def test_fp8_experts_are_quantised_and_slots_hold_their_values_in_bf16(name, for
     assert bound < distance(blind, exact) / 4, "the test would not see missing experts"
     layers, count = made.moe_layers, made.num_experts
     with LiveHost(
+        *(serve_arguments() if device == "cuda" else ()),
+        device=device,
         model=tmp_path / "quantised",
         moe_layers=layers,
         num_experts=count,

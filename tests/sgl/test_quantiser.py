@@ -11,6 +11,7 @@ from torch import nn
 from ktd.experts import _native
 from ktd.experts.store import HostStore
 from ktd.sgl.copier import Copier
+from ktd.sgl.copy_lane import HostLane
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.quantiser import Quantiser
 from ktd.sgl.slot_source import QuantisedSource
@@ -165,7 +166,7 @@ def test_a_slot_holds_the_dequantised_values_of_its_expert(source, form):
     """The bytes reported are those of the slot; the store's are fewer."""
     layer = Filled(source, form).layer
     copy = layer.reserve(4)
-    copy.run()
+    copy.run(HostLane())
     assert torch.equal(layer.slots["w"][0], Wanted(source, form).slots[4])
     assert not layer.slots["w"][1].any()
     assert copy.num_bytes == layer.expert_bytes == ROWS * COLUMNS * 2

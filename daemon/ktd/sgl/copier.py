@@ -113,9 +113,8 @@ class Copier:
             for start in range(0, part.units, step):
                 began = time.monotonic()
                 count = min(step, part.units - start)
-                part.fill(start, count)
+                self._lane.put(part, start, count)
                 num_bytes = count * part.unit_bytes
-                self._lane.wrote(num_bytes)
                 self._copied(num_bytes)
                 if self._rate:
                     used = time.monotonic() - began

@@ -7,12 +7,17 @@ from typing import Protocol
 
 import torch
 
+from ktd.cuda.driver import copy_async
+from ktd.cuda.pinned_ring import PinnedRing
 from ktd.cuda.streams import new_event, new_stream
+from ktd.sgl.slot_source import SlotPart
 
 # In flight on a GPU before the host waits: enough to hide enqueuing, and what is reported as copied
 # is so within a millisecond.
 _PIECE_BYTES = 16 << 20
 _PIECES = 4
+# That fill buffers while nothing else runs. Beside steps one does: the cores are the pool's.
+_LOADING_THREADS = 4
 
 
 class CopyLane(Protocol):
@@ -26,8 +31,11 @@ class CopyLane(Protocol):
         """Called by the copying thread before a batch."""
         ...
 
-    def wrote(self, num_bytes: int) -> None:
-        """Called by it behind each piece that it enqueued or wrote."""
+    def put(self, part: SlotPart, start: int, count: int) -> None:
+        """Brings ``count`` units of a part, from ``start`` on, into its slot, or enqueues that.
+
+        Called by the copying thread, and by the one that loads the engine before there are steps.
+        """
         ...
 
     def finish(self) -> None:
@@ -44,15 +52,16 @@ class HostLane:
     def enter(self, after: torch.cuda.Event | None) -> None:
         """Nothing to wait for."""
 
-    def wrote(self, num_bytes: int) -> None:
-        """It is there."""
+    def put(self, part: SlotPart, start: int, count: int) -> None:
+        """Written in the calling thread."""
+        part.into(start, count, part.target(start, count))
 
     def finish(self) -> None:
         """All is."""
 
 
 class GpuLane:
-    """Slots on a GPU, filled by DMA from registered memory.
+    """Slots on a GPU, filled by DMA: from registered memory, and through pinned buffers from other.
 
     Copies wait on the device for the unmapping, which the scheduler enqueued between two steps; the
     copying thread alone waits for them to end, and what is published after it needs no other order.
@@ -63,6 +72,8 @@ class GpuLane:
         self._stream = new_stream(device)
         self._pieces: deque[torch.cuda.Event] = deque()
         self._since = 0
+        self._ring: PinnedRing | None = None  # most engines need none
+        self._threads = _LOADING_THREADS
 
     def order(self) -> torch.cuda.Event:
         """An event behind everything that the current stream, the steps', has."""
@@ -72,13 +83,23 @@ class GpuLane:
 
     def enter(self, after: torch.cuda.Event | None) -> None:
         """Makes the lane's stream the thread's."""
+        if self._ring is not None and self._threads > 1:
+            self._ring.close()
+        self._threads = 1
         torch.cuda.set_device(self._device)
         torch.cuda.set_stream(self._stream)
         if after is not None:
             self._stream.wait_event(after)
 
-    def wrote(self, num_bytes: int) -> None:
-        """Keeps a few pieces in flight."""
+    def put(self, part: SlotPart, start: int, count: int) -> None:
+        """Enqueued on the current stream; a few pieces are kept in flight."""
+        target, source = part.target(start, count), part.as_is(start, count)
+        num_bytes = count * part.unit_bytes
+        if source is None:
+            self._upload(target, part, start)
+        else:
+            address = torch.cuda.current_stream(self._device).cuda_stream
+            copy_async(target.data_ptr(), source.data_ptr(), num_bytes, address)
         self._since += num_bytes
         if self._since < _PIECE_BYTES:
             return
@@ -87,6 +108,15 @@ class GpuLane:
         if len(self._pieces) > _PIECES:
             self._pieces.popleft().synchronize()
 
+    def _upload(self, target: torch.Tensor, part: SlotPart, start: int) -> None:
+        if self._ring is None:
+            self._ring = PinnedRing(self._device)
+        self._ring.upload(
+            target,
+            lambda at, count, out: part.into(start + at, count, out),
+            threads=self._threads,
+        )
+
     def finish(self) -> None:
         """Waits without spinning."""
         self._pieces.clear()
@@ -94,5 +124,12 @@ class GpuLane:
 
     def _mark(self) -> torch.cuda.Event:
         event = new_event(blocking=True)
-        event.record(self._stream)
+        event.record(torch.cuda.current_stream(self._device))
         return event
+
+
+def lane_to(device: str) -> CopyLane:
+    """The way into slots on ``"cpu"``, or on this process's GPU."""
+    if device == "cpu":
+        return HostLane()
+    return GpuLane(torch.device("cuda", torch.cuda.current_device()))

@@ -1,7 +1,7 @@
 """Which experts SGLang's runners on a GPU compute out of slots; others are refused by name.
 
-A format is here when a slot takes an expert's host rows as they are and the runner skips the id -1;
-tests/sgl/test_gpu_layer.py shows both for each.
+A format is here when a slot takes an expert's rows as the checkpoint has them and the runner skips
+the id -1; tests/sgl/test_gpu_layer.py shows both for each.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from ktd.experts.weights import WeightFormat
 from ktd.sgl.expert_format import ExpertFormat, FormatRefused
 from ktd.sgl.limits import ExpertMath
-from ktd.sgl.quantiser import Quantiser
 
 # On SGLang's Triton runner.
 ADMITTED = (
@@ -20,21 +19,20 @@ ADMITTED = (
 )
 
 
-def check(experts: ExpertFormat, math: ExpertMath, quantiser: Quantiser | None) -> None:
+def check(slots: ExpertFormat, math: ExpertMath) -> None:
     """Refuses experts that slots on a GPU cannot hold or compute.
+
+    Args:
+        slots: As they lie in slots: of experts that are quantised at load, their values in bf16.
+        math: What is computed.
 
     Raises:
         FormatRefused: With what to use instead.
     """
-    if quantiser is not None:
-        raise FormatRefused(
-            f"--cpu-expert-format {quantiser.format} does not go with slots on a GPU yet; leave it "
-            "out, or start with --device cpu"
-        )
-    if experts.weights not in ADMITTED:
+    if slots.weights not in ADMITTED:
         names = ", ".join(str(name) for name in ADMITTED)
         raise FormatRefused(
-            f"{experts.weights} experts are not served with slots on a GPU yet, only {names}; use "
+            f"{slots.weights} experts are not served with slots on a GPU yet, only {names}; use "
             "such a checkpoint, or start with --device cpu"
         )
     if not math.plain:

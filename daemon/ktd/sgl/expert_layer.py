@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ktd.sgl.copy_lane import CopyLane
 from ktd.sgl.slot_source import SlotPart, SlotSource, bytes_of_one
 
 EMPTY = -1
@@ -34,10 +35,10 @@ class SlotCopy:
         """Bytes that are written."""
         return sum(part.units * part.unit_bytes for part in self.parts)
 
-    def run(self) -> None:
-        """Fills the slot at once."""
+    def run(self, lane: CopyLane) -> None:
+        """Fills the slot; on a GPU, on the current stream."""
         for part in self.parts:
-            part.fill(0, part.units)
+            lane.put(part, 0, part.units)
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ from ktd.sgl.limits import ExpertMath, LayerRefused, math_of, routed_scale_of
 from ktd.sgl.mapped_parameter import Mapper
 from ktd.sgl.pool_slots import PoolSlots
 from ktd.sgl.rank import Rank
-from ktd.sgl.sglang_slots import SglangSlots
+from ktd.sgl.sglang_slots import SglangSlots, unquantised_method
 from ktd.sgl.slot_source import PlainSource, QuantisedSource, SlotSource
 from ktd.sgl.slots import Slots
 from ktd.sgl.weight_file import WeightsUnreadable
@@ -37,7 +37,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
     """SGLang's quantisation-method interface over an :class:`ExpertLayer`.
 
     Args:
-        gpu_method: SGLang's own method for the layer's format.
+        gpu_method: SGLang's own method for the layer's format; beside a GPU, that for what slots
+            hold, once the layer's weights are declared.
         rank_of: Gives the process's ktd state for a layer.
         layer_id: Index of the layer in the model.
     """
@@ -86,11 +87,11 @@ class HybridMoEMethod(FusedMoEMethodBase):
             self._math = math_of(layer, params_dtype, num_experts)
             self._format = expert_format(self.gpu_method, layer, self._math)
             self._stored = self._in_slots = self._format
-            if self._rank.on_gpu:
-                cuda_formats.check(self._format, self._math, self._rank.quantiser)
             if self._rank.quantiser is not None:
                 wanted = self._rank.quantiser.format
                 self._stored, self._in_slots = quantised(self._format, wanted)
+            if self._rank.on_gpu:
+                cuda_formats.check(self._in_slots, self._math)
             template = LayerTemplate(layer)
             with torch.device("meta"):
                 self.gpu_method.create_weights(
@@ -114,9 +115,11 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self._rank.expect_bytes(self._loader.num_bytes)
         self._rank.attach_gpu(hidden=hidden_size, top_k=int(layer.top_k))  # type: ignore[arg-type]
         self._rank.attach_bench(top_k=int(layer.top_k))  # type: ignore[arg-type]
-        self._slots = self._make_slots(layer, attributes, declared)
         # SGLang's loader follows the layout of this method, not of the wrapper (0.5.23).
         layer.weight_load_method = self.gpu_method
+        if self._rank.on_gpu and self._in_slots.weights is not self._format.weights:
+            self.gpu_method = unquantised_method(layer)
+        self._slots = self._make_slots(layer, attributes, declared)
         if self._format.transposed:
             # It would turn round what it loads for this scheme, which has no other use here.
             layer.scheme = None  # type: ignore[assignment]
@@ -136,6 +139,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 self._loader,
                 self._num_slots,
                 attributes,
+                names=tuple(self._in_slots.fields),
                 unstored=self._format.unstored(declared),
                 always_skips=self._keeps_cpu_path,
             )
@@ -178,7 +182,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         )
         self._rank.register_memory(tensors.values())
         for expert in self._rank.spec.initial[self._position]:
-            self._layer.reserve(expert).run()
+            self._layer.reserve(expert).run(self._rank.lane)
             self._layer.publish(expert)
         self._slots.filled(layer)
         self._step = self._make_step(layer, tensors)

@@ -17,6 +17,7 @@ from ktd.experts.pool import ExpertPool
 from ktd.experts.store import HostStore
 from ktd.experts.weights import ExpertWeights
 from ktd.sgl.expert_loader import ExpertLoader, WeightLoader
+from ktd.sgl.slots import without_memory
 
 
 class PoolSlots:
@@ -57,7 +58,7 @@ class PoolSlots:
         template = loader.template if template is None else template
         for name in loader.template:
             if name not in template:
-                loader.attach(name, _without_memory(layer, name, loader))
+                loader.attach(name, without_memory(layer, name, loader))
                 continue
             meta = template[name]
             shape = (num_slots, *meta.shape[1:])
@@ -72,7 +73,7 @@ class PoolSlots:
             loader.attach(name, parameter)
             self._tensors[name] = memory
         for name, weight_loader in unstored.items():
-            _without_memory(layer, name, weight_loader)
+            without_memory(layer, name, weight_loader)
 
     def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
         """In the checkpoint's layout."""
@@ -106,10 +107,3 @@ class PoolSlots:
         hidden = dispatch_output.hidden_states.contiguous()
         out.add_(self._pool.forward(self._handle, hidden, slots, weights))
         self._read(self._pool.bytes_read - before)
-
-
-def _without_memory(layer: nn.Module, name: str, loader: WeightLoader) -> nn.Parameter:
-    parameter = nn.Parameter(torch.empty(0), requires_grad=False)
-    parameter.weight_loader = loader  # type: ignore[attr-defined]
-    layer.register_parameter(name, parameter)
-    return parameter

@@ -23,7 +23,7 @@ from ktd.experts.store import HostStore
 from ktd.rankfile import KINDS, TIERS, Kind, RankFileWriter, Word, path_of
 from ktd.sgl.bench_routing import BenchRouting, BenchRoutingRefused, read_routing
 from ktd.sgl.copier import Copier
-from ktd.sgl.copy_lane import CopyLane, GpuLane, HostLane
+from ktd.sgl.copy_lane import lane_to
 from ktd.sgl.cores import pool_cores
 from ktd.sgl.expert_layer import ExpertLayer, MoveRefused
 from ktd.sgl.move_calls import MoveCalls
@@ -110,11 +110,12 @@ class Rank:
         )
         wanted = spec.cpu_expert_format
         self.quantiser = Quantiser(wanted, self.store, self.pool.place) if wanted else None
+        self.lane = lane_to(spec.device)
         copier = Copier(
             finished=self.file.acknowledge_copy,
             copied=lambda num_bytes: self._add(Word.SWAP_BYTES, num_bytes),
             bytes_per_second=spec.swap_rate,
-            lane=self._lane(),
+            lane=self.lane,
         )
         moves = MoveCalls(rank, self.layers, copier, moved=self._write_tables)
         self._load_lock = threading.Lock()
@@ -129,11 +130,6 @@ class Rank:
     def on_gpu(self) -> bool:
         """Whether slots are on a GPU."""
         return self.spec.device != "cpu"
-
-    def _lane(self) -> CopyLane:
-        if not self.on_gpu:
-            return HostLane()
-        return GpuLane(torch.device("cuda", torch.cuda.current_device()))
 
     # --- loading -------------------------------------------------------------------------
 
@@ -192,12 +188,12 @@ class Rank:
     def register_memory(self, tensors: Iterable[ExpertTensor]) -> None:
         """Makes a layer's complete host memory readable for the GPU's copies; elsewhere nothing.
 
-        What is scattered lies in mapped files, which are copied from as they are.
+        What is scattered lies in mapped files and cannot be; what is quantised no copy reads.
 
         Raises:
             StartRefused: The driver refuses.
         """
-        if self.side is None:
+        if self.side is None or self.quantiser is not None:
             return
         try:
             for tensor in tensors:

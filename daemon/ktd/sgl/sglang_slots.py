@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from ktd.sgl.expert_loader import ExpertLoader, WeightLoader
+from ktd.sgl.slots import without_memory
 
 
 class SglangSlots:
@@ -21,6 +22,7 @@ class SglangSlots:
         loader: The layer's; the parameters carry it.
         num_slots: S.
         attributes: What else SGLang's layer gave to ``create_weights``.
+        names: Parameters that slots have memory for; None: all of the loader's.
         unstored: Loaders of SGLang's other parameters, by name.
         always_skips: The runner takes the id -1 also if every expert has a slot.
     """
@@ -33,21 +35,25 @@ class SglangSlots:
         num_slots: int,
         attributes: Mapping[str, Any],
         *,
+        names: Sequence[str] | None = None,
         unstored: Mapping[str, WeightLoader] | None = None,
         always_skips: bool = False,
     ) -> None:
         self._method = method
         self._always_skips = always_skips
         self._num_slots = num_slots
-        self._names = tuple(loader.template)
+        self._names = tuple(loader.template if names is None else names)
         method.create_weights(
             layer=layer, num_experts=num_slots, weight_loader=loader, **attributes
         )
-        for name in self._names:
-            loader.attach(name, getattr(layer, name))
+        for name in loader.template:
+            found = getattr(layer, name) if name in self._names else None
+            loader.attach(name, without_memory(layer, name, loader) if found is None else found)
         for name, ignoring in (unstored or {}).items():
             parameter = getattr(layer, name, None)
-            if parameter is not None:
+            if parameter is None:
+                without_memory(layer, name, ignoring)
+            else:
                 parameter.weight_loader = ignoring
 
     def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
@@ -139,6 +145,13 @@ class SglangSlots:
             layer, dispatch_output._replace(topk_output=topk)
         ).hidden_states
         return computed
+
+
+def unquantised_method(layer: Any) -> Any:
+    """SGLang's method for bf16 experts, made as its own configurations make it for such a layer."""
+    from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
+
+    return UnquantizedFusedMoEMethod(layer.use_triton_kernels, layer.use_flashinfer_trtllm_moe)
 
 
 def _look(tensor: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...], float]:

@@ -11,16 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
-from ktd.cuda.driver import copy_async
 from ktd.experts import _native
 from ktd.experts.scattered import ExpertTensor, ScatteredTensor
 from ktd.experts.weights import WeightFormat
 
+# numpy does not know all of torch's types.
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class SlotPart(Protocol):
-    """One tensor of a slot and what is written into it."""
+    """One tensor of a slot and what is written into it, as a row of units."""
 
     @property
     def units(self) -> int:
@@ -32,8 +35,22 @@ class SlotPart(Protocol):
         """Bytes of a unit in the slot."""
         ...
 
-    def fill(self, start: int, count: int) -> None:
-        """Writes ``count`` units from ``start`` on."""
+    def target(self, start: int, count: int) -> torch.Tensor:
+        """View of the slot, ``[count, …]``: the units from ``start`` on."""
+        ...
+
+    def as_is(self, start: int, count: int) -> torch.Tensor | None:
+        """The same bytes where a copy engine may read them in one piece, or None.
+
+        That is: in host memory that is registered, if the slot is on a GPU.
+        """
+        ...
+
+    def into(self, start: int, count: int, out: torch.Tensor) -> None:
+        """Writes them into host memory of the shape and type of ``target(start, count)``.
+
+        In the calling thread alone; may be called by several at once.
+        """
         ...
 
 
@@ -52,7 +69,7 @@ class SlotSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CopiedElements:
-    """A tensor of the slot is the store's, element by element."""
+    """A tensor of the slot is the store's, element by element; both are contiguous."""
 
     destination: torch.Tensor
     source: torch.Tensor
@@ -67,24 +84,22 @@ class CopiedElements:
         """Of an element."""
         return self.source.element_size()
 
-    def fill(self, start: int, count: int) -> None:
-        """Copies; onto a GPU, on the current stream, without waiting."""
-        if self.destination.is_cuda:
-            begin = start * self.unit_bytes
-            copy_async(
-                self.destination.data_ptr() + begin,
-                self.source.data_ptr() + begin,
-                count * self.unit_bytes,
-                torch.cuda.current_stream().cuda_stream,
-            )
-            return
-        end = start + count
-        self.destination.view(-1)[start:end].copy_(self.source.view(-1)[start:end])
+    def target(self, start: int, count: int) -> torch.Tensor:
+        """Elements in a row."""
+        return self.destination.view(-1)[start : start + count]
+
+    def as_is(self, start: int, count: int) -> torch.Tensor:
+        """Host memory in one piece is registered beside a GPU."""
+        return self.source.view(-1)[start : start + count]
+
+    def into(self, start: int, count: int, out: torch.Tensor) -> None:
+        """Copies."""
+        _copy(out, self.as_is(start, count))
 
 
 @dataclass(frozen=True, slots=True)
 class CopiedRows:
-    """Rows of a matrix of the slot are the store's, whose rows may lie apart."""
+    """Rows of a matrix of the slot are the store's, whose rows may lie apart, in mapped files."""
 
     destination: torch.Tensor
     source: torch.Tensor
@@ -99,18 +114,23 @@ class CopiedRows:
         """Of a row."""
         return self.source.shape[1] * self.source.element_size()
 
-    def fill(self, start: int, count: int) -> None:
-        """Copies; onto a GPU, on the current stream."""
-        end = start + count
-        self.destination[start:end].copy_(self.source[start:end], non_blocking=True)
+    def target(self, start: int, count: int) -> torch.Tensor:
+        """Rows, each contiguous."""
+        return self.destination[start : start + count]
+
+    def as_is(self, start: int, count: int) -> None:
+        """Mapped files cannot be registered."""
+
+    def into(self, start: int, count: int, out: torch.Tensor) -> None:
+        """Copies row by row; waits for pages that the page cache has lost."""
+        _copy(out, self.source[start : start + count])
 
 
 @dataclass(frozen=True, slots=True)
 class DequantisedRows:
     """A bf16 matrix ``[rows, columns]`` of the slot holds the values of the store's quantised one.
 
-    All tensors are contiguous on the CPU; weights and scales are as ``_native.quantise`` writes
-    them.
+    All tensors are contiguous; weights and scales are as ``_native.quantise`` writes them.
     """
 
     destination: torch.Tensor
@@ -128,16 +148,33 @@ class DequantisedRows:
         """Of a row."""
         return self.destination.shape[1] * self.destination.element_size()
 
-    def fill(self, start: int, count: int) -> None:
-        """Dequantises in the calling thread."""
+    def target(self, start: int, count: int) -> torch.Tensor:
+        """Rows."""
+        return self.destination[start : start + count]
+
+    def as_is(self, start: int, count: int) -> None:
+        """The bytes of the slot are nowhere yet."""
+
+    def into(self, start: int, count: int, out: torch.Tensor) -> None:
+        """Dequantises."""
         _native.dequantise(
             self.weights[start].data_ptr(),
             self.scale[start].data_ptr(),
             self.format.value,
             count,
             self.destination.shape[1],
-            self.destination[start].data_ptr(),
+            out.data_ptr(),
         )
+
+
+def _copy(out: torch.Tensor, source: torch.Tensor) -> None:
+    """Between host tensors of one shape, without the interpreter's lock.
+
+    By numpy, which takes the calling thread alone: torch would start a team of threads beside each
+    thread that copies, on cores that the pool has.
+    """
+    bits = _BITS[source.element_size()]
+    np.copyto(out.view(bits).numpy(), source.view(bits).numpy())
 
 
 @dataclass(frozen=True, slots=True)

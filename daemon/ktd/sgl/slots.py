@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -46,3 +47,11 @@ class Slots(Protocol):
             weights: float32 ``[T, K]``.
             out: float32 ``[T, H]``.
         """
+
+
+def without_memory(layer: nn.Module, name: str, loader: Callable[..., None]) -> nn.Parameter:
+    """Gives a layer a parameter of SGLang's by which loading finds ``loader``, and nothing else."""
+    parameter = nn.Parameter(torch.empty(0), requires_grad=False)
+    parameter.weight_loader = loader  # type: ignore[attr-defined]
+    layer.register_parameter(name, parameter)
+    return parameter
