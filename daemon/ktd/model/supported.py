@@ -34,6 +34,7 @@ ARCHITECTURES = {
     "PhiMoEForCausalLM": Architecture(("cpu",), tied_head=False),
     "Qwen2MoeForCausalLM": Architecture(("cpu",), tied_head=False, dense_layers=False),
     "Qwen3MoeForCausalLM": Architecture(("cpu", "cuda"), tied_head=False, dense_layers=False),
+    "Qwen3NextForCausalLM": Architecture(("cuda",), tied_head=False, dense_layers=False),
 }
 
 # What SGLang's classes for these compute; the CPU kernels have more (ktd.experts.weights).

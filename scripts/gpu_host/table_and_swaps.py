@@ -1,0 +1,88 @@
+"""The table of `ktd bench table` and `ktd bench swap` on one engine: a start takes minutes there.
+
+    engine.sh run python3 scripts/gpu_host/table_and_swaps.py FOLDER MODEL [bench table option ...]
+        [--swap-rates none,100] [--swap-seconds 4] [option of ktd serve ...]
+
+Swaps are measured with each routing's engine when its cells are done, in slots of the largest ratio
+and with the table's own routing. Leaves table.json, table.md, table.svg and swap-RATE.json in
+FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ktd.bench.link import link_bytes_per_second
+from ktd.bench.swap import measure_swaps
+from ktd.bench.table import measurement
+from ktd.cli import bench_table
+from ktd.cli.program import run as ktd
+
+_PAIRS = 3
+_BEGAN = time.monotonic()
+
+
+def say(text: str) -> None:
+    """Prints a line at once."""
+    print(f"{text} ({time.monotonic() - _BEGAN:.0f} s)", flush=True)
+
+
+class WithSwaps(measurement.TableBench):
+    """A table whose engines do one more thing before they end."""
+
+    folder: Path
+    rates: Sequence[float | None]
+    seconds: float
+
+    @contextlib.asynccontextmanager
+    async def _started(self, *arguments: Any) -> AsyncIterator[Any]:
+        link = link_bytes_per_second()
+        async with super()._started(*arguments) as run:
+            say(f"serving; the link alone {0 if link is None else link / 1e9:.1f} GB/s")
+            over = None
+            try:
+                yield run
+            except measurement.OutOfTime as error:
+                over = error
+            await run.client.set_policy("off")
+            for rate in self.rates:
+                result = await measure_swaps(
+                    run.client,
+                    run.load,
+                    seconds=self.seconds,
+                    pairs=_PAIRS,
+                    rate=rate,
+                    progress=lambda _: None,
+                )
+                found = result.as_json()
+                (self.folder / f"swap-{rate or 'unlimited'}.json").write_text(json.dumps(found))
+                names = ("bytes_per_second", "experts_per_second", "throughput_ratio", "p99_ratio")
+                say(f"swaps, {rate or 'no limit'}: {json.dumps({k: found[k] for k in names})}")
+            if over is not None:
+                raise over
+
+
+def main() -> int:
+    """As `ktd bench table`."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--swap-rates", default="none,100")
+    parser.add_argument("--swap-seconds", type=float, default=4.0)
+    args, rest = parser.parse_known_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    WithSwaps.folder, WithSwaps.seconds = args.folder, args.swap_seconds
+    WithSwaps.rates = [None if r == "none" else float(r) for r in args.swap_rates.split(",")]
+    bench_table.TableBench = WithSwaps  # type: ignore[misc]
+    files = ("--resume", f"{args.folder}/table.json", "--markdown", f"{args.folder}/table.md")
+    return ktd(["bench", "table", *rest, *files, "--plot", f"{args.folder}/table.svg"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
