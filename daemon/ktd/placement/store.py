@@ -10,6 +10,7 @@ import json
 import os
 import time
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -74,7 +75,7 @@ class PlacementStore:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = self._path.with_suffix(".tmp")
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"version": _VERSION, **asdict(stored)}, file)
+            file.write(_encoded(stored))
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(self._path)
@@ -92,6 +93,37 @@ class PlacementStore:
             _log.warning("unreadable placement", path=str(self._path), why=why, move=str(error))
         else:
             _log.warning("unreadable placement", path=str(self._path), why=why, moved_to=str(aside))
+
+
+def _encoded(stored: StoredPlacement) -> str:
+    """JSON of everything, made in little time: whoever encodes keeps the event loop waiting."""
+    rest = {
+        "version": _VERSION,
+        "model": stored.model,
+        "shape": asdict(stored.shape),
+        "revision": stored.revision,
+        "origin": stored.origin,
+        "update_time": stored.update_time,
+    }
+    entries = json.dumps([asdict(entry) for entry in stored.history.entries])
+    points = ", ".join(
+        f'{{"revision": {point.revision}, "experts": {_experts_text(point.experts)}}}'
+        for point in stored.history.undo_points
+    )
+    return (
+        f'{json.dumps(rest)[:-1]}, "experts": {_experts_text(stored.experts)}, '
+        f'"history": {{"entries": {entries}, "undo_points": [{points}]}}}}\n'
+    )
+
+
+def _experts_text(experts: Experts) -> str:
+    return f"[{', '.join(map(_layer_text, experts))}]"
+
+
+@lru_cache(maxsize=1 << 13)
+def _layer_text(layer: tuple[int, ...]) -> str:
+    # Undo points share most layers with their neighbours, and each change saves all of them again.
+    return f"[{', '.join(map(str, layer))}]"
 
 
 def _decoded(raw: dict[str, Any]) -> StoredPlacement:
