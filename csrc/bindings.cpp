@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "bindings_ceilings.h"
+#include "bindings_copies.h"
 #include "bindings_quantise.h"
 #include "check.h"
 #include "cpu_features.h"
@@ -302,5 +303,6 @@ PYBIND11_MODULE(_native, module) {
   module.def("cpu_quota", [] { return ktd::CpuQuota(); });
   module.def("isas", &ktd::Isas);
   ktd::BindCeilings(module);
+  ktd::BindCopies(module);
   ktd::BindQuantise(module);
 }

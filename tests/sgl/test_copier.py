@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from ktd.sgl.copier import Copier
 from ktd.sgl.expert_layer import SlotCopy
-from ktd.sgl.slot_source import CopiedElements
+from ktd.sgl.slot_source import PlainSource
 
 
 class Outcomes:
@@ -38,7 +38,8 @@ def outcomes():
 
 
 def copy_of(destination, source):
-    return SlotCopy(layer=0, expert=0, slot=0, parts=(CopiedElements(destination, source),))
+    store, slots = PlainSource({"w": source[None]}), {"w": destination[None]}
+    return SlotCopy(layer=0, expert=0, slot=0, source=store, slots=slots)
 
 
 def test_batches_are_copied_in_order_and_every_byte_is_counted(outcomes):

@@ -32,6 +32,44 @@ def watch_mapping(address: int, size: int, report: str, text: str) -> None:
 def cpu_quota() -> float:
     """CPUs' worth of time that the process's cgroups give it; infinite without a limit."""
 
+class SlotCopies:
+    """Copies of a batch of experts into slots (csrc/slot_copies.h); of one thread at a time.
+
+    Args:
+        copies: Destination, source, and bytes of each; memory that outlives this object.
+        piece: Bytes of one copy at most.
+        device: Enqueued by CUDA's driver, from registered memory; else copied at once.
+        stream: Where, as the driver knows it.
+        most_ahead: Bytes that are in flight there before the thread waits.
+
+    Raises:
+        RuntimeError: There is no driver.
+    """
+
+    def __init__(
+        self,
+        copies: Sequence[tuple[int, int, int]],
+        piece: int,
+        *,
+        device: bool = False,
+        stream: int = 0,
+        most_ahead: int = 67108864,
+    ) -> None: ...
+    def run(self, seconds: float, rate: float = 0.0) -> int:
+        """Goes on for about so long, and returns the bytes of that.
+
+        Args:
+            seconds: Of one turn.
+            rate: Bytes a second; 0: no limit.
+
+        Raises:
+            RuntimeError: The driver refuses a copy, or reports what failed earlier.
+        """
+
+    @property
+    def done(self) -> bool:
+        """Everything is copied, or enqueued, and has taken its time."""
+
 class Mailbox:
     """Answers one layer's call at a time through memory that a device writes (csrc/mailbox.h).
 

@@ -18,9 +18,12 @@ import torch
 
 from ktd.sgl.copy_lane import CopyLane, HostLane
 from ktd.sgl.expert_layer import SlotCopy
+from ktd.sgl.slot_source import Copies
 
 logger = logging.getLogger(__name__)
 
+# Between two looks at stop(), and two additions to what was copied.
+_TURN_SECONDS = 0.05
 # Between two looks at the rate limit and at stop(): 1 ms of copying at 4 GB/s.
 _CHUNK_BYTES = 4 << 20
 
@@ -99,13 +102,26 @@ class Copier:
     def _try(self, job: _Job) -> str | None:
         try:
             self._lane.enter(job.after)
+            plain: Copies = []
             for copy in job.copies:
-                self._copy(copy)
+                addresses = copy.addresses()
+                if addresses is None:
+                    self._copy(copy)
+                else:
+                    plain += addresses
+            self._run_copies(plain)
             self._lane.finish()
         except Exception as error:  # the batch fails, the thread lives
             logger.exception("copying batch %d failed", job.batch_id)
             return f"copying into a slot failed: {error}"
         return None
+
+    def _run_copies(self, addresses: Copies) -> None:
+        copies = self._lane.copies(addresses, self._chunk_bytes())
+        while not copies.done:
+            self._copied(copies.run(_TURN_SECONDS, self._rate or 0.0))
+            if self._stopping.is_set() and not copies.done:
+                raise RuntimeError("the engine is stopping")
 
     def _copy(self, copy: SlotCopy) -> None:
         for part in copy.parts:

@@ -10,7 +10,8 @@ import torch
 from ktd.cuda.driver import copy_async
 from ktd.cuda.pinned_ring import PinnedRing
 from ktd.cuda.streams import new_event, new_stream
-from ktd.sgl.slot_source import SlotPart
+from ktd.experts import _native
+from ktd.sgl.slot_source import Copies, SlotPart
 
 # In flight on a GPU before the host waits: enough to hide enqueuing, and what is reported as copied
 # is so within a millisecond.
@@ -38,6 +39,10 @@ class CopyLane(Protocol):
         """
         ...
 
+    def copies(self, addresses: Copies, piece: int) -> _native.SlotCopies:
+        """Plain copies of a batch in pieces of so many bytes; the copying thread runs them."""
+        ...
+
     def finish(self) -> None:
         """Returns when the whole batch is in its slots."""
         ...
@@ -55,6 +60,10 @@ class HostLane:
     def put(self, part: SlotPart, start: int, count: int) -> None:
         """Written in the calling thread."""
         part.into(start, count, part.target(start, count))
+
+    def copies(self, addresses: Copies, piece: int) -> _native.SlotCopies:
+        """Written in the calling thread, without the interpreter's lock."""
+        return _native.SlotCopies(addresses, piece)
 
     def finish(self) -> None:
         """All is."""
@@ -115,6 +124,16 @@ class GpuLane:
             target,
             lambda at, count, out: part.into(start + at, count, out),
             threads=self._threads,
+        )
+
+    def copies(self, addresses: Copies, piece: int) -> _native.SlotCopies:
+        """By DMA on the lane's stream; a busy scheduler's lock is not asked for meanwhile."""
+        return _native.SlotCopies(
+            addresses,
+            piece,
+            device=True,
+            stream=self._stream.cuda_stream,
+            most_ahead=_PIECE_BYTES * _PIECES,
         )
 
     def finish(self) -> None:

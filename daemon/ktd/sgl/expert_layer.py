@@ -7,12 +7,14 @@ calls between two steps. A slot that is being written is in neither direction of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from ktd.sgl.copy_lane import CopyLane
-from ktd.sgl.slot_source import SlotPart, SlotSource, bytes_of_one
+from ktd.sgl.slot_source import Copies, SlotPart, SlotSource, bytes_of_one
 
 EMPTY = -1
 
@@ -28,7 +30,18 @@ class SlotCopy:
     layer: int
     expert: int
     slot: int
-    parts: tuple[SlotPart, ...]
+    source: SlotSource
+    slots: Mapping[str, torch.Tensor]
+
+    @property
+    def parts(self) -> tuple[SlotPart, ...]:
+        """Made by whoever copies, not by the scheduler."""
+        tensors = {name: tensor[self.slot] for name, tensor in self.slots.items()}
+        return self.source.parts(self.expert, tensors)
+
+    def addresses(self) -> Copies | None:
+        """As plain copies, if it is that."""
+        return self.source.addresses(self.expert, self.slot, self.slots)
 
     @property
     def num_bytes(self) -> int:
@@ -65,9 +78,11 @@ class ExpertLayer:
     _slot_of: dict[int, int] = field(init=False, default_factory=dict)
     _writing: dict[int, int] = field(init=False, default_factory=dict)
     _changed: dict[int, int] = field(init=False, default_factory=dict)
+    _entries: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self._occupants = [EMPTY] * self.num_slots
+        self._entries = self.table.numpy()  # the same memory; torch takes microseconds an entry
 
     @property
     def expert_bytes(self) -> int:
@@ -117,7 +132,7 @@ class ExpertLayer:
         return changed
 
     def _map(self, expert: int, slot: int) -> None:
-        self.table[expert] = slot
+        self._entries[expert] = slot
         self._changed[expert] = slot
 
     def reserve(self, expert: int, slot: int | None = None) -> SlotCopy:
@@ -133,8 +148,7 @@ class ExpertLayer:
             if slot is None:
                 raise MoveRefused(f"layer {self.layer} has no free slot for expert {expert}")
         self._writing[expert] = slot
-        tensors = {name: tensor[slot] for name, tensor in self.slots.items()}
-        return SlotCopy(self.layer, expert, slot, self.store.parts(expert, tensors))
+        return SlotCopy(self.layer, expert, slot, self.store, self.slots)
 
     def publish(self, expert: int) -> None:
         """Maps an expert whose copy has finished."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ import torch
 from ktd.experts import _native
 from ktd.experts.scattered import ExpertTensor, ScatteredTensor
 from ktd.experts.weights import WeightFormat
+
+# Destination, source and bytes of each.
+Copies: TypeAlias = list[tuple[int, int, int]]
 
 # numpy does not know all of torch's types.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -64,6 +67,16 @@ class SlotSource(Protocol):
 
     def parts(self, expert: int, slot: Mapping[str, torch.Tensor]) -> tuple[SlotPart, ...]:
         """What makes ``slot``, tensors by parameter name, hold ``expert``."""
+        ...
+
+    def addresses(self, expert: int, slot: int, slots: Mapping[str, torch.Tensor]) -> Copies | None:
+        """The same as plain copies from memory that a GPU reads by itself; None: it is not that.
+
+        Args:
+            expert: Which one.
+            slot: Index in ``slots``.
+            slots: ``[S, …]`` by parameter name.
+        """
         ...
 
 
@@ -202,6 +215,22 @@ class PlainSource:
                 found.append(CopiedElements(slot[name], tensor[expert]))
         return tuple(found)
 
+    def addresses(self, expert: int, slot: int, slots: Mapping[str, torch.Tensor]) -> Copies | None:
+        """One for each tensor, where none is scattered.
+
+        Raises:
+            ValueError: A slot is no expert of the store.
+        """
+        found: Copies = []
+        for name, tensor in self.tensors.items():
+            if isinstance(tensor, ScatteredTensor):
+                return None
+            (to, size), (source, held) = _place(slots[name], slot), _place(tensor, expert)
+            if size != held:
+                raise ValueError(f"{name} of an expert has {held} bytes, its slot {size}")
+            found.append((to, source, size))
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class QuantisedSource:
@@ -231,6 +260,16 @@ class QuantisedSource:
             )
             for name, matrix in slot.items()
         )
+
+    def addresses(self, expert: int, slot: int, slots: Mapping[str, torch.Tensor]) -> None:
+        """The bytes of the slot are nowhere yet."""
+
+
+def _place(tensor: torch.Tensor, index: int) -> tuple[int, int]:
+    """Address and bytes of one of the first dimension, which is contiguous in itself."""
+    size = tensor.element_size()
+    pitch = tensor.stride(0) * size
+    return tensor.data_ptr() + index * pitch, tensor.numel() // len(tensor) * size
 
 
 def bytes_of_one(tensors: Mapping[str, ExpertTensor]) -> int:

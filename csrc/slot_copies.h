@@ -1,0 +1,60 @@
+// Copies of a batch of experts into their slots, done piece by piece at a limited rate.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace ktd {
+
+// `size` bytes from one address to another.
+struct SlotCopy {
+  std::uintptr_t to;
+  std::uintptr_t from;
+  std::size_t size;
+};
+
+// How a piece is copied; called by one thread at a time.
+class CopyEngine {
+ public:
+  virtual ~CopyEngine() = default;
+  // Copies, or enqueues that. Throws std::runtime_error.
+  virtual void Copy(const SlotCopy& piece) = 0;
+};
+
+// At once, by the calling thread.
+std::unique_ptr<CopyEngine> HostCopies();
+
+// By CUDA's driver on a stream of the calling thread's context, from registered memory; the thread
+// waits where more than `most_ahead` bytes would be in flight. Throws std::runtime_error where
+// there is no driver.
+std::unique_ptr<CopyEngine> DeviceCopies(std::uintptr_t stream, std::size_t most_ahead);
+
+// One batch. Its memory stays valid until the object is gone and, with a device, the stream is
+// idle.
+class SlotCopies {
+ public:
+  // Copies in order, in pieces of `piece` bytes at most (no less than 1).
+  SlotCopies(std::vector<SlotCopy> copies, std::unique_ptr<CopyEngine> engine, std::size_t piece);
+
+  // Goes on for about `turn` and returns the bytes copied, or enqueued, in it. With a `rate` in
+  // bytes per second (0: none) a piece takes as long as it should, which may be several turns.
+  std::size_t Run(std::chrono::nanoseconds turn, double rate);
+
+  // Everything is copied, or enqueued, and has taken its time.
+  bool done() const { return next_ == copies_.size() && Clock::now() >= due_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  std::vector<SlotCopy> copies_;
+  std::unique_ptr<CopyEngine> engine_;
+  const std::size_t piece_;
+  std::size_t next_ = 0;  // the copy that goes on
+  std::size_t at_ = 0;    // how far it is
+  Clock::time_point due_{};
+};
+
+}  // namespace ktd
