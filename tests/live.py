@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,9 +18,12 @@ import uuid
 from pathlib import Path
 from typing import Any, Self
 
+from tests.device import device
+
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "ktd-tiny"
 MARK = "KTD_TEST_DAEMON"
+LOGS = "KTD_TEST_LOGS"
 READY_SECONDS = 300
 STOP_SECONDS = 40
 POLL_SECONDS = 0.1
@@ -54,11 +58,11 @@ def processes(variable: str, value: str) -> set[int]:
 
 
 class LiveDaemon:
-    """``ktd serve MODEL ARGS…`` with folders, socket and port of its own.
+    """``ktd serve MODEL ARGS…`` on the tests' device, with folders, socket and port of its own.
 
     Use as a context manager, which starts it, waits until it serves, and leaves no process and no
     folder behind. ``start`` after ``stop`` or ``kill`` is the next start of the same daemon: same
-    state folder, same port.
+    state folder, same port. Its log is kept in the folder that ``KTD_TEST_LOGS`` names, if it does.
 
     Attributes:
         http_url: Address of the front, without a slash at its end.
@@ -86,7 +90,7 @@ class LiveDaemon:
             *(sys.executable, "-m", "ktd", "serve", str(model)),
             *("--config", str(config), "--port", str(self.port)),
             *("--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.state_dir)),
-            *("--socket", str(self.socket), "--log-format", "json"),
+            *("--socket", str(self.socket), "--log-format", "json", "--device", device()),
             *args,
             *serve_arguments(),
         ]
@@ -216,4 +220,12 @@ class LiveDaemon:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
+        self._keep_log()
         shutil.rmtree(self.base, ignore_errors=True)
+
+    def _keep_log(self) -> None:
+        folder = os.environ.get(LOGS)
+        if folder and self.log.exists():
+            test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition("::")[2].split(" ")[0]
+            name = re.sub(r"[^\w.-]+", "-", f"{test}-{self._mark[:6]}.log")
+            shutil.copy(self.log, Path(folder) / name)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
-from tests.acceptance.openai import mean_error, prompt_logprobs
+from tests.acceptance.openai import decoded, mean_error, prompt_logprobs
 from tests.acceptance.reference import TEXTS, Reference
 
 # Beyond what unmodified SGLang loses to bfloat16, ten per cent.
 FACTOR = 1.1
 CEILING = 0.035
+# Servers decode different tokens, 384 of each: without a GPU ktd's errors were 0.0092 to 0.0112 at
+# three placements, unmodified SGLang's 0.0097 to 0.0102 in three repetitions.
+DECODE_FACTOR = 1.5
+# Streams that decode side by side, two of each text: no size that graphs are captured for.
+BEGINNINGS = (0, 100)
+PROMPT, DECODED = 40, 64
 
 
 def answers_of(url: str, reference: Reference) -> list[float]:
@@ -29,11 +36,33 @@ def error_of(url: str, reference: Reference) -> float:
     return mean_error(values, exact_of(reference))
 
 
+def decode_error_of(url: str, reference: Reference) -> float:
+    """Mean absolute difference over tokens that the server decodes, in several streams at once.
+
+    Prompts pass through prefill alone; on a GPU these pass through its graphs.
+    """
+    texts = map(reference.text, TEXTS)
+    prompts = [ids[at : at + PROMPT] for ids in texts for at in BEGINNINGS]
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        answers = list(threads.map(lambda prompt: decoded(url, prompt, DECODED), prompts))
+    errors = [
+        mean_error(values, reference.logprobs(prompt + ids)[-DECODED:])
+        for prompt, (ids, values) in zip(prompts, answers, strict=True)
+    ]
+    return sum(errors) / len(errors)
+
+
 def require_close(
-    error: float, stock_error: float, record_property: Callable[[str, object], None], what: str
+    error: float,
+    stock_error: float,
+    record_property: Callable[[str, object], None],
+    what: str,
+    *,
+    factor: float = FACTOR,
+    ceiling: float = CEILING,
 ) -> None:
     """Fails for an error beyond the bar, and prints it."""
     record_property("mean_abs_logprob_error", error)
     print(f"{what}: mean |difference| {error:.4f}, unmodified SGLang {stock_error:.4f}")
-    assert error <= FACTOR * stock_error
-    assert error <= CEILING
+    assert error <= factor * stock_error
+    assert error <= ceiling

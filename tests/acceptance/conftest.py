@@ -11,6 +11,7 @@ import pytest
 from ktd.bench.servers import stock_server
 from tests.acceptance.agreement import error_of
 from tests.acceptance.reference import Reference
+from tests.device import on_gpu
 from tests.live import serve_arguments
 
 TOKENS = ["--max-total-tokens", "16384"]
@@ -27,8 +28,7 @@ def reference(model_dir: Path) -> Reference:
 @pytest.fixture(scope="session")
 def stock_url(model_dir: Path) -> Iterator[str]:
     """Unmodified SGLang on this host, for the whole session: the baseline of the same run."""
-    gpu = Path("/dev/nvidia0").exists()
-    with stock_server(model_dir, [*TOKENS, *serve_arguments()], gpu=gpu) as server:
+    with stock_server(model_dir, [*TOKENS, *serve_arguments()], gpu=on_gpu()) as server:
         yield f"http://127.0.0.1:{server.endpoint.port}"
 
 

@@ -30,6 +30,15 @@ def prompt_logprobs(url: str, ids: list[int]) -> list[float]:
     return [float(value) for value in values]
 
 
+def decoded(url: str, prompt: list[int], tokens: int) -> tuple[list[int], list[float]]:
+    """A greedy continuation: its token ids, and the log-probability of each."""
+    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "logprobs": 1}
+    choice = post(url, body | {"ignore_eos": True, "return_token_ids": True})["choices"][0]
+    ids, values = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+    assert len(ids) == len(values) == tokens
+    return list(ids), [float(value) for value in values]
+
+
 def mean_error(values: list[float], reference: list[float]) -> float:
     """Mean absolute difference."""
     return sum(abs(a - b) for a, b in zip(values, reference, strict=True)) / len(values)

@@ -1,7 +1,11 @@
-"""A model whose experts are what ktd makes of them when it quantises them at load, in float32."""
+"""Models with quantised experts: what ktd makes of them at load, and one that blocks go into."""
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 
@@ -24,3 +28,23 @@ def quantised_values(matrix: Any, form: str) -> Any:
     scale = (groups.abs().amax(2, keepdim=True) / 7.5).bfloat16().float()
     steps = (groups / scale).round().clamp(-8, 7)
     return torch.where(scale > 0, steps * scale, 0).flatten(1)
+
+
+def widened(model: Path, folder: Path, width: int) -> None:
+    """Writes the same model with experts of ``width``: rows and columns of zeros change nothing."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    tensors = load_file(model / "model.safetensors")
+    for name, tensor in tensors.items():
+        side = re.search(r"\.experts\.\d+\.(gate|up|down)_proj", name)
+        if side is None:
+            continue
+        missing = width - tensor.shape[side[1] == "down"]
+        padding = (0, missing) if side[1] == "down" else (0, 0, 0, missing)
+        tensors[name] = torch.nn.functional.pad(tensor, padding)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["moe_intermediate_size"] = width
+    (folder / "config.json").write_text(json.dumps(config))

@@ -17,6 +17,7 @@ from ktd.simulate.sources import read_workload
 from ktd.simulate.workload import Phase, Workload, with_mixed
 from tests.acceptance.openai import largest_error, prompt_logprobs, stream
 from tests.acceptance.reference import Reference
+from tests.device import device
 from tests.live import ROOT, LiveDaemon
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def work(tokens: int) -> Work:
     recorded = read_workload(ROOT / "models/routing-trace.npz")
     phases = [Phase(one.name, one.ids[:tokens]) for one in recorded.phases if one.name in TEXTS]
     question = Question(
-        policy="adaptive", budget=0.25, machine=machine_of("cpu", 98_304, None), every=PROMPT
+        policy="adaptive", budget=0.25, machine=machine_of(device(), 98_304, None), every=PROMPT
     )
     return Work(
         [spoken[begin : begin + PROMPT].tolist() for begin in range(0, len(spoken), PROMPT)],

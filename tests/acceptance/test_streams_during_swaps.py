@@ -11,6 +11,7 @@ from tests.acceptance.openai import largest_error, prompt_logprobs, stream
 from tests.acceptance.reference import TEXTS
 from tests.acceptance.storm import Storm
 from tests.live import LiveDaemon
+from tests.skips import two_ranks
 
 pytestmark = pytest.mark.engine
 
@@ -59,7 +60,13 @@ def first_difference(a, b):
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
 
 
-@pytest.mark.parametrize("arguments", [(), ("--tp", "2")], ids=["one-rank", "two-ranks"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param((), id="one-rank"),
+        pytest.param(("--tp", "2"), id="two-ranks", marks=two_ranks),
+    ],
+)
 def test_streams_do_not_notice_a_thousand_swaps(arguments, reference, stock_url):
     """Greedy output equals a quiet run's, or differs first where the reference is undecided too."""
     prompts = prompts_of(reference)

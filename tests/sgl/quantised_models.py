@@ -44,12 +44,19 @@ class Recipe:
 
 
 def build(name: str, folder: Path, *, model: str = "qwen3_moe_quantised") -> tiny_models.TinyModel:
-    """Writes ``folder/quantised`` and ``folder/reference``."""
+    """Writes ``folder/quantised`` and ``folder/reference`` of a tiny random model."""
+    made = tiny_models.build(model, folder / "bf16")
+    quantise(name, folder / "bf16", folder)
+    return made
+
+
+def quantise(name: str, source: Path, folder: Path) -> None:
+    """Writes ``folder/quantised`` and ``folder/reference`` of a checkpoint with one weight file."""
     recipe = RECIPES[name]
     quantised, reference = folder / "quantised", folder / "reference"
-    made = tiny_models.build(model, quantised)
-    shutil.copytree(quantised, reference)
-    tensors = load_file(quantised / "model.safetensors")
+    for copy in (quantised, reference):
+        shutil.copytree(source, copy)
+    tensors = load_file(source / "model.safetensors")
     written, values, alone = {}, {}, set()
     for key, tensor in tensors.items():
         module = key.removesuffix(".weight")
@@ -67,7 +74,6 @@ def build(name: str, folder: Path, *, model: str = "qwen3_moe_quantised") -> tin
     config = json.loads(path.read_text())
     config["quantization_config"] = recipe.config(sorted(alone))
     path.write_text(json.dumps(config))
-    return made
 
 
 def _fp8_block(weight: torch.Tensor) -> Quantised:

@@ -1,0 +1,186 @@
+"""Runs groups of acceptance tests side by side, each in a pytest of its own, within a time limit.
+
+    acceptance.py FOLDER [JOB ...] [--lanes N] [--seconds S]
+
+Every lane has cores of its own, so that engines do not pin their threads to the same ones. What is
+not done when the time is over is interrupted as Ctrl-C would, and reported so; exit status 1 if
+anything failed or was left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from acceptance_report import JobResult, report
+
+ROOT = Path(__file__).resolve().parents[2]
+# The project's own settings name plugins that such a host need not have.
+PYTEST_INI = "[pytest]\nmarkers =\n    engine\n    soak\n    timeout\n"
+# From the interrupt to the end: daemons are told to stop and may take so long.
+GRACE_SECONDS = 30.0
+LANES = 8
+
+_TESTS = "tests/acceptance"
+_AT_RATIO = f"{_TESTS}/test_logprobs.py::test_logprobs_agree_with_the_reference_at_a_ratio"
+_STREAMED = f"{_TESTS}/test_logprobs.py::test_logprobs_agree_where_a_gpu_computes_long_prompts"
+_KILLS = f"{_TESTS}/test_kills.py::"
+_ENGINE_KILLS = f"{_KILLS}test_a_killed_engine_process_is_noticed_and_everything_is_restored"
+
+# The long ones first; a job is what shares servers, or fits beside another.
+JOBS: dict[str, tuple[str, ...]] = {
+    "streams": (f"{_TESTS}/test_streams_during_swaps.py",),
+    "recordings": (f"{_TESTS}/test_recordings.py",),
+    "bf16-some": (f"{_AT_RATIO}[bf16-0.37]", f"{_STREAMED}[bf16]"),
+    "fp8-some": (f"{_AT_RATIO}[fp8_block-0.37]", f"{_STREAMED}[fp8_block]"),
+    "fp8-ends": (f"{_AT_RATIO}[fp8_block-0]", f"{_AT_RATIO}[fp8_block-1]"),
+    "bf16-ends": (f"{_AT_RATIO}[bf16-0]", f"{_AT_RATIO}[bf16-1]"),
+    "plans": (f"{_TESTS}/test_placement_plans.py",),
+    "kill-daemon": (
+        f"{_KILLS}test_a_killed_daemon_takes_its_children_and_the_next_start_restores",
+        f"{_KILLS}test_sigterm_ends_everything",
+    ),
+    "policy": (f"{_TESTS}/test_policy.py",),
+    "kill-scheduler": (f"{_ENGINE_KILLS}[sglang::scheduler]",),
+    "kill-host": (f"{_ENGINE_KILLS}[ktd.sgl.host]",),
+    "idle": (f"{_TESTS}/test_idle.py",),
+    "mmap": (f"{_TESTS}/test_host_memory.py",),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of some jobs.
+
+    Attributes:
+        work: Where each job leaves its files.
+        ini: pytest's settings.
+        daemons: Where daemons' logs are kept.
+        deadline: On the monotonic clock: when what still runs is interrupted.
+    """
+
+    work: Path
+    ini: Path
+    daemons: Path
+    deadline: float
+
+    def job(self, name: str, cores: Sequence[int]) -> JobResult:
+        """Runs one job on some cores until it ends or the time is over."""
+        began = time.monotonic()
+        result = JobResult(name, self.work / f"{name}.log", self.work / f"{name}.xml")
+        if began >= self.deadline:
+            return result
+        with result.log.open("wb") as log:
+            process = subprocess.Popen(
+                self._command(name, result.xml),
+                cwd=ROOT,
+                env={**os.environ, "KTD_TEST_LOGS": str(self.daemons)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            # Before it has imported anything, and so before it has a second thread.
+            os.sched_setaffinity(process.pid, cores)
+            result.status = self._wait(process)
+        result.seconds = time.monotonic() - began
+        return result
+
+    def _command(self, name: str, xml: Path) -> list[str]:
+        return [
+            *(sys.executable, "-m", "pytest", "-v", "-rs", "--tb=short", "-p", "no:cacheprovider"),
+            *("-c", str(self.ini), "--rootdir", str(ROOT), "--import-mode=importlib"),
+            *("-m", "not soak", f"--junitxml={xml}", "-o", "junit_logging=system-out"),
+            *(f"--basetemp={self.work / name}.tmp", *JOBS[name]),
+        ]
+
+    def _wait(self, process: subprocess.Popen[bytes]) -> int | None:
+        """Its exit status, or None if it had to be killed."""
+        try:
+            return process.wait(max(0.0, self.deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+        try:
+            return process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return None
+
+
+def run_all(run: Run, names: Sequence[str], lanes: int) -> list[JobResult]:
+    """All jobs on ``lanes`` lanes, each with its share of the cores."""
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for name in names:
+        waiting.put(name)
+    results: list[JobResult] = []
+    cores = sorted(os.sched_getaffinity(0))
+    lanes = max(1, min(lanes, len(names), len(cores)))
+
+    def work(lane: int) -> None:
+        share = cores[lane * len(cores) // lanes : (lane + 1) * len(cores) // lanes]
+        while True:
+            try:
+                name = waiting.get_nowait()
+            except queue.Empty:
+                return
+            result = run.job(name, share)
+            results.append(result)
+            print(f"{result.outcome:11} {result.seconds:4.0f} s  {name}", flush=True)
+
+    threads = [threading.Thread(target=work, args=(lane,)) for lane in range(lanes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted(results, key=lambda result: names.index(result.name))
+
+
+def keep(folder: Path, run: Run, results: Sequence[JobResult], text: str) -> None:
+    """A few files instead of many."""
+    (folder / "results.txt").write_text(text)
+    with (folder / "pytest.log").open("w") as log:
+        for result in results:
+            if result.log.exists():
+                log.write(f"===== {result.name}\n{result.log.read_text(errors='replace')}\n")
+    with tarfile.open(folder / "daemons.tar.xz", "w:xz", preset=1) as archive:
+        archive.add(run.daemons, arcname="daemons")
+    shutil.rmtree(run.work, ignore_errors=True)
+
+
+def main() -> int:
+    """Runs and reports."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("jobs", nargs="*", metavar="JOB", help=", ".join(JOBS))
+    parser.add_argument("--lanes", type=int, default=LANES)
+    parser.add_argument("--seconds", type=float, default=400.0)
+    args = parser.parse_intermixed_args()
+    unknown = [name for name in args.jobs if name not in JOBS]
+    if unknown:
+        parser.error(f"there is no job {unknown[0]!r}; choose from {', '.join(JOBS)}")
+    work = args.folder.absolute() / "work"
+    run = Run(
+        work, work / "pytest.ini", work / "daemons", time.monotonic() + args.seconds - GRACE_SECONDS
+    )
+    run.daemons.mkdir(parents=True, exist_ok=True)
+    run.ini.write_text(PYTEST_INI)
+    results = run_all(run, args.jobs or list(JOBS), args.lanes)
+    print(report(results, characters=10_000))
+    keep(args.folder, run, results, report(results))
+    return 0 if all(result.outcome == "passed" for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
