@@ -51,6 +51,7 @@ class EngineSpec:
         device: ``"cpu"`` or ``"cuda"``.
         moe_layers: Model layer indices that have experts, ascending.
         num_experts: Routed experts per MoE layer.
+        experts_per_token: Of those; not every class of SGLang tells its layers.
         slots: Slots per MoE layer, in the order of ``moe_layers``.
         initial: Experts in slots at the start, per MoE layer, ascending; at most ``slots`` of them.
         cpu_threads: Threads of the native pool over all ranks, or None for every core allowed.
@@ -75,6 +76,7 @@ class EngineSpec:
     device: str
     moe_layers: tuple[int, ...]
     num_experts: int
+    experts_per_token: int
     slots: tuple[int, ...]
     initial: tuple[tuple[int, ...], ...]
     cpu_threads: int | None = None

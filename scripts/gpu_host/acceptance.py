@@ -36,16 +36,22 @@ _TESTS = "tests/acceptance"
 _AT_RATIO = f"{_TESTS}/test_logprobs.py::test_logprobs_agree_with_the_reference_at_a_ratio"
 _STREAMED = f"{_TESTS}/test_logprobs.py::test_logprobs_agree_where_a_gpu_computes_long_prompts"
 _KILLS = f"{_TESTS}/test_kills.py::"
+_RECORDINGS = f"{_TESTS}/test_recordings.py::"
+_ARCHITECTURE = (
+    "tests/sgl/test_architectures.py::"
+    "test_log_probabilities_agree_with_transformers_at_any_placement"
+)
+_ARCHITECTURES = ("glm4_moe", "granitemoe", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe")
 _ENGINE_KILLS = f"{_KILLS}test_a_killed_engine_process_is_noticed_and_everything_is_restored"
 
 # The long ones first; a job is what shares servers, or fits beside another.
 JOBS: dict[str, tuple[str, ...]] = {
     "streams": (f"{_TESTS}/test_streams_during_swaps.py",),
-    "recordings": (f"{_TESTS}/test_recordings.py",),
     "bf16-some": (f"{_AT_RATIO}[bf16-0.37]", f"{_STREAMED}[bf16]"),
     "fp8-some": (f"{_AT_RATIO}[fp8_block-0.37]", f"{_STREAMED}[fp8_block]"),
     "fp8-ends": (f"{_AT_RATIO}[fp8_block-0]", f"{_AT_RATIO}[fp8_block-1]"),
     "bf16-ends": (f"{_AT_RATIO}[bf16-0]", f"{_AT_RATIO}[bf16-1]"),
+    **{f"arch-{name}": (f"{_ARCHITECTURE}[{name}]",) for name in (*_ARCHITECTURES, "qwen3_next")},
     "plans": (f"{_TESTS}/test_placement_plans.py",),
     "kill-daemon": (
         f"{_KILLS}test_a_killed_daemon_takes_its_children_and_the_next_start_restores",
@@ -54,6 +60,11 @@ JOBS: dict[str, tuple[str, ...]] = {
     "policy": (f"{_TESTS}/test_policy.py",),
     "kill-scheduler": (f"{_ENGINE_KILLS}[sglang::scheduler]",),
     "kill-host": (f"{_ENGINE_KILLS}[ktd.sgl.host]",),
+    "recordings": (
+        f"{_RECORDINGS}test_prefill_and_decode_are_counted_apart",
+        f"{_RECORDINGS}test_a_dump_names_its_file_and_ktd_reads_it",
+        f"{_RECORDINGS}test_a_profile_survives_and_the_next_start_is_warm",
+    ),
     "idle": (f"{_TESTS}/test_idle.py",),
     "mmap": (f"{_TESTS}/test_host_memory.py",),
 }

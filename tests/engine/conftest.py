@@ -59,6 +59,7 @@ class FakeEngines:
             device="cpu",
             moe_layers=(1, 3),
             num_experts=8,
+            experts_per_token=1,
             slots=(2, 2),
             initial=self.initial,
         )

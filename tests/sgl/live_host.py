@@ -66,6 +66,9 @@ class LiveHost:
             device=device,
             moe_layers=tuple(moe_layers),
             num_experts=num_experts,
+            experts_per_token=json.loads((model / "config.json").read_text())[
+                "num_experts_per_tok"
+            ],
             slots=tuple(counts),
             initial=tuple(
                 tuple(range(count if in_slots is None else in_slots)) for count in counts
@@ -213,6 +216,24 @@ class LiveHost:
             },
         )
         return [entry[0] for entry in answer["meta_info"]["input_token_logprobs"][1:]]
+
+    def decoded(self, ids: Sequence[int], tokens: int) -> tuple[list[int], list[float]]:
+        """Greedy continuation: its token ids, and the log-probability of each."""
+        answer = self.post(
+            "/generate",
+            {
+                "input_ids": list(ids),
+                "sampling_params": {
+                    "temperature": 0,
+                    "max_new_tokens": tokens,
+                    "ignore_eos": True,
+                },
+                "return_logprob": True,
+            },
+        )
+        entries = answer["meta_info"]["output_token_logprobs"]
+        assert len(entries) == tokens
+        return [int(entry[1]) for entry in entries], [float(entry[0]) for entry in entries]
 
     def generating(self, tokens: int) -> Generation:
         """Starts a generation in the background."""

@@ -29,6 +29,7 @@ SPEC = EngineSpec(
     device="cpu",
     moe_layers=(0,),
     num_experts=2,
+    experts_per_token=1,
     slots=(1,),
     initial=((),),
 )

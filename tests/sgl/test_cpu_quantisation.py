@@ -128,6 +128,7 @@ def spec_of(folder, config, device="cpu"):
         device=device,
         moe_layers=(0,),
         num_experts=4,
+        experts_per_token=1,
         slots=(2,),
         initial=((),),
     )

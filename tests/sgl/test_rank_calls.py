@@ -33,6 +33,7 @@ class OneRank:
             device="cpu",
             moe_layers=LAYERS,
             num_experts=EXPERTS,
+            experts_per_token=1,
             slots=(SLOTS,) * 2,
             initial=((),) * 2,
             cpu_threads=1,

@@ -37,6 +37,7 @@ class RecordingRank:
             device="cpu",
             moe_layers=LAYERS,
             num_experts=EXPERTS,
+            experts_per_token=1,
             slots=(2, 2),
             initial=((), ()),
             cpu_threads=1,

@@ -18,6 +18,7 @@ def spec(tmp_path):
         device="cpu",
         moe_layers=(1, 3),
         num_experts=4,
+        experts_per_token=1,
         slots=(2, 2),
         initial=((), ()),
     )

@@ -65,6 +65,7 @@ def spec_with(tmp_path, model, *arguments):
         device="cpu",
         moe_layers=tuple(range(6)),
         num_experts=32,
+        experts_per_token=1,
         slots=(8,) * 6,
         initial=((),) * 6,
     )

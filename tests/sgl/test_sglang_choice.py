@@ -44,6 +44,7 @@ def test_chunk_and_what_stays_free_are_sglangs(tmp_path, monkeypatch, size, chun
         device="cpu",
         moe_layers=tuple(range(6)),
         num_experts=32,
+        experts_per_token=1,
         slots=(8,) * 6,
         initial=((),) * 6,
     )

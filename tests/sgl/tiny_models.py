@@ -1,14 +1,15 @@
 """Tiny random checkpoints of many MoE architectures, made with Transformers, and their reference.
 
 Sizes are awkward on purpose: expert widths are no multiple of a vector, some layers are dense.
+SGLang's kernels on a GPU want heads of at least 64, and three layers with experts are asked for.
 """
 
 from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ _COMMON = {
 }
 
 
+_ON_GPU: dict[str, Any] = {"hidden_size": 256, "head_dim": 64}
+_ON_GPU_WITH_DENSE_LAYER = _ON_GPU | {"num_hidden_layers": 4}
+
+
 @dataclass(frozen=True, slots=True)
 class TinyModel:
     """One recipe.
@@ -39,6 +44,7 @@ class TinyModel:
         moe_layers: Layers with experts.
         num_experts: Per layer.
         architecture: Name in config.json, if it is not the one that Transformers writes.
+        on_gpu: What differs for a GPU.
     """
 
     model_type: str
@@ -46,6 +52,13 @@ class TinyModel:
     moe_layers: tuple[int, ...] = (0, 1, 2)
     num_experts: int = 8
     architecture: str | None = None
+    on_gpu: Mapping[str, Any] = field(default_factory=lambda: _ON_GPU)
+
+    def for_gpu(self) -> TinyModel:
+        """The same model with sizes that SGLang's kernels on a GPU take."""
+        options = self.options | self.on_gpu
+        layers = options.get("num_hidden_layers", _COMMON["num_hidden_layers"])
+        return replace(self, options=options, moe_layers=tuple(range(self.moe_layers[0], layers)))
 
 
 MODELS = {
@@ -125,6 +138,8 @@ MODELS = {
             "num_experts_per_tok": 2,
             "tie_word_embeddings": True,
         },
+        # By itself it scales no scores: with wide heads every rounding would turn some of them.
+        on_gpu=_ON_GPU | {"attention_multiplier": 0.125},
     ),
     "glm4_moe": TinyModel(
         "glm4_moe",
@@ -141,11 +156,32 @@ MODELS = {
             "routed_scaling_factor": 2.5,
         },
         moe_layers=(1, 2),
+        on_gpu=_ON_GPU_WITH_DENSE_LAYER,
+    ),
+    "qwen3_next": TinyModel(
+        "qwen3_next",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 64,
+            "intermediate_size": 96,
+            "moe_intermediate_size": 72,
+            "shared_expert_intermediate_size": 56,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 64,
+            "linear_value_head_dim": 64,
+        },
+        moe_layers=(0, 1, 2, 3),
+        on_gpu={"hidden_size": 256, "head_dim": 256, "linear_key_head_dim": 128}
+        | {"linear_value_head_dim": 128},
     ),
 }
 
 
-def build(name: str, folder: Path, *, spread: float = 0.25) -> TinyModel:
+def build(name: str, folder: Path, *, spread: float = 0.25, for_gpu: bool = False) -> TinyModel:
     """Writes the checkpoint and ktd-tiny's tokenizer into ``folder``.
 
     Weights are wide enough that the experts decide the log-probabilities.
@@ -155,7 +191,7 @@ def build(name: str, folder: Path, *, spread: float = 0.25) -> TinyModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    recipe = MODELS[name]
+    recipe = MODELS[name].for_gpu() if for_gpu else MODELS[name]
     config = AutoConfig.for_model(recipe.model_type, **(_COMMON | recipe.options))
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -220,9 +256,9 @@ def without_experts(model: Any) -> None:
                 parameter.zero_()
 
 
-def some_texts(count: int = 4, length: int = 60) -> list[list[int]]:
+def some_texts(count: int = 4, length: int = 60, *, seed: int = 3) -> list[list[int]]:
     """Random token ids, the same ones each time."""
     import torch
 
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (count, length), generator=generator).tolist()

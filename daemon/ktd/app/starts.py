@@ -248,6 +248,7 @@ class EngineStarts:
             device=self._device,
             moe_layers=shape.moe_layers,
             num_experts=shape.num_experts,
+            experts_per_token=facts.experts_per_token,
             slots=shape.slots,
             initial=experts,
             cpu_threads=settings.cpu_threads,

@@ -113,8 +113,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
             sentence = f"layer {self._layer_id}: {refused}"
             raise self._rank.refuse("model", sentence) from refused
         self._rank.expect_bytes(self._loader.num_bytes)
-        self._rank.attach_gpu(hidden=hidden_size, top_k=int(layer.top_k))  # type: ignore[arg-type]
-        self._rank.attach_bench(top_k=int(layer.top_k))  # type: ignore[arg-type]
+        self._rank.attach_gpu(hidden=hidden_size)
+        self._rank.attach_bench()
         # SGLang's loader follows the layout of this method, not of the wrapper (0.5.23).
         layer.weight_load_method = self.gpu_method
         if self._rank.on_gpu and self._in_slots.weights is not self._format.weights:

@@ -133,7 +133,7 @@ class Rank:
 
     # --- loading -------------------------------------------------------------------------
 
-    def attach_gpu(self, *, hidden: int, top_k: int) -> None:
+    def attach_gpu(self, *, hidden: int) -> None:
         """Called for each MoE layer before it is loaded; makes this rank's side of the GPU.
 
         Raises:
@@ -154,7 +154,7 @@ class Rank:
                 self.pool,
                 self._counters,
                 hidden=hidden,
-                top_k=top_k,
+                top_k=self.spec.experts_per_token,
                 chunk=self._chunk,
                 streams=(None if threshold is None else Streams.of(self.spec, threshold)),
                 errors=errors,
@@ -163,7 +163,7 @@ class Rank:
         except CudaFailed as error:
             raise self.refuse("model", f"{error}") from error
 
-    def attach_bench(self, *, top_k: int) -> None:
+    def attach_bench(self) -> None:
         """Called for each MoE layer before it is loaded; nothing unless ``ktd bench table`` runs.
 
         Raises:
@@ -175,7 +175,11 @@ class Rank:
         layers, experts = len(self.spec.moe_layers), self.spec.num_experts
         try:
             ids = read_routing(
-                Path(bench.routing), bench.run_id, layers=layers, experts=experts, top_k=top_k
+                Path(bench.routing),
+                bench.run_id,
+                layers=layers,
+                experts=experts,
+                top_k=self.spec.experts_per_token,
             )
         except BenchRoutingRefused as refused:
             raise self.refuse("usage", f"{refused}") from refused
