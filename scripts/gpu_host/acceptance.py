@@ -35,6 +35,9 @@ LANES = 8
 _TESTS = "tests/acceptance"
 _AT_RATIO = f"{_TESTS}/test_logprobs.py::test_logprobs_agree_with_the_reference_at_a_ratio"
 _STREAMED = f"{_TESTS}/test_logprobs.py::test_logprobs_agree_where_a_gpu_computes_long_prompts"
+_AT_LOAD = (
+    f"{_TESTS}/test_cpu_expert_format.py::test_no_placement_changes_the_answer_of_quantised_experts"
+)
 _KILLS = f"{_TESTS}/test_kills.py::"
 _RECORDINGS = f"{_TESTS}/test_recordings.py::"
 _ARCHITECTURE = (
@@ -60,6 +63,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "policy": (f"{_TESTS}/test_policy.py",),
     "kill-scheduler": (f"{_ENGINE_KILLS}[sglang::scheduler]",),
     "kill-host": (f"{_ENGINE_KILLS}[ktd.sgl.host]",),
+    **{f"at-load-{form}": (f"{_AT_LOAD}[{form}]",) for form in ("int8", "int4")},
     "recordings": (
         f"{_RECORDINGS}test_prefill_and_decode_are_counted_apart",
         f"{_RECORDINGS}test_a_dump_names_its_file_and_ktd_reads_it",

@@ -43,9 +43,11 @@ class Recipe:
     config: Config
 
 
-def build(name: str, folder: Path, *, model: str = "qwen3_moe_quantised") -> tiny_models.TinyModel:
+def build(
+    name: str, folder: Path, *, model: str = "qwen3_moe_quantised", for_gpu: bool = False
+) -> tiny_models.TinyModel:
     """Writes ``folder/quantised`` and ``folder/reference`` of a tiny random model."""
-    made = tiny_models.build(model, folder / "bf16")
+    made = tiny_models.build(model, folder / "bf16", for_gpu=for_gpu)
     quantise(name, folder / "bf16", folder)
     return made
 

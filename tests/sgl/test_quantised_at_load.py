@@ -69,7 +69,7 @@ def test_fp8_experts_are_quantised_and_slots_hold_their_values_in_bf16(
     """From their values, not from those values in bf16; no placement changes the answer."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU that torch can use")
-    made = quantised_models.build(name, tmp_path)
+    made = quantised_models.build(name, tmp_path, for_gpu=device == "cuda")
     texts = tiny_models.some_texts()
     exact = tiny_models.reference(
         tmp_path / "reference", texts, lambda model: quantise_experts(model, form)
