@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -39,8 +40,8 @@ def gpus_fixture(tmp_path, monkeypatch):
     return say
 
 
-def least(*words, tp=1, streams=True):
-    return least_demand(words, device="cuda", ranks=tp, streams=streams)
+def least(*words, tp=1, facts=FACTS):
+    return least_demand(facts, words, device="cuda", ranks=tp)
 
 
 def enough(gpus, slots, *words, tp=1):
@@ -117,7 +118,7 @@ def test_demand_is_read_off_sglangs_command_line(gpus):
     gpus(1000, total=81559)
     assert (usual_chunk("cuda", 1), usual_chunk("cpu", 1)) == (8192, 4096)
     assert (least().chunk, least().kv_tokens, least().gpu_bytes) == (8192, 8192, 81559 * MIB)
-    assert usual_demand((), device="cuda", ranks=1, streams=True).kv_tokens == 65536
+    assert usual_demand(FACTS, (), device="cuda", ranks=1).kv_tokens == 65536
     given = least("--chunked-prefill-size", "4096", "--mem-fraction-static=0.9", tp=2)
     assert (given.chunk, given.kv_tokens, given.mem_fraction, given.ranks) == (4096, 4096, 0.9, 2)
     assert least("--max-total-tokens", "99").kv_tokens == 99
@@ -131,8 +132,11 @@ def test_demand_is_read_off_sglangs_command_line(gpus):
     assert least("--kv-cache-dtype", "auto").kv_value_bytes == 2
     assert least("--mem-fraction-static", "much").mem_fraction is None
     assert least().buffer_bytes == 4 << 30
-    assert least(streams=False).buffer_bytes == 0
-    long = usual_demand(("--chunked-prefill-size", "99999"), device="cuda", ranks=1, streams=True)
+    assert least(facts=replace(FACTS, mapped=True)).buffer_bytes == 0
+    repacked = least(facts=replace(FACTS, expert_format="awq", moe_runner="auto"))
+    assert (repacked.buffer_bytes, repacked.repacks) == (0, True)
+    assert not least().repacks
+    long = usual_demand(FACTS, ("--chunked-prefill-size", "99999"), device="cuda", ranks=1)
     assert long.kv_tokens == long.chunk
 
 

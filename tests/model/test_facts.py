@@ -103,6 +103,22 @@ class TestRefused:
             read_facts(folder.written(**changes), device="cpu")
         assert "\n" not in str(caught.value)
 
+    def test_asymmetric_gptq_on_a_gpu(self, folder):
+        """The CPU's kernels compute it."""
+        for index, name in enumerate("ab"):
+            head = {"lm_head.weight": ("BF16", [10, 8])} if name == "b" else {}
+            tensors = {**tensors_of(index, "I32"), **head}
+            write_safetensors(folder.path / f"{name}.safetensors", tensors)
+        config = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": False}
+        folder.written(quantization_config=config)
+        assert read_facts(folder.path, device="cpu").expert_format == "gptq"
+        with pytest.raises(ModelUnsupported, match=r"GPTQ quantised asymmetrically \(sym=false\)"):
+            read_facts(folder.path, device="cuda")
+        facts = read_facts(
+            folder.written(quantization_config=config | {"sym": True}), device="cuda"
+        )
+        assert (facts.expert_format, facts.moe_runner) == ("gptq", "auto")
+
     @pytest.mark.parametrize("dtype", ["F16", "F32", "F8_E4M3"])
     def test_experts_in_another_type(self, folder, dtype):
         """The headers contradict the configuration, which says bf16."""

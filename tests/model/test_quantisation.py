@@ -62,6 +62,26 @@ def test_what_the_kernels_have(config, name, expert_bytes):
 
 
 @pytest.mark.parametrize(
+    ("config", "runner", "on_gpus"),
+    [
+        (None, "triton", True),
+        (eight_bits("float"), "triton", True),
+        (compressed(INT4), "triton", True),
+        (compressed({**INT4, "group_size": 128}), "triton", True),
+        (compressed({**INT4, "group_size": 64}), "auto", True),
+        (compressed({**INT4, "actorder": "static"}), "auto", True),
+        (GPTQ, "auto", True),
+        ({**GPTQ, "sym": False}, "auto", False),
+        (AWQ, "auto", True),
+    ],
+)
+def test_where_a_gpu_computes_them(config, runner, on_gpus):
+    """On SGLang's Triton runner where that has the format, which takes it as it is."""
+    found = expert_format(config)
+    assert (found.runner, found.on_gpus) == (runner, on_gpus)
+
+
+@pytest.mark.parametrize(
     ("config", "sentence"),
     [
         ({"quant_method": "bitsandbytes"}, "quantised by bitsandbytes; use a checkpoint in bf16"),

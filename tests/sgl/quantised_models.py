@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,17 +44,24 @@ class Recipe:
 
 
 def build(
-    name: str, folder: Path, *, model: str = "qwen3_moe_quantised", for_gpu: bool = False
+    name: str,
+    folder: Path,
+    *,
+    model: str = "qwen3_moe_quantised",
+    for_gpu: bool = False,
+    recipes: Mapping[str, Recipe] | None = None,
 ) -> tiny_models.TinyModel:
     """Writes ``folder/quantised`` and ``folder/reference`` of a tiny random model."""
     made = tiny_models.build(model, folder / "bf16", for_gpu=for_gpu)
-    quantise(name, folder / "bf16", folder)
+    quantise(name, folder / "bf16", folder, recipes=recipes)
     return made
 
 
-def quantise(name: str, source: Path, folder: Path) -> None:
+def quantise(
+    name: str, source: Path, folder: Path, *, recipes: Mapping[str, Recipe] | None = None
+) -> None:
     """Writes ``folder/quantised`` and ``folder/reference`` of a checkpoint with one weight file."""
-    recipe = RECIPES[name]
+    recipe = (RECIPES if recipes is None else recipes)[name]
     quantised, reference = folder / "quantised", folder / "reference"
     for copy in (quantised, reference):
         shutil.copytree(source, copy)
@@ -118,7 +125,7 @@ def _int8(weight: torch.Tensor) -> Quantised:
     return _rows(weight, 127.0, torch.int8)
 
 
-def _nibbles(values: torch.Tensor, order: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
+def nibbles(values: torch.Tensor, order: tuple[int, ...] = tuple(range(8))) -> torch.Tensor:
     """int32 ``[R, C / 8]`` of ``[R, C]``: the value ``order[i]`` of eight goes into nibble i."""
     eights = values.to(torch.int64).unflatten(1, (-1, 8))[..., list(order)]
     packed = (eights << (torch.arange(8) * 4)).sum(-1)
@@ -130,7 +137,7 @@ def _int4(weight: torch.Tensor) -> Quantised:
     scale = (groups.abs().amax(2, keepdim=True) / 7).bfloat16().float()
     values = (groups / scale).round().clamp(-8, 7)
     return {
-        "weight_packed": _nibbles(values.flatten(1) + 8),
+        "weight_packed": nibbles(values.flatten(1) + 8),
         "weight_scale": scale.squeeze(2).bfloat16(),
         "weight_shape": torch.tensor(weight.shape),
     }, (values * scale).flatten(1)
@@ -148,19 +155,32 @@ def _asymmetric(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch
 def _gptq(weight: torch.Tensor) -> Quantised:
     values, scale, zero = _asymmetric(weight)
     return {
-        "qweight": _nibbles(values.flatten(0, 1).t()).t(),
+        "qweight": nibbles(values.flatten(0, 1).t()).t(),
         "scales": scale.half(),
-        "qzeros": _nibbles(zero - 1),
+        "qzeros": nibbles(zero - 1),
         "g_idx": (torch.arange(weight.shape[1]) // _GROUP).to(torch.int32),
     }, ((values - zero[:, None]) * scale[:, None]).flatten(0, 1).t()
+
+
+def _gptq_symmetric(weight: torch.Tensor) -> Quantised:
+    groups = weight.t().unflatten(0, (-1, _GROUP))
+    # Eight bits of fraction: bf16 holds it as half does.
+    scale = (groups.abs().amax(1) / 7).bfloat16().float()
+    values = (groups / scale[:, None]).round().clamp(-8, 7)
+    return {
+        "qweight": nibbles((values + 8).flatten(0, 1).t()).t(),
+        "scales": scale.half(),
+        "qzeros": nibbles(torch.full_like(scale, 7)),
+        "g_idx": (torch.arange(weight.shape[1]) // _GROUP).to(torch.int32),
+    }, (values * scale[:, None]).flatten(0, 1).t()
 
 
 def _awq(weight: torch.Tensor) -> Quantised:
     values, scale, zero = _asymmetric(weight)
     return {
-        "qweight": _nibbles(values.flatten(0, 1), _AWQ_ORDER),
+        "qweight": nibbles(values.flatten(0, 1), _AWQ_ORDER),
         "scales": scale.half(),
-        "qzeros": _nibbles(zero, _AWQ_ORDER),
+        "qzeros": nibbles(zero, _AWQ_ORDER),
     }, ((values - zero[:, None]) * scale[:, None]).flatten(0, 1).t()
 
 
@@ -241,4 +261,10 @@ RECIPES = {
             _eight_bits("int", "token", dynamic=True),
         ),
     ),
+}
+# What SGLang computes on a GPU out of slots, 4 bits each.
+GPU_RECIPES = {
+    "awq": RECIPES["awq"],
+    "gptq": Recipe(_gptq_symmetric, lambda alone: _gptq_config(alone) | {"sym": True}),
+    "int4": RECIPES["int4"],
 }

@@ -6,7 +6,6 @@ are not here, and the pool computes them with the same quantised activations.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from types import SimpleNamespace
 
@@ -22,14 +21,15 @@ from ktd.experts.pool import ExpertPool
 from ktd.experts.store import HostStore
 from ktd.experts.weights import ExpertWeights, WeightFormat
 from ktd.sgl.copy_lane import lane_to
-from ktd.sgl.cuda_formats import ADMITTED
+from ktd.sgl.cuda_formats import VERBATIM
 from ktd.sgl.cuda_side import CudaSide, Streams
 from ktd.sgl.cuda_step import CudaStep, StreamedLayer
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.slot_source import PlainSource
-from tests.live import MODEL
+from tests.sgl.gpu_sglang import stand_alone
+from tests.sgl.quantised_models import nibbles
 
-EXPERTS, TOP_K, HIDDEN, INNER = 16, 4, 512, 256
+EXPERTS, TOP_K, HIDDEN, INNER, GROUP = 16, 4, 512, 256, 32
 ROWS = (1, 7, 64, 700, 1500)
 # Relative, of a whole batch. In bf16 both sides round sums. Where activations are quantised, what
 # one side rounds otherwise in bf16 (2^-8) is for about one value in 32 another code: of E4M3 an
@@ -40,22 +40,17 @@ TOLERANCES = {
     WeightFormat.FP8_BLOCK: 0.03,
     WeightFormat.FP8_CHANNEL: 0.03,
     WeightFormat.INT8: 0.02,
+    # The runner rounds dequantised weights to bf16, which adds 2^-9 for each product.
+    WeightFormat.INT4: 0.01,
 }
 
 
 @pytest.fixture(scope="module")
 def runner():
     """SGLang's fused experts, without the engine's process groups."""
-    import sglang.srt.layers.moe.moe_runner.triton_utils.fused_moe as module
     from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
-    from sglang.srt.server_args import ServerArgs
 
-    with contextlib.suppress(ImportError):
-        from sglang.srt.server_args import set_global_server_args_for_scheduler
-
-        set_global_server_args_for_scheduler(ServerArgs(model_path=str(MODEL)))
-    module.use_symmetric_memory = lambda *_, **__: contextlib.nullcontext()
-    module.get_tp_group = lambda: None
+    module = stand_alone()
 
     def run(tensors, options, dispatch, local):
         config = MoeRunnerConfig(
@@ -74,8 +69,7 @@ def runner():
         }
         return module.fused_experts(
             dispatch.hidden_states,
-            tensors["w13"],
-            tensors["w2"],
+            *(_as_runner_takes(tensors[name]) for name in ("w13", "w2")),
             dispatch.topk_output,
             config,
             **scales,
@@ -85,11 +79,17 @@ def runner():
     return run
 
 
+def _as_runner_takes(weights):
+    """SGLang looks at 4-bit weights byte by byte."""
+    return weights.view(torch.uint8) if weights.dtype is torch.int32 else weights
+
+
 OPTIONS = {
     WeightFormat.BF16: {},
     WeightFormat.FP8_BLOCK: {"use_fp8_w8a8": True, "block_shape": [128, 128]},
     WeightFormat.FP8_CHANNEL: {"use_fp8_w8a8": True, "per_channel_quant": True},
     WeightFormat.INT8: {"use_int8_w8a8": True, "per_channel_quant": True},
+    WeightFormat.INT4: {"use_int4_w4a16": True, "block_shape": [0, GROUP]},
 }
 
 
@@ -103,6 +103,12 @@ def weights_of(form, random):
         elif form is WeightFormat.INT8:
             scale = values.abs().amax(-1, keepdim=True) / 127
             parts = {name: (values / scale).round().to(torch.int8), f"{name}_scale": scale}
+        elif form is WeightFormat.INT4:
+            groups = values.unflatten(2, (-1, GROUP))
+            scale = (groups.abs().amax(-1, keepdim=True) / 7).bfloat16()
+            four = ((groups / scale).round().clamp(-8, 7) + 8).flatten(2)
+            packed = nibbles(four.flatten(0, 1)).view(EXPERTS, rows, -1)
+            parts = {name: packed, f"{name}_scale": scale.squeeze(-1)}
         elif form is WeightFormat.FP8_CHANNEL:
             scale = values.abs().amax(-1, keepdim=True) / 448
             parts = {name: (values / scale).to(torch.float8_e4m3fn), f"{name}_scale": scale}
@@ -162,7 +168,7 @@ class Layer:
         self.step = CudaStep(
             self.side,
             self.side.layer(0, None if whole else handle),
-            SimpleNamespace(compute=self._compute),
+            SimpleNamespace(compute=self._compute, parameters=dict),
             has_slots=in_slots > 0,
             whole=ordered,
             streamed=StreamedLayer(stream, place, self.side.streamed_layer(0, handle, table)),
@@ -207,7 +213,7 @@ def error(found, wanted):
 
 
 @pytest.mark.parametrize("in_slots", [0, 1, 6, 15, 16])
-@pytest.mark.parametrize("form", ADMITTED)
+@pytest.mark.parametrize("form", VERBATIM)
 def test_a_split_layer_gives_what_the_runner_gives_alone(form, in_slots, runner):
     """At every share in slots, for few and many rows, beyond a chunk, in prefill and decode."""
     layer = Layer(form, in_slots, runner)
@@ -227,7 +233,7 @@ def test_a_split_layer_gives_what_the_runner_gives_alone(form, in_slots, runner)
 @pytest.mark.parametrize("share", [False, True], ids=["gpu-alone", "cpu-share"])
 @pytest.mark.parametrize("experts_at_once", [16, 5])
 @pytest.mark.parametrize("in_slots", [0, 6, 15])
-@pytest.mark.parametrize("form", ADMITTED)
+@pytest.mark.parametrize("form", VERBATIM)
 def test_a_streamed_layer_is_the_runner_alone(form, in_slots, experts_at_once, share, runner):
     """In one piece or several, the least used on the CPU: as in a split layer."""
     size = sum(t[0].numel() * t.element_size() for t in weights_of(form, None).values())

@@ -101,6 +101,21 @@ MODELS = {
         },
         moe_layers=(0, 1),
     ),
+    # What SGLang's Marlin kernels and its attention on GPUs take.
+    "qwen3_moe_gpu": TinyModel(
+        "qwen3_moe",
+        {
+            "hidden_size": 256,
+            "num_hidden_layers": 2,
+            "head_dim": 64,
+            "intermediate_size": 128,
+            "moe_intermediate_size": 128,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+        },
+        moe_layers=(0, 1),
+    ),
     "mixtral": TinyModel(
         "mixtral",
         {"intermediate_size": 72, "num_local_experts": 8, "num_experts_per_tok": 2},

@@ -33,12 +33,7 @@ class Present:
 def memory_advice(present: Present) -> str:
     """One sentence with the tutorial's three levers, each with a value below the present one."""
     facts = present.facts
-    demand = usual_demand(
-        present.sglang_args,
-        device=present.device,
-        ranks=present.ranks,
-        streams=facts.gpu_reads_host,
-    )
+    demand = usual_demand(facts, present.sglang_args, device=present.device, ranks=present.ranks)
     ratio = present.slots / facts.total_experts
     fits = min(_fitting(present, demand), _lower(ratio))
     chunk = max(_SMALLEST_CHUNK, demand.chunk // 2)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ktd.app.device import detect_device
+from ktd.app.moe_runner import repacks, streams
 from ktd.app.sglang_words import (
     CHUNK_FLAG,
     DEFAULT_KV_TOKENS,
@@ -47,14 +48,14 @@ def usual_chunk(device: str, ranks: int) -> int:
     return default_chunk(_gpu_bytes(device, ranks))
 
 
-def least_demand(words: Sequence[str], *, device: str, ranks: int, streams: bool) -> Demand:
+def least_demand(facts: ModelFacts, words: Sequence[str], *, device: str, ranks: int) -> Demand:
     """What an engine takes at least: a KV cache of the size given, or of one step of prefill.
 
     Args:
+        facts: The model, and how its experts are kept in host memory.
         words: SGLang's command line.
         device: ``"cpu"`` or ``"cuda"``.
         ranks: Tensor-parallel ranks.
-        streams: A GPU reads experts from host memory by itself, so long prefills can stream.
     """
     gpu_bytes = _gpu_bytes(device, ranks)
     chunk = number_given(words, CHUNK_FLAG)
@@ -69,16 +70,17 @@ def least_demand(words: Sequence[str], *, device: str, ranks: int, streams: bool
         device=device,
         gpu_bytes=gpu_bytes,
         chunk=chunk,
-        buffer_bytes=PREFILL_BUFFER_BYTES if device != "cpu" and streams else 0,
+        buffer_bytes=PREFILL_BUFFER_BYTES if streams(facts, words, device) else 0,
         mem_fraction=fraction_given(words, FRACTION_FLAG),
         graph_rows=_graph_rows(words),
         kv_value_bytes=1 if kv_type.startswith(SMALL_KV_TYPES) else 2,
+        repacks=repacks(facts, words, device),
     )
 
 
-def usual_demand(words: Sequence[str], *, device: str, ranks: int, streams: bool) -> Demand:
+def usual_demand(facts: ModelFacts, words: Sequence[str], *, device: str, ranks: int) -> Demand:
     """The same with a KV cache to serve with, unless its size is given."""
-    least = least_demand(words, device=device, ranks=ranks, streams=streams)
+    least = least_demand(facts, words, device=device, ranks=ranks)
     # Not below the least: what this leaves room for is never refused.
     usual = max(DEFAULT_KV_TOKENS, least.chunk if device != "cpu" else 0)
     return replace(least, kv_tokens=count_given(words, TOKENS_FLAG, usual))
@@ -125,7 +127,7 @@ def fit_of_model(
     given = ((TOKENS_FLAG, kv_tokens), (CHUNK_FLAG, chunk))
     words = [f"{flag}={value}" for flag, value in given if value is not None]
     facts = replace(read_facts(folder, device=where), mapped=mapped)
-    demand = usual_demand(words, device=where, ranks=tp, streams=facts.gpu_reads_host)
+    demand = usual_demand(facts, words, device=where, ranks=tp)
     return fit_before_start(facts, demand, free_bytes(where, tp))
 
 
@@ -134,12 +136,7 @@ def _gpu_bytes(device: str, ranks: int) -> int:
 
 
 def _settings_demand(facts: ModelFacts, settings: Settings, device: str) -> Demand:
-    return usual_demand(
-        settings.sglang_args,
-        device=device,
-        ranks=settings.tp,
-        streams=facts.gpu_reads_host,
-    )
+    return usual_demand(facts, settings.sglang_args, device=device, ranks=settings.tp)
 
 
 def _graph_rows(words: Sequence[str]) -> int | None:

@@ -13,6 +13,7 @@ import structlog
 
 from ktd.app.evidence import StartEvidence
 from ktd.app.fitting import fit_for_start, free_bytes, least_demand
+from ktd.app.moe_runner import runner_words, streams
 from ktd.config.settings import Settings
 from ktd.engine.leftovers import new_engine_id
 from ktd.engine.status import MemorySummary, ModelSummary
@@ -111,12 +112,8 @@ class EngineStarts:
             _log.warning("experts do not fit into the page cache", note=complaint)
         if self._device == "cpu":
             return
-        demand = least_demand(
-            self._settings.sglang_args,
-            device=self._device,
-            ranks=ranks,
-            streams=facts.gpu_reads_host,
-        )
+        words = self._settings.sglang_args
+        demand = least_demand(facts, words, device=self._device, ranks=ranks)
         demand = replace(demand, every_layer_streams=self._keeps_cpu_path)
         check_device_fits(facts, demand, slots=slots, free=free_bytes(self._device, ranks))
 
@@ -244,7 +241,7 @@ class EngineStarts:
             engine_id=engine_id,
             runtime_dir=str(settings.runtime_dir / engine_id),
             model_path=str(facts.path),
-            sglang_args=self._sglang_args(),
+            sglang_args=self._sglang_args(facts),
             device=self._device,
             moe_layers=shape.moe_layers,
             num_experts=shape.num_experts,
@@ -264,22 +261,25 @@ class EngineStarts:
     def _prefill_threshold(self, facts: ModelFacts) -> int | None:
         if self._device == "cpu":
             return None
-        if facts.gpu_reads_host:
+        if streams(facts, self._settings.sglang_args, self._device):
             given = self._settings.gpu_prefill_token_threshold
             return PREFILL_THRESHOLD if given is None else given
         if facts.quantised is not None:
-            option = f"{self._settings.named(_FORMAT_SETTING)} {facts.quantised.format}"
+            what = f"{self._settings.named(_FORMAT_SETTING)} {facts.quantised.format}"
             why = "the GPU computes with other bytes than host memory holds"
-        else:
-            option = f"{self._settings.named('host_memory')} mmap"
+        elif facts.mapped:
+            what = f"{self._settings.named('host_memory')} mmap"
             why = "the GPU cannot read experts from the page cache"
+        else:
+            what = f"{facts.expert_format} experts on SGLang's Marlin runner"
+            why = "repacking them takes longer than a prefill has"
         _log.warning(
             "long prefills are computed like others",
-            note=f"{option}: {why}, so the CPU computes those of long prefills too.",
+            note=f"{what}: {why}, so the CPU computes those of long prefills too.",
         )
         return None
 
-    def _sglang_args(self) -> tuple[str, ...]:
+    def _sglang_args(self, facts: ModelFacts) -> tuple[str, ...]:
         settings = self._settings
         return (
             "--served-model-name",
@@ -291,5 +291,6 @@ class EngineStarts:
             # An idle scheduler would spin on a core, and fused shared experts bypass the seam.
             "--sleep-on-idle",
             "--disable-shared-experts-fusion",
+            *runner_words(facts, self._device),
             *settings.sglang_args,
         )

@@ -20,6 +20,7 @@ class Demand:
         mem_fraction: SGLang's ``--mem-fraction-static``; None: SGLang chooses.
         graph_rows: Of the largest decode graph; None: SGLang chooses; 0: there are no graphs.
         kv_value_bytes: Of a number in the KV cache.
+        repacks: Experts are repacked on their way into slots.
     """
 
     kv_tokens: int
@@ -32,3 +33,4 @@ class Demand:
     mem_fraction: float | None = None
     graph_rows: int | None = None
     kv_value_bytes: int = 2
+    repacks: bool = False

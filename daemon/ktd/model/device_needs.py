@@ -19,6 +19,8 @@ BYTES_PER_REGISTERED_GIB = 2 << 20
 _CONTEXT = 3 * GIB // 2
 _GRAPHS_OF_A_LAYER = GIB // 10 // 48
 _BF16 = 2
+# Of one expert at once: its host rows, these turned round, what comes out, and what lies between.
+_SCRATCH_COPIES = 4
 _BUFFERS = 2
 # Rows [tokens, hidden] that live at once beside the experts': residual, attention's and the like.
 _OTHER_ROWS = 8
@@ -35,6 +37,7 @@ class DeviceNeeds:
         others: Weights that are not experts.
         registered: For host memory that GPUs read by themselves.
         stream: What long prefills stream through.
+        scratch: What experts are repacked in on their way into slots.
         working: For activations, and what SGLang keeps free beside them.
         context: Of CUDA and SGLang, before anything is loaded.
     """
@@ -43,6 +46,7 @@ class DeviceNeeds:
     slots: int
     registered: int
     stream: int
+    scratch: int
     kv_cache: int
     working: int
     context: int
@@ -55,8 +59,8 @@ class DeviceNeeds:
     @property
     def beside_slots(self) -> int:
         """Of all but the slots."""
-        kept = self.others + self.registered + self.stream + self.kv_cache
-        return kept + self.working + self.context
+        kept = self.others + self.registered + self.stream + self.scratch
+        return kept + self.kv_cache + self.working + self.context
 
     def sum_text(self, facts: ModelFacts, demand: Demand, *, slots: bool = True) -> str:
         """The sum for people, with the slots or without."""
@@ -66,6 +70,7 @@ class DeviceNeeds:
             (self.slots if slots else 0, "expert slots"),
             (self.registered, f"for {host} of registered host memory"),
             (self.stream, "that long prefills stream through"),
+            (self.scratch, "that experts are repacked in"),
             (self.kv_cache, f"KV cache of {demand.kv_tokens} tokens"),
             (self.working, f"kept free for steps of {demand.chunk} tokens"),
             (self.context, "CUDA and SGLang themselves"),
@@ -88,6 +93,7 @@ def device_needs(facts: ModelFacts, demand: Demand, *, slots: int, free: int) ->
         slots=slots * facts.expert_bytes,
         registered=facts.registered_bytes * BYTES_PER_REGISTERED_GIB // GIB,
         stream=_stream_bytes(facts, demand, slots),
+        scratch=_SCRATCH_COPIES * facts.expert_bytes if demand.repacks else 0,
         kv_cache=facts.kv_cache.bytes_for(
             demand.kv_tokens, demand.ranks, value_bytes=demand.kv_value_bytes
         ),

@@ -15,6 +15,7 @@ from ktd.model.moe_layers import moe_layers
 from ktd.model.quantisation import (
     BF16,
     DENSE_DTYPES,
+    TRITON,
     ExpertFormat,
     QuantisationUnsupported,
     expert_format,
@@ -60,6 +61,7 @@ class ModelFacts:
         vocab_size: Tokens that the output head tells apart, or 0 if the configuration does not say.
         quantised: How experts lie in host memory if ktd quantises them; None: as in a slot.
         mapped: Experts are used from the checkpoint's files, where the page cache has them.
+        moe_runner: SGLang's ``--moe-runner-backend`` for them on a GPU.
     """
 
     path: Path
@@ -79,6 +81,7 @@ class ModelFacts:
     vocab_size: int = 0
     quantised: Quantised | None = None
     mapped: bool = False
+    moe_runner: str = TRITON
 
     @property
     def total_experts(self) -> int:
@@ -152,6 +155,12 @@ def read_facts(folder: Path, *, device: str) -> ModelFacts:
     declared = _declared_format(whole, config, folder)
     checkpoint = read_checkpoint(folder)
     experts = _check_dtypes(checkpoint, declared, folder)
+    if device != "cpu" and not experts.on_gpus:
+        raise ModelUnsupported(
+            f"{folder} has experts that {experts.name.upper()} quantised asymmetrically "
+            "(sym=false), which SGLang computes on no GPU; use a symmetric checkpoint, or serve it "
+            "with --device cpu."
+        )
     _check_dense_weights(checkpoint, device, folder)
     _check_head(architecture, whole, config, checkpoint, folder)
     hidden, width = int(config.get("hidden_size") or 0), int(_first(config, _WIDTH) or 0)
@@ -177,6 +186,7 @@ def read_facts(folder: Path, *, device: str) -> ModelFacts:
         max_context=int(config.get("max_position_embeddings") or 0),
         kv_cache=kv_cache_of(config, num_layers),
         vocab_size=int(config.get("vocab_size") or 0),
+        moe_runner=experts.runner,
     )
 
 

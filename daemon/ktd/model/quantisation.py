@@ -15,6 +15,9 @@ _BF16_BYTES = 2
 _BLOCK = 128
 _MX_GROUP = 32
 _NIBBLE, _BYTE = 4, 8  # bits
+TRITON, AUTO = "triton", "auto"
+# Of compressed-tensors: what SGLang's Triton runner takes; others are Marlin's.
+_TRITON_GROUPS = (32, 128)
 
 
 class QuantisationUnsupported(Exception):  # says what happened
@@ -29,11 +32,16 @@ class ExpertFormat:
         name: As users see it.
         dtypes: Types, by their names in safetensors, that the experts' tensors have.
         group: Inputs under one scale, where the format says so.
+        runner: SGLang's ``--moe-runner-backend`` on a GPU: its Triton runner, or the one that it
+            has for the format, which is Marlin.
+        on_gpus: SGLang computes them there.
     """
 
     name: str
     dtypes: tuple[str, ...]
     group: int = 0
+    runner: str = TRITON
+    on_gpus: bool = True
 
     def expert_bytes(self, hidden: int, width: int) -> int:
         """One expert, whole: gate, up and down, with scales, zero points and biases."""
@@ -103,7 +111,8 @@ def _gptq(config: Mapping[str, Any]) -> ExpertFormat:
         raise QuantisationUnsupported(
             "experts quantised by GPTQ with act-order; use a checkpoint made with desc_act=false"
         )
-    return ExpertFormat("gptq", _PACKED_TYPES, _group("GPTQ", config, "bits", "group_size"))
+    group = _group("GPTQ", config, "bits", "group_size")
+    return ExpertFormat("gptq", _PACKED_TYPES, group, AUTO, on_gpus=bool(config.get("sym")))
 
 
 def _awq(config: Mapping[str, Any]) -> ExpertFormat:
@@ -113,7 +122,7 @@ def _awq(config: Mapping[str, Any]) -> ExpertFormat:
         next((name for name in names if name in config), names[0])
         for names in (("bits", "w_bit"), ("group_size", "q_group_size"))
     )
-    return ExpertFormat("awq", _PACKED_TYPES, _group("AWQ", config, bits, group))
+    return ExpertFormat("awq", _PACKED_TYPES, _group("AWQ", config, bits, group), AUTO)
 
 
 def _compressed_tensors(config: Mapping[str, Any]) -> ExpertFormat:
@@ -145,7 +154,9 @@ def _of_group(group: Mapping[str, Any], layout: str) -> ExpertFormat:
     packed = layout == "pack-quantized" and not activations and symmetric and in_order
     if (kind, bits, strategy) == ("int", _NIBBLE, "group") and packed:
         group_size = _group("compressed-tensors", weights, "num_bits", "group_size")
-        return ExpertFormat("int4", (*_PACKED_TYPES, "I64"), group_size)
+        triton = group_size in _TRITON_GROUPS and weights.get("actorder") in (None, False)
+        runner = TRITON if triton else AUTO
+        return ExpertFormat("int4", (*_PACKED_TYPES, "I64"), group_size, runner)
     raise QuantisationUnsupported(
         f"experts quantised by compressed-tensors as {kind} of {bits} bits by {strategy} "
         f"({layout}); {_INSTEAD}"

@@ -60,6 +60,7 @@ class HostLane:
     def put(self, part: SlotPart, start: int, count: int) -> None:
         """Written in the calling thread."""
         part.into(start, count, part.target(start, count))
+        part.landed(start + count)
 
     def copies(self, addresses: Copies, piece: int) -> _native.SlotCopies:
         """Written in the calling thread, without the interpreter's lock."""
@@ -109,6 +110,7 @@ class GpuLane:
         else:
             address = torch.cuda.current_stream(self._device).cuda_stream
             copy_async(target.data_ptr(), source.data_ptr(), num_bytes, address)
+        part.landed(start + count)
         self._since += num_bytes
         if self._since < _PIECE_BYTES:
             return

@@ -1,22 +1,73 @@
 """Which experts SGLang's runners on a GPU compute out of slots; others are refused by name.
 
-A format is here when a slot takes an expert's rows as the checkpoint has them and the runner skips
-the id -1; tests/sgl/test_gpu_layer.py shows both for each.
+A format is here when slots can be filled from host rows, as they are or repacked expert by expert,
+and the runner skips the id -1; tests/sgl/test_gpu_layer.py and test_gpu_repacked.py show both for
+each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ktd.experts.scattered import ExpertTensor
 from ktd.experts.weights import WeightFormat
 from ktd.sgl.expert_format import ExpertFormat, FormatRefused
 from ktd.sgl.limits import ExpertMath
 
-# On SGLang's Triton runner.
-ADMITTED = (
+# Slots hold host rows as they are, on SGLang's Triton runner.
+VERBATIM = (
     WeightFormat.BF16,
     WeightFormat.FP8_BLOCK,
     WeightFormat.FP8_CHANNEL,
     WeightFormat.INT8,
+    WeightFormat.INT4,
 )
+# Slots hold what SGLang makes of host rows for its Marlin runner.
+REPACKED = (WeightFormat.INT4, WeightFormat.GPTQ, WeightFormat.AWQ)
+# Eight zero points of GPTQ, which stores them less one, in the middle of 4 bits.
+_MIDDLE = 0x77777777
+ADMITTED = tuple(dict.fromkeys(VERBATIM + REPACKED))
+
+
+def settle_scheme(method: Any, layer: Any) -> None:
+    """Gives a layer the scheme that SGLang's method would make with the parameters.
+
+    GPTQ's method does so as late as that, and the scheme says what the format is.
+    """
+    if type(method).__name__ != "GPTQMarlinMoEMethod" or getattr(layer, "scheme", None) is not None:
+        return
+    layer.scheme = method.quant_config.get_moe_scheme(layer)
+
+
+def check_runner(slots: ExpertFormat, backend: Any, width: int) -> None:
+    """Refuses what SGLang has no runner for.
+
+    Args:
+        slots: As experts lie in slots: of those that are quantised at load, their values in bf16.
+        backend: SGLang's ``MoeRunnerBackend``, as the engine was started.
+        width: Of a rank's part of an expert.
+
+    Raises:
+        FormatRefused: SGLang would end with an assertion, or compute something else.
+    """
+    if slots.weights not in (WeightFormat.GPTQ, WeightFormat.AWQ):
+        return
+    if not backend.is_auto():
+        raise FormatRefused(
+            f"SGLang computes {slots.weights} experts on its Marlin runner alone, which it "
+            f"chooses by itself; leave out --moe-runner-backend {backend.value}"
+        )
+    if width <= slots.group:
+        # It takes the width for the inputs of gate and up when it orders their scales.
+        raise FormatRefused(
+            f"SGLang orders the scales of {slots.weights} experts wrongly where a rank's part of "
+            f"an expert ({width} wide) is no wider than a group ({slots.group}); use fewer ranks "
+            "(--tp), a checkpoint with smaller groups, or --device cpu"
+        )
 
 
 def check(slots: ExpertFormat, math: ExpertMath) -> None:
@@ -29,7 +80,7 @@ def check(slots: ExpertFormat, math: ExpertMath) -> None:
     Raises:
         FormatRefused: With what to use instead.
     """
-    if slots.weights not in ADMITTED:
+    if slots.weights not in (REPACKED if slots.repacked else VERBATIM):
         names = ", ".join(str(name) for name in ADMITTED)
         raise FormatRefused(
             f"{slots.weights} experts are not served with slots on a GPU yet, only {names}; use "
@@ -40,3 +91,38 @@ def check(slots: ExpertFormat, math: ExpertMath) -> None:
             f"experts that compute {math} are not served with slots on a GPU yet; start with "
             "--device cpu"
         )
+
+
+def beside_gpu(experts: ExpertFormat) -> ExpertFormat:
+    """The format in which experts of a checkpoint are kept beside slots on a GPU.
+
+    Marlin multiplies bf16 hidden states by bf16 scales alone, and AWQ's come in bf16 anyhow; GPTQ's
+    are kept so too, that an expert computes with the same scales on either side.
+    """
+    if experts.weights is not WeightFormat.GPTQ:
+        return experts
+    scales = {name: torch.bfloat16 for name in experts.fields if name.endswith("_scales")}
+    return replace(experts, dtypes={**experts.dtypes, **scales})
+
+
+def check_zeros(experts: ExpertFormat, tensors: Mapping[str, ExpertTensor]) -> None:
+    """Refuses zero points that a runner does without and the CPU would not.
+
+    Args:
+        experts: In host memory.
+        tensors: Theirs, ``[E, …]`` by parameter name.
+
+    Raises:
+        FormatRefused: A symmetric GPTQ checkpoint has zero points that are not in the middle.
+    """
+    for name in experts.unread:
+        tensor = tensors[name]
+        pieces = (
+            [tensor] if isinstance(tensor, torch.Tensor) else [p for e in tensor.pieces for p in e]
+        )
+        if any(bool((piece != _MIDDLE).any()) for piece in pieces):
+            raise FormatRefused(
+                f"the checkpoint says that its {experts.weights} experts are symmetric, and their "
+                f"{name} are not, which SGLang's Marlin runner does not compute; start with "
+                "--device cpu, or save it with sym=false and do that"
+            )

@@ -6,7 +6,7 @@ Everything here is called by the scheduler's thread, unless it says otherwise.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from ktd.rankfile import Kind
 from ktd.sgl.counter_copier import CounterCopier
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.prefill_stream import PrefillStream
+from ktd.sgl.scratch_expert import ScratchExpert
 
 # Rows of a step beyond a chunk of prefill: with mixed batches each running request adds one.
 _MIXED_ROWS = 1024
@@ -67,6 +68,7 @@ class CudaSide:
         first_decode_row: Of the step that is being launched: rows from it on decode a token.
         stream: The rank's buffer for long prefills, or None.
         streaming: Whether the step that is being launched passes through it.
+        scratch: Through which experts pass into slots that hold them repacked, by what they are.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class CudaSide:
             spent = self.channel.long_calls if streams.cpu_share else None
             self.stream = PrefillStream(self.device, streams.threshold, streams.buffer_bytes, spent)
         self.streaming = False
+        self.scratch: dict[Hashable, ScratchExpert] = {}
         self._host_counters = counters
         _, layers, experts, _ = counters.shape
         self._tables = torch.full((layers, experts), -1, dtype=torch.int32, device=self.device)

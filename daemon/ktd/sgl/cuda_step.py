@@ -137,7 +137,7 @@ class CudaStep:
         rows: torch.Tensor,
         weights: torch.Tensor,
     ) -> torch.Tensor:
-        view = WithParameters(layer, piece.tensors)
+        view = WithParameters(layer, self._slots.parameters(piece.tensors))
         return self._slots.compute(view, dispatch_output, rows, weights)
 
 
@@ -157,10 +157,10 @@ class StreamedLayer:
 
 
 class WithParameters:
-    """SGLang's layer with other tensors in place of its parameters."""
+    """SGLang's layer with something else in place of its parameters and other attributes."""
 
-    def __init__(self, layer: nn.Module, parameters: Mapping[str, torch.Tensor]) -> None:
-        self.__dict__.update(parameters)
+    def __init__(self, layer: nn.Module, instead: Mapping[str, Any]) -> None:
+        self.__dict__.update(instead)
         self.__dict__["_layer"] = layer
 
     def __getattr__(self, name: str) -> Any:
@@ -178,6 +178,9 @@ def _rows(dispatch_output: Any, rows: slice) -> Any:
     return dispatch_output._replace(
         hidden_states=dispatch_output.hidden_states[rows],
         topk_output=topk._replace(
-            topk_ids=topk.topk_ids[rows], topk_weights=topk.topk_weights[rows]
+            topk_ids=topk.topk_ids[rows],
+            topk_weights=topk.topk_weights[rows],
+            # The Marlin runner compares its rows with the others' and reads none.
+            router_logits=topk.router_logits[rows],
         ),
     )

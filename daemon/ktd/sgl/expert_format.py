@@ -7,7 +7,7 @@ before a weight is read. The rows were read from SGLang 0.5.23.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -38,7 +38,9 @@ class ExpertFormat:
             them as the checkpoint has them.
         dtypes: Types of parameters that SGLang declares otherwise than checkpoints have them.
         order: Parameters that say in which order GPTQ took the inputs.
-        group: Inputs under one scale, where ``order`` is not empty.
+        group: Inputs under one scale, of 4-bit integers.
+        repacked: On a GPU SGLang's method rearranges each expert after loading.
+        unread: Parameters that SGLang's runner on a GPU does without.
     """
 
     weights: WeightFormat
@@ -47,6 +49,8 @@ class ExpertFormat:
     dtypes: Mapping[str, torch.dtype] = field(default_factory=lambda: MappingProxyType({}))
     order: tuple[str, ...] = ()
     group: int = 0
+    repacked: bool = False
+    unread: tuple[str, ...] = ()
 
     def host_parameters(self, declared: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """SGLang's parameters (of the meta device) as the pool wants them; attributes are kept.
@@ -237,6 +241,10 @@ def _int8(_method: Any, _math: ExpertMath) -> ExpertFormat:
     return ExpertFormat(WeightFormat.INT8, _fields(scale="weight_scale"))
 
 
+def _int4_on_marlin(scheme: Any, math: ExpertMath) -> ExpertFormat:
+    return replace(_int4_of_compressed_tensors(scheme, math), repacked=True)
+
+
 def _int4_of_compressed_tensors(scheme: Any, _math: ExpertMath) -> ExpertFormat:
     _check_nibbles("compressed-tensors", scheme.num_bits, scheme.group_size)
     if not scheme.sym:
@@ -276,6 +284,8 @@ def _gptq(scheme: Any, _math: ExpertMath) -> ExpertFormat:
         dtypes={"w13_qzeros": torch.int32, "w2_qzeros": torch.int32},
         order=("w13_g_idx", "w2_g_idx"),
         group=config.group_size,
+        repacked=True,
+        unread=("w13_qzeros", "w2_qzeros"),
     )
 
 
@@ -284,7 +294,12 @@ def _awq(scheme: Any, _math: ExpertMath) -> ExpertFormat:
     _check_nibbles("AWQ", config.weight_bits, config.group_size)
     if not config.zero_point:
         raise FormatRefused(f"AWQ without zero points is not implemented; {_INSTEAD}")
-    return ExpertFormat(WeightFormat.AWQ, _fields("qweight", "scales", "qzeros"))
+    return ExpertFormat(
+        WeightFormat.AWQ,
+        _fields("qweight", "scales", "qzeros"),
+        group=config.group_size,
+        repacked=True,
+    )
 
 
 def _check_nibbles(what: str, bits: int, group: int) -> None:
@@ -309,7 +324,8 @@ _ROWS: dict[str, Callable[[Any, ExpertMath], ExpertFormat]] = {
     "W8A8FP8MoEMethod": _fp8_of_w8a8,
     "CompressedTensorsW8A8Fp8MoE": _fp8_of_compressed_tensors,
     "W8A8Int8MoEMethod": _int8,
-    "CompressedTensorsWNA16MoE": _int4_of_compressed_tensors,
+    "CompressedTensorsWNA16MoE": _int4_on_marlin,
+    "CompressedTensorsWNA16TritonMoE": _int4_of_compressed_tensors,
     "GPTQMarlinMoEScheme": _gptq,
     "AWQMoEScheme": _awq,
     "Mxfp4MoEMethod": _mxfp4,

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from sglang.srt.layers.moe.token_dispatcher import StandardCombineInput
+from sglang.srt.layers.moe.utils import get_moe_runner_backend
 from sglang.srt.layers.quantization.base_config import FusedMoEMethodBase
 from torch import nn
 
@@ -28,7 +29,7 @@ from ktd.sgl.mapped_parameter import Mapper
 from ktd.sgl.pool_slots import PoolSlots
 from ktd.sgl.rank import Rank
 from ktd.sgl.sglang_slots import SglangSlots, unquantised_method
-from ktd.sgl.slot_source import PlainSource, QuantisedSource, SlotSource
+from ktd.sgl.slot_source import QuantisedSource, SlotSource
 from ktd.sgl.slots import Slots
 from ktd.sgl.weight_file import WeightsUnreadable
 
@@ -85,13 +86,20 @@ class HybridMoEMethod(FusedMoEMethodBase):
         }
         try:
             self._math = math_of(layer, params_dtype, num_experts)
+            if self._rank.on_gpu:
+                cuda_formats.settle_scheme(self.gpu_method, layer)
             self._format = expert_format(self.gpu_method, layer, self._math)
+            if self._rank.on_gpu:
+                self._format = cuda_formats.beside_gpu(self._format)
             self._stored = self._in_slots = self._format
             if self._rank.quantiser is not None:
                 wanted = self._rank.quantiser.format
                 self._stored, self._in_slots = quantised(self._format, wanted)
             if self._rank.on_gpu:
                 cuda_formats.check(self._in_slots, self._math)
+                cuda_formats.check_runner(
+                    self._in_slots, get_moe_runner_backend(), intermediate_size_per_partition
+                )
             template = LayerTemplate(layer)
             with torch.device("meta"):
                 self.gpu_method.create_weights(
@@ -121,8 +129,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
             self.gpu_method = unquantised_method(layer)
         self._slots = self._make_slots(layer, attributes, declared)
         if self._format.transposed:
-            # It would turn round what it loads for this scheme, which has no other use here.
-            layer.scheme = None  # type: ignore[assignment]
+            # It would turn round what it loads for this scheme, which it knows by its class.
+            layer.scheme = _LoadedAsStored(layer.scheme)  # type: ignore[assignment]
 
     def _make_slots(
         self,
@@ -130,19 +138,27 @@ class HybridMoEMethod(FusedMoEMethodBase):
         attributes: dict[str, Any],
         declared: Mapping[str, nn.Parameter],
     ) -> Slots:
-        # Without a GPU SGLang's method is for these alone.
-        plain = self._format.weights is WeightFormat.BF16 and self._math.plain
-        if self._rank.on_gpu or plain:
-            return SglangSlots(
-                self.gpu_method,
-                layer,
-                self._loader,
-                self._num_slots,
-                attributes,
-                names=tuple(self._in_slots.fields),
-                unstored=self._format.unstored(declared),
-                always_skips=self._keeps_cpu_path,
+        of_layer = (self.gpu_method, layer, self._loader, self._num_slots, attributes)
+        options: dict[str, Any] = {
+            "names": tuple(self._in_slots.fields),
+            "unstored": self._format.unstored(declared),
+            "always_skips": self._keeps_cpu_path,
+        }
+        side = self._rank.side
+        if side is not None:
+            # Imported here: on a host without a GPU nothing of it is needed.
+            from ktd.sgl.gpu_slots import slots_on_gpu
+
+            return slots_on_gpu(
+                *of_layer,
+                experts=self._in_slots,
+                scratch=side.scratch,
+                device=side.device,
+                **options,
             )
+        # Without a GPU SGLang's method is for these alone.
+        if self._format.weights is WeightFormat.BF16 and self._math.plain:
+            return SglangSlots(*of_layer, **options)
         return PoolSlots(
             layer,
             self._loader,
@@ -171,7 +187,10 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 f"the checkpoint has no {missing} of layer {self._layer_id}; download it again",
             )
         tensors = self._loader.tensors
+        if self._rank.on_gpu:
+            self._check_zeros(tensors)
         self._rank.copied_bytes += self._loader.copied_bytes
+        self._slots.prepare(layer)
         self._layer = ExpertLayer(
             layer=self._layer_id,
             num_experts=self._rank.spec.num_experts,
@@ -187,6 +206,12 @@ class HybridMoEMethod(FusedMoEMethodBase):
         self._slots.filled(layer)
         self._step = self._make_step(layer, tensors)
         self._rank.add_layer(self._layer)
+
+    def _check_zeros(self, tensors: Mapping[str, ExpertTensor]) -> None:
+        try:
+            cuda_formats.check_zeros(self._format, tensors)
+        except FormatRefused as refused:
+            raise self._rank.refuse("model", f"layer {self._layer_id}: {refused}") from refused
 
     def _make_step(
         self, layer: nn.Module, tensors: Mapping[str, ExpertTensor]
@@ -206,7 +231,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         if self._num_slots < rank.spec.num_experts or self._keeps_cpu_path:
             scale = routed_scale_of(layer)
             handle = rank.pool.add_layer(dataclasses.replace(experts, routed_scale=scale))
-            if side.stream is not None:
+            if side.stream is not None and self._slots.streams:
                 place = side.stream.add_layer(self._position, self._layer, _in_one_piece(tensors))
                 table = side.stream.table(place)
                 streamed = StreamedLayer(
@@ -234,7 +259,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
     def _source(self, tensors: Mapping[str, ExpertTensor]) -> SlotSource:
         quantiser = self._rank.quantiser
         if quantiser is None:
-            return PlainSource(tensors)
+            return self._slots.source(tensors)
         return QuantisedSource(_in_one_piece(tensors), quantiser.format)
 
     def create_moe_runner(self, layer: nn.Module, moe_runner_config: Any) -> None:
@@ -262,6 +287,18 @@ class HybridMoEMethod(FusedMoEMethodBase):
         if name == "gpu_method" or name.startswith("_"):
             raise AttributeError(name)
         return getattr(self.gpu_method, name)
+
+
+class _LoadedAsStored:
+    """A scheme of SGLang's under another class's name."""
+
+    def __init__(self, scheme: Any) -> None:
+        self._scheme = scheme
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_scheme":
+            raise AttributeError(name)
+        return getattr(self._scheme, name)
 
 
 def _in_one_piece(tensors: Mapping[str, ExpertTensor]) -> dict[str, torch.Tensor]:

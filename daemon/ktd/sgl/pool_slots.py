@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from ktd.experts.pool import ExpertPool
+from ktd.experts.scattered import ExpertTensor
 from ktd.experts.store import HostStore
 from ktd.experts.weights import ExpertWeights
 from ktd.sgl.expert_loader import ExpertLoader, WeightLoader
+from ktd.sgl.slot_source import PlainSource, SlotSource
 from ktd.sgl.slots import without_memory
 
 
@@ -74,6 +76,13 @@ class PoolSlots:
             self._tensors[name] = memory
         for name, weight_loader in unstored.items():
             without_memory(layer, name, weight_loader)
+
+    def prepare(self, layer: nn.Module) -> None:
+        """They are as they stay."""
+
+    def source(self, tensors: Mapping[str, ExpertTensor]) -> SlotSource:
+        """Host rows as they are."""
+        return PlainSource(tensors)
 
     def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
         """In the checkpoint's layout."""

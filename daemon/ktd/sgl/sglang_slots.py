@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ktd.experts.scattered import ExpertTensor
 from ktd.sgl.expert_loader import ExpertLoader, WeightLoader
+from ktd.sgl.slot_source import PlainSource, SlotSource
 from ktd.sgl.slots import without_memory
 
 
@@ -25,7 +27,12 @@ class SglangSlots:
         names: Parameters that slots have memory for; None: all of the loader's.
         unstored: Loaders of SGLang's other parameters, by name.
         always_skips: The runner takes the id -1 also if every expert has a slot.
+
+    Attributes:
+        streams: Experts that pass through a prefill stream are computed as host memory has them.
     """
+
+    streams = True
 
     def __init__(
         self,
@@ -56,9 +63,20 @@ class SglangSlots:
             else:
                 parameter.weight_loader = ignoring
 
+    def prepare(self, layer: nn.Module) -> None:
+        """Slots are filled as they were created."""
+
     def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
         """SGLang's parameters, as they were loaded."""
         return {name: getattr(layer, name).data for name in self._names}
+
+    def source(self, tensors: Mapping[str, ExpertTensor]) -> SlotSource:
+        """Host rows as they are."""
+        return PlainSource(tensors)
+
+    def parameters(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Experts ``[C, …]`` as host memory has them, as SGLang's method takes its parameters."""
+        return dict(tensors)
 
     def filled(self, layer: nn.Module) -> None:
         """SGLang's own work after loading, which has to leave the tensors where and as they are.

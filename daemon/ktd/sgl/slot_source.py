@@ -56,6 +56,10 @@ class SlotPart(Protocol):
         """
         ...
 
+    def landed(self, end: int) -> None:
+        """Called when units up to ``end`` have been written; on a GPU, on the current stream."""
+        ...
+
 
 class SlotSource(Protocol):
     """All experts of one layer in host memory, complete for as long as the engine lives."""
@@ -109,6 +113,9 @@ class CopiedElements:
         """Copies."""
         _copy(out, self.as_is(start, count))
 
+    def landed(self, end: int) -> None:
+        """Nothing follows."""
+
 
 @dataclass(frozen=True, slots=True)
 class CopiedRows:
@@ -137,6 +144,9 @@ class CopiedRows:
     def into(self, start: int, count: int, out: torch.Tensor) -> None:
         """Copies row by row; waits for pages that the page cache has lost."""
         _copy(out, self.source[start : start + count])
+
+    def landed(self, end: int) -> None:
+        """Nothing follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +188,9 @@ class DequantisedRows:
             self.destination.shape[1],
             out.data_ptr(),
         )
+
+    def landed(self, end: int) -> None:
+        """Nothing follows."""
 
 
 def _copy(out: torch.Tensor, source: torch.Tensor) -> None:

@@ -5,18 +5,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from ktd.experts.scattered import ExpertTensor
+from ktd.sgl.slot_source import SlotSource
+
 
 class Slots(Protocol):
     """The S slots of one layer; created with their parameters, which carry the expert loader."""
 
+    def prepare(self, layer: nn.Module) -> None:
+        """Host memory is complete, and slots are about to be filled; may lay them out."""
+
     def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
-        """Slot tensors ``[S, …]`` by parameter name; a slot takes an expert's host rows as is."""
+        """Slot tensors ``[S, …]`` by parameter name; they are filled from :meth:`source`."""
+
+    def source(self, tensors: Mapping[str, ExpertTensor]) -> SlotSource:
+        """What fills them, of host memory ``[E, …]`` that is not quantised at load."""
 
     def filled(self, layer: nn.Module) -> None:
         """The first placement's experts are in their slots; may rearrange or register them."""

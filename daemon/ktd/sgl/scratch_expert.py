@@ -1,0 +1,128 @@
+"""Fills slots whose layout is not the host's: an expert passes through a scratch expert on the way.
+
+Its host rows are copied into the scratch expert as they are, SGLang's own code rearranges them
+there, and what comes out is copied into the slot, whose memory stays where graphs know it to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ktd.cuda.streams import new_stream
+from ktd.sgl.one_expert import OneExpert
+from ktd.sgl.slot_source import SlotPart, SlotSource
+
+
+class ScratchExpert:
+    """Memory for one expert on its way, for all layers of a rank whose experts look the same.
+
+    On a GPU it has a stream of its own, which waits for the stream that brought the rows and which
+    that one waits for: memory that SGLang's code asks for on the way is there from the start on,
+    and if that code waits for its stream, it waits for one expert and for no step. One thread at a
+    time uses it.
+
+    Attributes:
+        expert: The memory, and SGLang's code.
+    """
+
+    def __init__(self, expert: OneExpert) -> None:
+        self.expert = expert
+        self._device = next(iter(expert.rows.values())).device
+        on_gpu = self._device.type == "cuda"
+        self._stream = new_stream(self._device) if on_gpu else None
+        if self._stream is not None:
+            # Kernels are compiled and memory is reserved before the engine serves.
+            torch.cuda.synchronize(self._device)
+            with torch.cuda.stream(self._stream):
+                expert.converted()
+            self._stream.synchronize()
+
+    @property
+    def rows(self) -> Mapping[str, torch.Tensor]:
+        """Where the host rows of an expert go, by parameter name."""
+        return self.expert.rows
+
+    def move_into(self, slot: Mapping[str, torch.Tensor]) -> None:
+        """Puts the expert whose rows are in :attr:`rows` into a slot.
+
+        On a GPU what follows on the current stream comes behind it.
+        """
+        if self._stream is None:
+            self._move(slot)
+            return
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            self._move(slot)
+        current.wait_stream(self._stream)
+
+    def _move(self, slot: Mapping[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, tensor in self.expert.converted().items():
+                slot[name].copy_(tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class LastPart:
+    """The last part of an expert's rows: with its end the expert moves into its slot."""
+
+    part: SlotPart
+    scratch: ScratchExpert
+    slot: Mapping[str, torch.Tensor]
+
+    @property
+    def units(self) -> int:
+        """Of the part."""
+        return self.part.units
+
+    @property
+    def unit_bytes(self) -> int:
+        """Of the part."""
+        return self.part.unit_bytes
+
+    def target(self, start: int, count: int) -> torch.Tensor:
+        """Of the part, in the scratch expert."""
+        return self.part.target(start, count)
+
+    def as_is(self, start: int, count: int) -> torch.Tensor | None:
+        """Of the part."""
+        return self.part.as_is(start, count)
+
+    def into(self, start: int, count: int, out: torch.Tensor) -> None:
+        """As the part."""
+        self.part.into(start, count, out)
+
+    def landed(self, end: int) -> None:
+        """Repacks behind the last unit: parts of one expert are written in order, units too."""
+        self.part.landed(end)
+        if end == self.part.units:
+            self.scratch.move_into(self.slot)
+
+
+@dataclass(frozen=True, slots=True)
+class RepackedSource:
+    """Slots hold what SGLang makes of host rows; see :class:`ktd.sgl.slot_source.SlotSource`.
+
+    Attributes:
+        rows: Fills the scratch expert.
+        scratch: Repacks.
+    """
+
+    rows: SlotSource
+    scratch: ScratchExpert
+
+    @property
+    def expert_bytes(self) -> int:
+        """Of the host rows."""
+        return self.rows.expert_bytes
+
+    def parts(self, expert: int, slot: Mapping[str, torch.Tensor]) -> tuple[SlotPart, ...]:
+        """The parts of the rows, the last of which repacks."""
+        *parts, last = self.rows.parts(expert, self.scratch.rows)
+        return (*parts, LastPart(last, self.scratch, slot))
+
+    def addresses(self, expert: int, slot: int, slots: Mapping[str, torch.Tensor]) -> None:
+        """The bytes of the slot are nowhere yet."""

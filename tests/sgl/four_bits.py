@@ -1,0 +1,207 @@
+"""4-bit experts in SGLang's own classes, with host memory as a store has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ktd.experts.scattered import ScatteredTensor, scattered
+from ktd.experts.store import HostStore
+from ktd.experts.weights import WeightFormat
+from ktd.sgl import cuda_formats
+from ktd.sgl.expert_format import ExpertFormat, expert_format
+from ktd.sgl.expert_loader import ExpertLoader
+from ktd.sgl.limits import ExpertMath
+from tests.sgl.quantised_models import nibbles
+
+MIDDLE = 0x77777777
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of one layer."""
+
+    experts: int
+    hidden: int
+    width: int
+    group: int
+
+
+class Layer(nn.Module):
+    """As much of SGLang's FusedMoE as its methods look at."""
+
+    def __init__(self, sizes: Sizes, scheme: Any) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.moe_tp_size = 1
+        self.num_experts = self.num_local_experts = sizes.experts
+        self.hidden_size = sizes.hidden
+        self.intermediate_size_per_partition = sizes.width
+        self.dispatcher = None
+
+
+def _w4a16(name: str) -> Callable[[Sizes], tuple[Any, Any]]:
+    def make(sizes: Sizes) -> tuple[Any, Any]:
+        from compressed_tensors.quantization import QuantizationArgs
+        from sglang.srt.layers.quantization.compressed_tensors import compressed_tensors as module
+
+        config = module.CompressedTensorsConfig.from_config(
+            {"format": "pack-quantized", "config_groups": {}}
+        )
+        weights = QuantizationArgs.model_validate(
+            {
+                "num_bits": 4,
+                "type": "int",
+                "strategy": "group",
+                "group_size": sizes.group,
+                "symmetric": True,
+                "dynamic": False,
+            }
+        )
+        scheme = getattr(module, name)(config, weights)
+        return module.CompressedTensorsFusedMoEMethod(config), scheme
+
+    return make
+
+
+def _gptq(sizes: Sizes) -> tuple[Any, Any]:
+    from sglang.srt.layers.quantization.gptq.gptq import GPTQMarlinConfig, GPTQMarlinMoEMethod
+
+    config = GPTQMarlinConfig.from_config(
+        {"bits": 4, "group_size": sizes.group, "desc_act": False, "sym": True}
+    )
+    return GPTQMarlinMoEMethod(config), None  # the scheme comes later
+
+
+def _awq(sizes: Sizes) -> tuple[Any, Any]:
+    from sglang.srt.layers.quantization.awq import awq as module
+    from sglang.srt.layers.quantization.awq.schemes import AWQMoEScheme
+
+    # The one that SGLang takes looks for a GPU; its scheme takes either.
+    on_gpu = torch.cuda.is_available()
+    kind = module.AWQMarlinConfig if on_gpu else module.AWQConfig
+    config = kind.from_config(
+        {"bits": 4, "group_size": sizes.group, "zero_point": True, "lm_head": False}
+    )
+    return module.AWQMoEMethod(config), AWQMoEScheme(config)
+
+
+# By runner: SGLang's method and scheme.
+KINDS: Mapping[str, Callable[[Sizes], tuple[Any, Any]]] = {
+    "int4-triton": _w4a16("CompressedTensorsWNA16TritonMoE"),
+    "int4-marlin": _w4a16("CompressedTensorsWNA16MoE"),
+    "gptq": _gptq,
+    "awq": _awq,
+}
+
+
+class Experts:
+    """Experts of one kind: SGLang's method, and what ktd makes of it.
+
+    Attributes:
+        method: SGLang's.
+        format: In host memory.
+        attributes: What SGLang's layer gives to ``create_weights``.
+    """
+
+    def __init__(self, kind: str, sizes: Sizes) -> None:
+        self.sizes = sizes
+        self.method, self._scheme = KINDS[kind](sizes)
+        self.format: ExpertFormat = self._format()
+        self.attributes = {
+            "hidden_size": sizes.hidden,
+            "intermediate_size_per_partition": sizes.width,
+            "params_dtype": torch.bfloat16,
+        }
+
+    def _format(self) -> ExpertFormat:
+        layer = Layer(self.sizes, self._scheme)
+        cuda_formats.settle_scheme(self.method, layer)
+        self._scheme = layer.scheme
+        return cuda_formats.beside_gpu(expert_format(self.method, layer, ExpertMath()))
+
+    def layer(self) -> Layer:
+        """SGLang's layer before it has parameters."""
+        return Layer(self.sizes, self._scheme)
+
+    def declared(self) -> dict[str, nn.Parameter]:
+        """SGLang's parameters for all experts, of the meta device."""
+        layer = self.layer()
+        with torch.device("meta"):
+            self.method.create_weights(
+                layer=layer, num_experts=self.sizes.experts, **self.attributes
+            )
+        return dict(layer.named_parameters())
+
+    def loader(self, store: HostStore) -> ExpertLoader:
+        """The layer's, which nobody loads through here."""
+        return ExpertLoader(
+            self.format.host_parameters(self.declared()),
+            store=store,
+            load=lambda *_: None,
+            loaded=lambda _: None,
+        )
+
+    def host(self, random: torch.Generator) -> dict[str, torch.Tensor]:
+        """Random experts as a store has them, ``[E, …]`` by parameter name."""
+        return {
+            name: self._random(name, meta, random)
+            for name, meta in self.format.host_parameters(self.declared()).items()
+        }
+
+    def _random(self, name: str, meta: nn.Parameter, random: torch.Generator) -> torch.Tensor:
+        shape = tuple(meta.shape)
+        if name.endswith(("scale", "scales")):
+            # About what quantising weights of 1 / sqrt(inputs) gives.
+            inputs = self.sizes.hidden if name.startswith("w13") else self.sizes.width
+            values = torch.rand(shape, generator=random) * 0.5 + 0.75
+            return (values * 0.4 / inputs**0.5).to(meta.dtype)
+        if name.endswith("qzeros"):
+            if self.format.weights is WeightFormat.GPTQ:
+                return torch.full(shape, MIDDLE, dtype=torch.int32)
+            return self._packed(shape, 6, 10, AWQ_ORDER, random)
+        return self._packed(shape, 0, 16, tuple(range(8)), random)
+
+    @staticmethod
+    def _packed(
+        shape: tuple[int, ...],
+        low: int,
+        high: int,
+        order: tuple[int, ...],
+        random: torch.Generator,
+    ) -> torch.Tensor:
+        values = torch.randint(low, high, (*shape[:-1], shape[-1] * 8), generator=random)
+        return nibbles(values.flatten(0, -2), order).view(shape)
+
+    def as_sglang_has(self, host: Mapping[str, torch.Tensor], device: torch.device) -> Layer:
+        """A layer of all experts that unmodified SGLang has loaded and laid out.
+
+        Scales of GPTQ are bf16, which SGLang's kernel wants beside bf16 hidden states and its
+        method does not declare.
+        """
+        layer = self.layer()
+        with torch.device(device):
+            self.method.create_weights(
+                layer=layer, num_experts=self.sizes.experts, weight_loader=None, **self.attributes
+            )
+        for name, tensor in host.items():
+            if name in self.format.unread:
+                continue
+            turned = tensor.transpose(1, 2) if self.format.transposed else tensor
+            loaded = turned.contiguous().to(device, copy=True)
+            layer.register_parameter(name, nn.Parameter(loaded, requires_grad=False))
+        self.method.process_weights_after_loading(layer)
+        return layer
+
+
+def in_pieces(host: Mapping[str, torch.Tensor]) -> dict[str, ScatteredTensor]:
+    """The same as mapped files have it, which no copy engine of a GPU reads."""
+    return {
+        name: scattered([[expert] for expert in tensor], tensor.shape)
+        for name, tensor in host.items()
+    }

@@ -1,0 +1,61 @@
+"""Engines over 4-bit experts in slots on a GPU, against the same values in float32."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="engines are made of torch tensors")
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU that torch can use", allow_module_level=True)
+pytest.importorskip("sglang", reason="SGLang is not installed")
+
+from ktd.app.moe_runner import repacks, runner_words
+from ktd.model.facts import read_facts
+from tests.sgl import quantised_models, tiny_models
+from tests.sgl.live_host import LiveHost
+from tests.sgl.test_architectures import TIMES_TRANSFORMERS_IN_BF16, distance
+
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+
+# Each on the runner that ktd chooses, and W4A16 on Marlin as well.
+STARTS = {
+    "int4-triton": ("int4", ()),
+    "int4-marlin": ("int4", ("--moe-runner-backend", "auto")),
+    "gptq": ("gptq", ()),
+    "awq": ("awq", ()),
+}
+
+
+@pytest.mark.parametrize(("name", "words"), STARTS.values(), ids=STARTS)
+def test_answers_at_every_placement_are_near_the_reference(name, words, tmp_path):
+    """With no expert in slots, some, and all, moved there while the engine serves."""
+    made = quantised_models.build(
+        name, tmp_path, model="qwen3_moe_gpu", recipes=quantised_models.GPU_RECIPES
+    )
+    texts = tiny_models.some_texts()
+    exact = tiny_models.reference(tmp_path / "reference", texts)
+    rounded = tiny_models.reference(tmp_path / "reference", texts, dtype="bfloat16")
+    blind = tiny_models.reference(tmp_path / "reference", texts, tiny_models.without_experts)
+    bound = TIMES_TRANSFORMERS_IN_BF16 * distance(rounded, exact)
+    assert bound < distance(blind, exact) / 4, "the test would not see missing experts"
+
+    facts = read_facts(tmp_path / "quantised", device="cuda")
+    assert facts.expert_format == name
+    layers, count = made.moe_layers, made.num_experts
+    with LiveHost(
+        *runner_words(facts, "cuda"),
+        *words,
+        model=tmp_path / "quantised",
+        moe_layers=layers,
+        num_experts=count,
+        slots=count - 1,  # a layer whose every expert has a slot gives none up
+        in_slots=0,
+        device="cuda",
+        prefill_threshold=None if repacks(facts, words, "cuda") else 1 << 20,
+    ) as host:
+        host.ready()
+        experts = range(count - 1)
+        for batch, loads in enumerate((experts[:0], experts[::2], experts[1::2]), start=1):
+            if loads:
+                host.swap(batch, [(layer, -1, expert) for layer in layers for expert in loads])
+            found = distance([host.logprobs(ids) for ids in texts], exact)
+            print(f"{name} {' '.join(words)}: {found:.4f} after batch {batch}, bound {bound:.4f}")
+            assert found <= bound
