@@ -14,6 +14,6 @@ here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
 export KTD_TEST_DEVICE=cuda
 export KTD_TEST_SGLANG_ARGS="${KTD_TEST_SGLANG_ARGS:---attention-backend triton --sampling-backend pytorch --grammar-backend none\
- --mem-fraction-static 0.7 --max-running-requests 16 --cuda-graph-max-bs-decode 8 --context-length 2048\
+ --mem-fraction-static 0.7 --max-running-requests 16 --cuda-graph-max-bs-decode 8\
  --chunked-prefill-size 2048}"
 exec "$here/engine.sh" run "${PYTHON:-python3}" "$here/acceptance.py" "$@"
