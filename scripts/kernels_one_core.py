@@ -6,7 +6,11 @@ between the calls, so the shares are of what the host does at its best; other wo
 bandwidth and cache from the calls.
 
     python scripts/kernels_one_core.py [--cpu 0] [--isa avx2] [--format bf16,int8] [--tokens 1,4,16]
-                                       [--seconds 2]
+                                       [--seconds 2] [--shape qwen3-30b-a3b] [--cached]
+
+A shape can also be HIDDENxINTERMEDIATExEXPERTS, all of which compute. With --cached the same
+experts are read again and again: the time that is left when memory is out of the way. They have to
+fit into the cache that is meant.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,9 +33,10 @@ from ktd.bench.kernels.spread import quantile
 from ktd.bench.kernels.units import best_unit
 from ktd.experts import _native
 from ktd.experts.pool import ExpertPool
-from ktd.shapes.moe import shape_called
+from ktd.shapes.moe import MoeShape, shape_called
 
 UNITS = ("avx2_f32", "avx2_int16", "avx_vnni_int8")
+UNITS_512 = ("avx512_f32", "avx512_bf16", "avx512_vnni_int8")
 _SLICE = 2e-4  # seconds of a ceiling of which the median is taken
 _CALLS = 8  # between two samples
 _FEWEST = 5
@@ -39,11 +45,11 @@ _FEWEST = 5
 class Best:
     """The best that one thread was seen to do: bytes a second, and operations a second by unit."""
 
-    def __init__(self, cpu: int) -> None:
+    def __init__(self, cpu: int, units: Sequence[str]) -> None:
         self._ceilings = _native.Ceilings(1 << 29, [cpu])
         self.read = 0.0
-        self.peaks = dict.fromkeys(UNITS, 0.0)
-        for unit in UNITS:
+        self.peaks = dict.fromkeys(units, 0.0)
+        for unit in units:
             self.sample(unit)
 
     def sample(self, unit: str) -> None:
@@ -91,6 +97,15 @@ def line(best: Best, unit: str, operations: int, calls: list[tuple[float, int]])
     return " | ".join((*figures, *quantiles, "memory" if memory else unit))
 
 
+def shape_of(text: str) -> MoeShape:
+    """A model's, or one given by its numbers."""
+    numbers = text.split("x")
+    if not all(number.isdigit() for number in numbers):
+        return shape_called(text)
+    hidden, intermediate, experts = map(int, numbers)
+    return MoeShape(text, 4096, hidden, intermediate, experts)
+
+
 def main() -> None:
     """Prints one line of a table for each cell."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -99,15 +114,21 @@ def main() -> None:
     parser.add_argument("--format", default="bf16,fp8_block,fp8_channel,int8,int4,mxfp4")
     parser.add_argument("--tokens", default="1,4,16,256,1024")
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--shape", default="qwen3-30b-a3b")
+    parser.add_argument("--cached", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    best = Best(args.cpu)
-    shape = shape_called("qwen3-30b-a3b")
+    best = Best(args.cpu, UNITS if args.isa.startswith("avx2") else UNITS_512)
+    shape = shape_of(args.shape)
     cells = []
     for name in choose_formats(tuple(args.format.split(",")), args.isa):
         host = Host.read()
         layers = LayerSet.make(
-            shape, name, cache=host.last_level_cache, available=host.available, progress=print
+            replace(shape, experts=shape.top_k) if args.cached else shape,
+            name,
+            cache=1 if args.cached else host.last_level_cache,
+            available=host.available,
+            progress=print,
         )
         unit = best_unit(name.value, args.isa, best.peaks)
         for tokens in map(int, args.tokens.split(",")):
