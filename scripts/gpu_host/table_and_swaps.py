@@ -52,6 +52,8 @@ class WithSwaps(measurement.TableBench):
             except measurement.OutOfTime as error:
                 over = error
             await run.client.set_policy("off")
+            # The last cell may have been an empty placement.
+            await run.client.apply_and_wait(strategy="uniform")
             for rate in self.rates:
                 result = await measure_swaps(
                     run.client,

@@ -28,8 +28,8 @@ SLOTS, EXPERTS = 3, 8
 # Transformers' own bf16 shows how much; SGLang rounds at other places, as much again in half.
 TIMES_TRANSFORMERS_IN_BF16 = 1.5
 
-# A start takes long: two of the most different run always, the others in the soak run.
-ALWAYS = ("qwen2_moe", "granitemoe")
+# A start takes long: three of the most different run always, the others in the soak run.
+ALWAYS = ("qwen2_moe", "granitemoe", "olmoe")
 SERVED = {
     "glm4_moe": "Glm4MoeForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM",
