@@ -28,11 +28,8 @@ struct Bf16Pair {
   __m512i second;  // the next 32
 };
 
-inline Bf16Pair E4m3ToBf16(__m512i bytes) noexcept {
-  // The halves of the result are put together within lanes of 16 bytes; so that they come out in
-  // order, every lane gets 8 bytes of the first half and 8 of the second.
-  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-  const __m512i codes = _mm512_permutexvar_epi64(order, bytes);
+// Of each lane of 16 codes, the values of the lower eight in `first`, of the others in `second`.
+inline Bf16Pair E4m3Halves(__m512i codes) noexcept {
   // The look-up takes seven bits of an index, so the sign does not disturb it.
   const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(kE4m3Tables.high), codes,
                                                 _mm512_load_si512(kE4m3Tables.high + 64));
@@ -41,6 +38,12 @@ inline Bf16Pair E4m3ToBf16(__m512i bytes) noexcept {
   const __m512i sign = _mm512_set1_epi8(-128);
   const __m512i signed_high = _mm512_ternarylogic_epi64(high, codes, sign, 0xf8);  // a | (b & c)
   return {_mm512_unpacklo_epi8(low, signed_high), _mm512_unpackhi_epi8(low, signed_high)};
+}
+
+// In order: every lane gets 8 bytes of the first half and 8 of the second.
+inline Bf16Pair E4m3ToBf16(__m512i bytes) noexcept {
+  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+  return E4m3Halves(_mm512_permutexvar_epi64(order, bytes));
 }
 
 }  // namespace

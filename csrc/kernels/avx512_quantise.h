@@ -95,12 +95,16 @@ struct StoreFloats {
     _mm512_store_ps(values + i * sizeof(float), value);
   }
 };
-struct StoreBf16 {  // what is stored is exact in bf16
+// In the order of E4m3Halves: of 64 values the lower eight of each sixteen, then the others. What
+// is stored is exact in bf16.
+struct StoreBf16Halves {
   std::uint8_t* values;
   void operator()(std::size_t i, __m512 value) const noexcept {
     const __m512i high = _mm512_srli_epi32(_mm512_castps_si512(value), 16);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(values + i * sizeof(Bf16)),
-                       _mm512_cvtepi32_epi16(high));
+    const __m256i sixteen = _mm512_cvtepi32_epi16(high);
+    auto* group = reinterpret_cast<__m128i*>(values + i / 64 * 64 * sizeof(Bf16)) + i % 64 / 16;
+    _mm_store_si128(group, _mm256_castsi256_si128(sixteen));
+    _mm_store_si128(group + 4, _mm256_extracti128_si256(sixteen, 1));
   }
 };
 
