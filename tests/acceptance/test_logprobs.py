@@ -1,7 +1,6 @@
 """Answers agree with Transformers in float32 at every placement (invariant 4)."""
 
 import asyncio
-import random
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from ktd.bench.servers import stock_server
-from ktd.client import KtdClient
 from tests.acceptance.agreement import (
     CEILING,
     DECODE_FACTOR,
@@ -18,6 +16,7 @@ from tests.acceptance.agreement import (
     require_close,
 )
 from tests.acceptance.conftest import TOKENS
+from tests.acceptance.placements import errors_of_placements
 from tests.acceptance.quantised import widened
 from tests.acceptance.reference import Reference
 from tests.acceptance.storm import swapping
@@ -27,7 +26,6 @@ from tests.skips import needs_gpu
 
 pytestmark = pytest.mark.engine
 
-PLACEMENTS = 6
 FORMATS = (
     "bf16",
     pytest.param(
@@ -119,21 +117,8 @@ def test_logprobs_agree_where_a_gpu_computes_long_prompts(served, require):
 
 
 def require_placements(daemon, reference, require, what):
-    errors = asyncio.run(errors_of_placements(daemon, reference))
-    spread = f"{PLACEMENTS} placements, {min(errors):.4f} to {max(errors):.4f}"
-    require(statistics.mean(errors), f"{what}: {spread}")
-
-
-async def errors_of_placements(daemon, reference):
-    """Of several placements: each rounds otherwise, and a near-tie of the router shows in all."""
-    errors, chance = [], random.Random(3)
-    async with KtdClient(daemon.socket) as client:
-        layers = list((await client.placement()).layers)
-        for _ in range(PLACEMENTS):
-            target = {of.layer: chance.sample(range(of.num_experts), of.slots) for of in layers}
-            await client.apply_and_wait(layers=target)
-            errors.append(await asyncio.to_thread(error_of, daemon.http_url, reference))
-    return errors
+    errors = errors_of_placements(daemon, reference)
+    require(errors.mean, f"{what}: {errors}")
 
 
 async def errors_while_swapping(daemon, reference):
