@@ -84,27 +84,15 @@ class RepackedSlots(ConvertedSlots):
     """S experts in the order that SGLang's Marlin runner has within each.
 
     Args:
-        method, layer, loader, num_slots, attributes: As of :class:`ConvertedSlots`.
+        of_layer: As of :class:`ConvertedSlots`, in that order.
         scratch: Through which experts pass into slots.
         options: As of :class:`SglangSlots`.
     """
 
     streams = False
 
-    def __init__(
-        self,
-        method: Any,
-        layer: nn.Module,
-        loader: ExpertLoader,
-        num_slots: int,
-        attributes: Mapping[str, Any],
-        *,
-        scratch: ScratchExpert,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            method, layer, loader, num_slots, attributes, layout=scratch.expert.layout, **options
-        )
+    def __init__(self, *of_layer: Any, scratch: ScratchExpert, **options: Any) -> None:
+        super().__init__(*of_layer, layout=scratch.expert.layout, **options)
         self._scratch = scratch
         self._map: torch.Tensor | None = None
 
