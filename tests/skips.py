@@ -8,8 +8,3 @@ from tests.device import VARIABLE, gpus, on_gpu
 
 needs_gpu = pytest.mark.skipif(not on_gpu(), reason=f"needs a GPU, and {VARIABLE}=cuda")
 two_ranks = pytest.mark.skipif(on_gpu() and gpus() < 2, reason="two ranks need two GPUs")
-
-
-def refused_on_gpu(what: str) -> pytest.MarkDecorator:
-    """Skips what ktd refuses by name when slots are on a GPU."""
-    return pytest.mark.skipif(on_gpu(), reason=f"{what} is refused with slots on a GPU")

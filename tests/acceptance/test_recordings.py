@@ -16,9 +16,8 @@ from ktd.stats.files import read_counts
 from ktd.stats.profile import ProfileShape
 from ktd.stats.trace import coactivation, read_trace
 from tests.acceptance.conftest import TOKENS
-from tests.device import on_gpu
 from tests.live import LiveDaemon
-from tests.skips import refused_on_gpu, two_ranks
+from tests.skips import two_ranks
 
 pytestmark = pytest.mark.engine
 
@@ -26,8 +25,7 @@ LAYERS, EXPERTS, TOP_K, SLOTS = 6, 32, 4, 8
 SHAPE = ProfileShape(LAYERS, tuple(range(LAYERS)), EXPERTS)
 PROMPT, DECODED = 40, 9
 COUNTED = ("stat", "stat_approx", "per_pass")
-not_per_token = refused_on_gpu("--expert-distribution-recorder-mode per_token")
-MODES = (*COUNTED, pytest.param("per_token", marks=not_per_token))
+MODES = (*COUNTED, "per_token")
 
 
 def prompt(seed: int) -> list[int]:
@@ -59,7 +57,7 @@ def daemon(recordings: Path):
     with LiveDaemon(
         *TOKENS,
         *("--kt-num-gpu-experts", str(SLOTS), "--record-kt-gpu-expert-distribution"),
-        *("--expert-distribution-recorder-mode", COUNTED[-1] if on_gpu() else "per_token"),
+        *("--expert-distribution-recorder-mode", "per_token"),
         env={"SGLANG_EXPERT_DISTRIBUTION_RECORDER_DIR": str(recordings)},
     ) as daemon:
         yield daemon
@@ -69,8 +67,7 @@ def daemon(recordings: Path):
 def files(daemon: LiveDaemon, tmp_path_factory: pytest.TempPathFactory):
     """A dump in each mode, of one request each: paths and what the command said."""
     dumps = {}
-    modes = COUNTED if on_gpu() else (*COUNTED, "per_token")
-    for seed, mode in enumerate(modes, start=1):
+    for seed, mode in enumerate(MODES, start=1):
         folder = tmp_path_factory.mktemp(mode)
         daemon.ktd_json("record", "start", "--mode", mode, "--dir", str(folder), "--no-gpu-masks")
         ask(daemon, seed)
@@ -147,7 +144,6 @@ def test_sglang_reads_the_passes(files, mode):
     assert found["ids"] == list(range(found["ids"][0], found["ids"][0] + count))
 
 
-@not_per_token
 def test_the_routing_of_each_token_is_what_sglangs_recorder_would_have_kept(files):
     """Fields, shapes, types; the experts of the tokens add up to the counts of their pass."""
     found = sglang_reads("tokens", files["per_token"]["paths"][0])
@@ -165,7 +161,6 @@ def test_the_routing_of_each_token_is_what_sglangs_recorder_would_have_kept(file
     assert (found["dtype"], found["shape"]) == ("torch.int32", [LAYERS, PROMPT, 8])
 
 
-@not_per_token
 def test_a_recorded_trace_can_be_replayed(files):
     """In the order of the tokens, prefill and decode told apart."""
     trace = read_trace(Path(files["per_token"]["paths"][0]))
@@ -177,7 +172,6 @@ def test_a_recorded_trace_can_be_replayed(files):
     assert together.sum(axis=(1, 2)).tolist() == [phase.tokens * TOP_K**2] * LAYERS
 
 
-@not_per_token
 def test_flags_and_variable_of_the_tutorial_say_what_is_recorded_and_where(daemon, recordings):
     """Mode, masks and folder come from the command line that started the daemon."""
     torch = pytest.importorskip("torch", reason="torch is not installed")

@@ -57,6 +57,26 @@ def test_each_pair_goes_to_one_side_and_is_counted_once(rig, divide, in_slots, w
     assert rig.channel.error is ChannelError.NONE
 
 
+@pytest.mark.parametrize("wide", [False, True], ids=["int32", "int64"])
+def test_ids_are_left_where_a_recording_finds_them(rig, wide):
+    """Those of rows that are there, in a layer with a CPU path and in one without."""
+    from ktd.cuda.layer_channel import DeviceLayer
+
+    rig = rig(max_tokens=40)
+    width = 6
+    for handle, rows, top_k in itertools.product((rig.layers[0].handle, None), (1, 3, 40), (2, 6)):
+        seen = torch.full((40, width), -7, dtype=torch.int16, device=rig.gpu)
+        counters = torch.zeros(EXPERTS, 2, dtype=torch.int64, device=rig.gpu)
+        layer = DeviceLayer(handle, rig.table(EXPERTS, EXPERTS), counters, seen=seen)
+        ids = rig.ids(rows, top_k, EXPERTS)
+        tokens = torch.tensor([rows - 1], dtype=torch.int32, device=rig.gpu)
+        given = ids.long() if wide else ids
+        rig.channel.split(layer, rig.hidden(rows), given, rig.weights(rows, top_k), tokens)
+        expected = torch.full((40, width), -7, dtype=torch.int16)
+        expected[: rows - 1, :top_k] = ids.cpu().short()[: rows - 1]
+        assert torch.equal(seen.cpu(), expected)
+
+
 @pytest.mark.parametrize("bad", [EXPERTS, -2, 2**40])
 def test_an_expert_that_does_not_exist_sets_the_error_word(rig, bad):
     """It goes nowhere, is not counted, and later answers are not to be trusted."""

@@ -167,6 +167,7 @@ class Layer:
         table = stream.table(place)
         self.step = CudaStep(
             self.side,
+            0,
             self.side.layer(0, None if whole else handle),
             SimpleNamespace(compute=self._compute, parameters=dict),
             has_slots=in_slots > 0,
@@ -201,7 +202,7 @@ class Layer:
         """One announced step of this layer."""
         rows = len(dispatch.hidden_states)
         self.side.stream.threshold = threshold
-        self.side.begin_step(rows, None if decode else 0)
+        self.side.begin_step(rows, None if decode else 0, wants_ids=True)
         out = self.step(self.view, dispatch)
         self.side.launched()
         self.side.check(None)
@@ -272,6 +273,34 @@ def test_a_whole_layer_is_the_runner_alone_to_the_last_bit(runner):
         assert torch.equal(found, layer.stock(dispatch))
     layer.side.refresh_counters()
     assert int(layer.counters[..., 0].sum()) == 65 * TOP_K
+
+
+@pytest.mark.parametrize("in_slots", [0, 6, EXPERTS])
+def test_a_step_leaves_its_routing_for_a_recording(in_slots, runner):
+    """In a part of its rows, all of them, beyond a chunk, streamed, and in a replayed graph."""
+    layer = Layer(WeightFormat.BF16, in_slots, runner, ordered=in_slots == EXPERTS)
+
+    def routed(dispatch, rows=None):
+        torch.cuda.synchronize()
+        return layer.side.routed(rows or len(dispatch.hidden_states))[0].tolist()
+
+    for rows in ROWS:
+        dispatch = layer.batch(rows)
+        for threshold in (1, 1 << 30):
+            layer.hybrid(dispatch, decode=False, threshold=threshold)
+            assert routed(dispatch) == dispatch.topk_output.topk_ids.tolist(), f"{rows} rows"
+    dispatch = layer.batch(8)
+    graph = torch.cuda.CUDAGraph()
+    layer.hybrid(dispatch, decode=True)
+    layer.side.idle()
+    with torch.cuda.graph(graph):
+        layer.step(layer.view, dispatch)
+    dispatch.topk_output.topk_ids.copy_(layer.batch(8).topk_output.topk_ids)
+    layer.side.begin_step(5, None)
+    graph.replay()
+    layer.side.launched()
+    layer.side.check(None)
+    assert routed(dispatch, 5) == dispatch.topk_output.topk_ids[:5].tolist()
 
 
 def test_a_captured_layer_follows_its_tables(runner):

@@ -121,6 +121,7 @@ class Hybrid:
             )
         self.step = CudaStep(
             self.side,
+            0,
             self.side.layer(0, None if in_slots == sizes.experts else handle),
             self.slots,
             has_slots=in_slots > 0,

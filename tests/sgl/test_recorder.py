@@ -17,11 +17,21 @@ from ktd.rankfile import RankFileReader, Status, path_of
 from ktd.sgl import recording_report
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.rank import Rank
-from ktd.sgl.recorder import PER_PASS, PER_TOKEN, Recorder, RecordingRefused
+from ktd.sgl.recorder import PER_PASS, PER_TOKEN, Recorder
 from ktd.sgl.recording_calls import RecordingCalls
 from ktd.sgl.slot_source import PlainSource
 
 LAYERS, EXPERTS, NUM_LAYERS = (1, 4), 16, 6
+
+
+def forward_batch(input_ids, *, decode=False):
+    """What is read of SGLang's."""
+    return SimpleNamespace(
+        input_ids=input_ids,
+        positions=torch.arange(len(input_ids)) + 5,
+        extend_seq_lens_cpu=None if decode else [len(input_ids)],
+        forward_mode=SimpleNamespace(value=2 if decode else 1),
+    )
 
 
 class RecordingRank:
@@ -90,12 +100,7 @@ class RecordingRank:
         ids = torch.tensor(ids)
         tokens = len(ids)
         self.passes += 1
-        batch = SimpleNamespace(
-            input_ids=torch.arange(tokens),
-            positions=torch.arange(tokens) + 5,
-            extend_seq_lens_cpu=None if decode else [tokens],
-            forward_mode=SimpleNamespace(value=2 if decode else 1),
-        )
+        batch = forward_batch(torch.arange(tokens), decode=decode)
         self.rank.begin_step(rows=tokens, decode_rows=None if decode else 0)
         self.rank.recording.begin_pass(batch)
         for position, layer in enumerate(LAYERS):
@@ -295,7 +300,7 @@ def test_a_pass_that_is_not_recorded_keeps_nothing(rank):
     assert (report["passes"], report["bytes"]) == (0, 0)
 
 
-def test_on_a_gpu_counters_are_brought_up_to_date_and_single_tokens_are_refused(tmp_path):
+def test_on_a_gpu_counters_are_brought_up_to_date_and_it_keeps_the_routing(tmp_path):
     """A GPU counts in its own memory, and replays steps that nobody sees layer by layer."""
     counters = torch.zeros(2, len(LAYERS), EXPERTS, 2, dtype=torch.int64)
     fresh = []
@@ -305,14 +310,30 @@ def test_on_a_gpu_counters_are_brought_up_to_date_and_single_tokens_are_refused(
         counters[0, 0, 1, 0] += 5
 
     recorder = Recorder(counters, lambda: torch.zeros(len(LAYERS), EXPERTS, dtype=torch.bool))
-    calls = RecordingCalls(recorder, tmp_path, tuple(LAYERS), EXPERTS, refresh)
+    asked = []
+
+    def routed(rows):
+        # Asked only when the pass has ended, which bringing counters up to date waits for.
+        asked.append((rows, len(fresh)))
+        return torch.arange(len(LAYERS) * rows * 2).view(len(LAYERS), rows, 2).short()
+
+    calls = RecordingCalls(
+        recorder, tmp_path, tuple(LAYERS), EXPERTS, refresh=refresh, routed=routed
+    )
     start = calls.calls()["record_start"]
     options = {"sequence": 1, "buffer_passes": 10, "max_bytes": 1 << 20, "gpu_masks": False}
-    with pytest.raises(RecordingRefused, match="record stat or per_pass"):
-        start({**options, "mode": PER_TOKEN})
     start({**options, "mode": PER_PASS})
     calls.end_pass(1, 4)
     calls.end_pass(2, 4)
-    assert len(fresh) == 4
+    assert len(fresh) == 3
     taken = recorder.take()
     assert [int(one.counts[0, 1]) for one in taken.passes] == [5, 5]
+    assert not asked
+    start({**options, "mode": PER_TOKEN})
+    fresh.clear()
+    calls.begin_pass(forward_batch([7, 8, 9]))
+    calls.end_pass(3, 3)
+    assert asked == [(3, 1)]
+    (one,) = recorder.take().passes
+    assert one.tokens.metadata["input_ids"] == [7, 8, 9]
+    assert one.tokens.ids.tolist() == routed(3).tolist()

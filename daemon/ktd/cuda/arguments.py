@@ -40,12 +40,14 @@ class Routing(Structure):
         ("decode_counters", c_uint64),
         ("num_tokens", c_uint64),
         ("slots", c_uint64),
+        ("seen", c_uint64),
         ("layer", c_int32),
         ("rows", c_int32),
         ("top_k", c_int32),
         ("num_experts", c_int32),
         ("first_decode_row", c_int32),
         ("map_padding", c_int32),
+        ("seen_width", c_int32),
     ]
 
 

@@ -53,6 +53,8 @@ class DeviceLayer:
         decode_counters: The same for rows that decode a token; None: these are counted alike.
         map_padding: Rows of padding get slots too, for a runner that does not skip -1.
         resident: The table by which pairs are counted, where ``table`` is a step's own; None: it.
+        seen: int16 ``[R, K']``: where the ids of a step's rows are left as they came, for rows that
+            are there; rows of padding keep what they had. None: nowhere.
     """
 
     handle: int | None
@@ -61,6 +63,7 @@ class DeviceLayer:
     decode_counters: torch.Tensor | None = None
     map_padding: bool = False
     resident: torch.Tensor | None = None
+    seen: torch.Tensor | None = None
 
 
 class LayerChannel:
@@ -196,6 +199,11 @@ class LayerChannel:
             _check(decode_counters, "the decode counters", torch.int64, (experts, 2))
         resident = layer.table if layer.resident is None else layer.resident
         _check(resident, "the table that counts", torch.int32, (experts,))
+        seen = None if layer.seen is None else layer.seen[:rows]
+        if seen is not None:
+            _check(seen, "what was seen", torch.int16, (rows, seen.shape[1]))
+            if top_k > seen.shape[1]:
+                raise ValueError(f"a token has {top_k} experts, room is for {seen.shape[1]}")
         slots = torch.empty(rows, top_k, dtype=torch.int32, device=self._device)
         if rows == 0:
             return slots
@@ -209,12 +217,14 @@ class LayerChannel:
             decode_counters=decode_counters.data_ptr(),
             num_tokens=_count_address(num_tokens),
             slots=slots.data_ptr(),
+            seen=0 if seen is None else seen.data_ptr(),
             layer=-1 if layer.handle is None else layer.handle,
             rows=rows,
             top_k=top_k,
             num_experts=experts,
             first_decode_row=first_decode_row,
             map_padding=int(layer.map_padding),
+            seen_width=0 if seen is None else seen.shape[1],
         )
         kernel = self._kernels.split_int64 if wide else self._kernels.split_int32
         blocks = min(rows, self._most_blocks)

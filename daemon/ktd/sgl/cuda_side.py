@@ -107,6 +107,12 @@ class CudaSide:
         _, layers, experts, _ = counters.shape
         self._tables = torch.full((layers, experts), -1, dtype=torch.int32, device=self.device)
         self._counters = torch.zeros(counters.shape, dtype=torch.int64, device=self.device)
+        # Written by every step, for a graph cannot be told later that somebody asks.
+        self._seen = torch.full(
+            (layers, self.max_rows, top_k), -1, dtype=torch.int16, device=self.device
+        )
+        self._seen_apart: dict[int, torch.Tensor] = {}
+        self._wants_ids = False
         self._copier = CounterCopier(self._counters, counters)
         self._running: deque[torch.cuda.Event] = deque()
         self._spare: list[torch.cuda.Event] = []
@@ -140,6 +146,7 @@ class CudaSide:
             self._counters[Kind.PREFILL, position],
             self._counters[Kind.DECODE, position],
             map_padding=handle is None,
+            seen=self._seen[position],
         )
 
     def streamed_layer(self, position: int, handle: int, table: torch.Tensor) -> DeviceLayer:
@@ -153,6 +160,7 @@ class CudaSide:
             self._counters[Kind.PREFILL, position],
             self._counters[Kind.DECODE, position],
             resident=self._tables[position],
+            seen=self._seen[position],
         )
 
     def write_tables(self, layers: Iterable[tuple[int, ExpertLayer]]) -> None:
@@ -177,14 +185,16 @@ class CudaSide:
 
     # --- steps -----------------------------------------------------------------------------
 
-    def begin_step(self, rows: int, decode_rows: int | None) -> None:
+    def begin_step(self, rows: int, decode_rows: int | None, *, wants_ids: bool = False) -> None:
         """A forward pass is about to be launched on the current stream.
 
         Args:
             rows: Its tokens, without padding.
             decode_rows: How many of them, at the end, decode a token; None: all.
+            wants_ids: Whether :meth:`routed` will be asked about this step.
         """
         self._retire()
+        self._wants_ids = wants_ids
         self.channel.begin_step()
         self.first_decode_row = 0 if decode_rows is None else rows - decode_rows
         self.num_tokens.fill_(rows)
@@ -243,6 +253,27 @@ class CudaSide:
         if failed is not None:
             name = ChannelError(failed[1]).name
             raise CudaFailed(f"rank {failed[0]} has no answer for a layer ({name})")
+
+    # --- routing ---------------------------------------------------------------------------
+
+    def saw(self, position: int, ids: torch.Tensor) -> None:
+        """A layer's routing in a step of more than ``max_rows`` rows, which nothing keeps else."""
+        if self._wants_ids:
+            self._seen_apart[position] = ids.to(torch.int16)
+
+    def routed(self, rows: int) -> torch.Tensor:
+        """Experts of the newest step, of so many rows: int16 ``[MoE layers, rows, K]``, -1: none.
+
+        The step has to have ended; the answer is on the host.
+        """
+        if rows <= self.max_rows:
+            return self._seen[:, :rows].cpu()
+        layers, _, top_k = self._seen.shape
+        found = torch.full((layers, rows, top_k), -1, dtype=torch.int16, device="cpu")
+        for position, ids in self._seen_apart.items():
+            found[position, :, : ids.shape[1]] = ids.cpu()
+        self._seen_apart.clear()
+        return found
 
     # --- statistics ------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ class CudaStep:
 
     Args:
         side: The rank's.
+        position: The layer's index among the MoE layers.
         layer: On the device.
         slots: Computes its slots.
         has_slots: Whether there is any.
@@ -30,6 +31,7 @@ class CudaStep:
     def __init__(
         self,
         side: CudaSide,
+        position: int,
         layer: DeviceLayer,
         slots: SglangSlots,
         *,
@@ -38,7 +40,9 @@ class CudaStep:
         streamed: StreamedLayer | None = None,
     ) -> None:
         self._side = side
+        self._position = position
         self._layer = layer
+        self._layer_in_parts = replace(layer, seen=None)
         self._slots = slots
         self._has_slots = has_slots
         self._whole = whole
@@ -50,11 +54,18 @@ class CudaStep:
             return self._stream(layer, dispatch_output, self._streamed)
         rows, most = dispatch_output.hidden_states.shape[0], self._side.max_rows
         if rows <= most:
-            return self._part(layer, dispatch_output, self._side.num_tokens)
+            return self._part(layer, dispatch_output, self._layer, self._side.num_tokens)
+        self._side.saw(self._position, dispatch_output.topk_output.topk_ids)
         # Beyond a chunk of prefill there are no graphs, and so no padding.
         return torch.cat(
             [
-                self._part(layer, _rows(dispatch_output, slice(start, start + most)), None, start)
+                self._part(
+                    layer,
+                    _rows(dispatch_output, slice(start, start + most)),
+                    self._layer_in_parts,
+                    None,
+                    start,
+                )
                 for start in range(0, rows, most)
             ]
         )
@@ -63,6 +74,7 @@ class CudaStep:
         self,
         layer: nn.Module,
         dispatch_output: Any,
+        device: DeviceLayer,
         num_tokens: torch.Tensor | None,
         start: int = 0,
     ) -> torch.Tensor:
@@ -70,18 +82,18 @@ class CudaStep:
         if self._whole:
             # Nothing depends on the split, which only counts here: it runs beside the experts.
             with self._side.beside():
-                self._split(self._layer, dispatch_output, num_tokens, start)
+                self._split(device, dispatch_output, num_tokens, start)
             topk = dispatch_output.topk_output
             out = self._slots.compute(layer, dispatch_output, topk.topk_ids, topk.topk_weights)
             self._side.join()
             return out
-        slots, weights = self._split(self._layer, dispatch_output, num_tokens, start)
+        slots, weights = self._split(device, dispatch_output, num_tokens, start)
         if not self._has_slots:
             out = torch.empty_like(dispatch_output.hidden_states)
             channel.collect(out, num_tokens, add=False)
             return out
         out = self._slots.compute(layer, dispatch_output, slots, weights)
-        if self._layer.handle is not None:
+        if device.handle is not None:
             channel.collect(out, num_tokens)
         return out
 

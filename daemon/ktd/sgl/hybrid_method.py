@@ -239,6 +239,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 )
         return CudaStep(
             side,
+            self._position,
             side.layer(self._position, handle),
             self._slots,
             has_slots=self._num_slots > 0,

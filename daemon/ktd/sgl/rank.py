@@ -94,18 +94,18 @@ class Rank:
             Path(spec.runtime_dir),
             spec.moe_layers,
             spec.num_experts,
-            self._refresh_counters if self.on_gpu else None,
+            refresh=self._refresh_counters if self.on_gpu else None,
+            routed=self._routed if self.on_gpu else None,
         )
         self._weight_bytes_at_reset = 0
         self._slot_weight_bytes = 0
         cores = pool_cores(spec.cpu_threads, rank, world_size, quota=cpu_quota(), gpu=self.on_gpu)
-        threads, cpus = cores.threads, cores.cpus
         if cores.note:
             logger.warning("%s", cores.note)
         self.pool = ExpertPool(
-            threads=threads,
+            threads=cores.threads,
             isa=spec.isa or "",
-            cpus=cpus,
+            cpus=cores.cpus,
             spin_us=_SPIN_US if self.on_gpu else None,
         )
         wanted = spec.cpu_expert_format
@@ -274,7 +274,7 @@ class Rank:
         self.file.words[Word.IN_STEP] = 1
         self.file.beat()
         if self.side is not None:
-            self.side.begin_step(rows, decode_rows)
+            self.side.begin_step(rows, decode_rows, wants_ids=self.recording.wants_ids)
         if self.bench_routing is not None:
             self.bench_routing.advance(rows)
 
@@ -360,6 +360,9 @@ class Rank:
     def _refresh_counters(self) -> None:
         if self.side is not None:
             self.side.refresh_counters()
+
+    def _routed(self, rows: int) -> torch.Tensor:
+        return torch.empty(0) if self.side is None else self.side.routed(rows)
 
     def _write_tables(self) -> None:
         """The GPU's tables follow, between two steps."""

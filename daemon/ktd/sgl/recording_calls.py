@@ -12,12 +12,10 @@ import torch
 
 from ktd.sgl import recording_report
 from ktd.sgl.recorder import (
-    PER_TOKEN,
     STAT_APPROX,
     Limits,
     Recorded,
     Recorder,
-    RecordingRefused,
     as_list,
 )
 from ktd.sgl.recording_files import Layout, write
@@ -39,7 +37,10 @@ class RecordingCalls:
         runtime_dir: Of the engine.
         moe_layers: Model layer indices that have experts.
         num_experts: Per such layer.
-        refresh: Brings counters up to date that a GPU grows; None: they always are.
+        refresh: Brings counters up to date that a GPU grows, behind the newest pass; None: they
+            always are.
+        routed: Int16 ``[MoE layers, tokens, top_k]`` of the newest pass, which a GPU keeps; None:
+            :meth:`see` is called.
     """
 
     def __init__(
@@ -48,10 +49,13 @@ class RecordingCalls:
         runtime_dir: Path,
         moe_layers: tuple[int, ...],
         num_experts: int,
+        *,
         refresh: Callable[[], None] | None = None,
+        routed: Callable[[int], torch.Tensor] | None = None,
     ) -> None:
         self._recorder = recorder
         self._refresh = refresh
+        self._routed = routed
         self._runtime_dir = runtime_dir
         self._moe_layers = moe_layers
         self._num_experts = num_experts
@@ -84,6 +88,9 @@ class RecordingCalls:
         if self._recorder is not None:
             if self._recorder.mode != STAT_APPROX:
                 self._bring_up_to_date()
+            if self.wants_ids and self._routed is not None:
+                for position, ids in enumerate(self._routed(tokens)):
+                    self._recorder.see(position, ids)
             self._recorder.end_pass(pass_id, tokens)
 
     def _bring_up_to_date(self) -> None:
@@ -104,11 +111,6 @@ class RecordingCalls:
         return call
 
     def _start(self, recorder: Recorder, fields: dict[str, Any]) -> None:
-        if fields["mode"] == PER_TOKEN and self._refresh is not None:
-            raise RecordingRefused(
-                "which experts each token chose is not recorded on a GPU yet, where steps are "
-                "replayed as graphs; record stat or per_pass, or start with --device cpu"
-            )
         limits = Limits(fields["buffer_passes"], fields["max_bytes"])
         recorder.start(fields["mode"], limits, gpu_masks=fields["gpu_masks"])
 

@@ -4,7 +4,7 @@
 namespace ktd_device {
 
 struct Sum {
-  uint4* out;             // bf16 [rows, hidden]
+  uint2* out;             // bf16 [rows, hidden]
   const int* num_tokens;  // rows from this one on are padding; null: none is
   int rows;
   int add;  // 1: `out` holds what the slots computed; 0: nothing, it is written completely
@@ -12,6 +12,8 @@ struct Sum {
 static_assert(sizeof(Sum) == KTD_SUM_BYTES, "Python and the kernels differ");
 
 constexpr unsigned int kWarp = 32;
+constexpr unsigned int kColumns = 4;        // of a part
+constexpr unsigned int kParts = 2;          // of a thread that collects
 constexpr unsigned int kEagerPolls = 32;    // about 30 us over PCIe
 constexpr unsigned int kPollsPerLook = 64;  // at the clock and the heartbeat
 
@@ -76,60 +78,71 @@ __device__ inline int RealRows(const Sum& sum) {
   return sum.num_tokens == nullptr ? sum.rows : min(max(*sum.num_tokens, 0), sum.rows);
 }
 
-// Eight columns of a row: what is known of them before the answer is there.
+// Four columns of a row: what is known of them before the answer is there. Four are one load of
+// 16 bytes, so that neighbours in a warp read neighbouring bytes: the way over PCIe is paid by the
+// request, and one of each half would be twice as many.
 struct Part {
   size_t at;
   bool real;  // no padding
   bool ours;  // the pool computes them
-  uint4 base;
+  uint2 base;
 };
 
 __device__ inline Part PartOf(const Channel& channel, const Sum& sum, bool pending, int tokens,
                               size_t at) {
-  const int row = static_cast<int>(at / (channel.hidden / 8));
+  const int row = static_cast<int>(at / (channel.hidden / kColumns));
   const bool real = row < tokens;
   const bool ours = pending && real && channel.row_ours[row] != 0;
-  uint4 base = {};
+  uint2 base = {};
   if (ours && sum.add != 0) base = sum.out[at];
   return {at, real, ours, base};
 }
 
 __device__ inline void Write(const Channel& channel, const Sum& sum, const Part& part,
-                             bool failed) {
+                             const float4& answer, bool failed) {
   if (failed && part.real) {
-    sum.out[part.at] = {kNanPair, kNanPair, kNanPair, kNanPair};
+    sum.out[part.at] = {kNanPair, kNanPair};
   } else if (!failed && part.ours) {
-    const uint4 base = part.base;
-    const float4 a = LoadRelaxed(&channel.answer[2 * part.at]);
-    const float4 b = LoadRelaxed(&channel.answer[2 * part.at + 1]);
-    sum.out[part.at] = {
-        Pair(Low(base.x) + a.x, High(base.x) + a.y), Pair(Low(base.y) + a.z, High(base.y) + a.w),
-        Pair(Low(base.z) + b.x, High(base.z) + b.y), Pair(Low(base.w) + b.z, High(base.w) + b.w)};
+    const uint2 base = part.base;
+    sum.out[part.at] = {Pair(Low(base.x) + answer.x, High(base.x) + answer.y),
+                        Pair(Low(base.y) + answer.z, High(base.y) + answer.w)};
   } else if (sum.add == 0) {
     sum.out[part.at] = {};
   }
 }
 
-// One part for each thread but the last warp's, which waits meanwhile: a thread that first looks at
-// its part would see the flag half a microsecond later. Every block waits, so a grid of many would
-// fill the GPU.
+__device__ inline float4 AnswerTo(const Channel& channel, const Part& part, bool failed) {
+  return part.ours && !failed ? LoadRelaxed(&channel.answer[part.at]) : float4{};
+}
+
+// Two parts for each thread but the last warp's, which waits meanwhile: a thread that first looks
+// at its parts would see the flag half a microsecond later. Every block waits, so a grid of many
+// would fill the GPU.
 __device__ void Collect(const Channel& channel, const Sum& sum) {
   const State state = *channel.state;
   bool failed = state.error != kNone;
   const bool pending = state.pending != 0;
   if (!failed && !pending && sum.add != 0) return;
-  const unsigned int parts = blockDim.x - kWarp;
-  const size_t at = static_cast<size_t>(blockIdx.x) * parts + threadIdx.x;
-  const size_t end = static_cast<size_t>(sum.rows) * (channel.hidden / 8);
-  const bool within = threadIdx.x < parts && at < end;
-  Part part = {};
-  if (within) part = PartOf(channel, sum, pending, RealRows(sum), at);
-  if (threadIdx.x == parts && pending && !failed) {
+  const unsigned int threads = blockDim.x - kWarp;
+  const size_t first = static_cast<size_t>(blockIdx.x) * threads * kParts + threadIdx.x;
+  const size_t end = static_cast<size_t>(sum.rows) * (channel.hidden / kColumns);
+  const int tokens = RealRows(sum);
+  Part parts[kParts] = {};
+  for (unsigned int i = 0; i < kParts; ++i) {
+    const size_t at = first + i * threads;
+    if (threadIdx.x < threads && at < end) parts[i] = PartOf(channel, sum, pending, tokens, at);
+  }
+  if (threadIdx.x == threads && pending && !failed) {
     AwaitAnswer(channel, state.epoch);
     failed = ErrorOf(channel.state) != kNone;
   }
   failed = __syncthreads_or(failed) != 0;
-  if (within) Write(channel, sum, part, failed);
+  if (threadIdx.x >= threads) return;
+  float4 answers[kParts];  // all are asked for before the first is used
+  for (unsigned int i = 0; i < kParts; ++i) answers[i] = AnswerTo(channel, parts[i], failed);
+  for (unsigned int i = 0; i < kParts; ++i) {
+    if (first + i * threads < end) Write(channel, sum, parts[i], answers[i], failed);
+  }
 }
 
 __device__ void Add(const Channel& channel, const Sum& sum) {
@@ -137,11 +150,12 @@ __device__ void Add(const Channel& channel, const Sum& sum) {
   const bool pending = channel.state->pending != 0;
   if (!failed && !pending && sum.add != 0) return;
   const int tokens = RealRows(sum);
-  const size_t end = static_cast<size_t>(sum.rows) * (channel.hidden / 8);
+  const size_t end = static_cast<size_t>(sum.rows) * (channel.hidden / kColumns);
   const size_t step = static_cast<size_t>(gridDim.x) * blockDim.x;
   for (size_t at = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; at < end;
        at += step) {
-    Write(channel, sum, PartOf(channel, sum, pending, tokens, at), failed);
+    const Part part = PartOf(channel, sum, pending, tokens, at);
+    Write(channel, sum, part, AnswerTo(channel, part, failed), failed);
   }
 }
 

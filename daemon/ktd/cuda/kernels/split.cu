@@ -15,12 +15,14 @@ struct Routing {
   unsigned long long* decode_counters;
   const int* num_tokens;  // rows from this one on are padding; null: none is
   int* slots;             // out, [rows, top_k]: -1 where no slot computes
+  short* seen;            // out, [rows, seen_width]: the ids as they came; null: nobody asks
   int layer;              // the pool's handle; negative: the layer has no CPU path
   int rows;
   int top_k;
   int num_experts;
   int first_decode_row;
   int map_padding;  // 1: rows of padding get their slots, for a runner that takes no -1
+  int seen_width;   // at least top_k
 };
 static_assert(sizeof(Routing) == KTD_ROUTING_BYTES, "Python and the kernels differ");
 
@@ -111,6 +113,10 @@ __device__ void Split(const Channel& channel, const Routing& routing) {
     for (int k = static_cast<int>(threadIdx.x); k < routing.top_k;
          k += static_cast<int>(blockDim.x)) {
       ours |= SplitPair<Id>(channel, routing, counters, first + k, publish);
+      if (routing.seen != nullptr) {
+        routing.seen[static_cast<size_t>(row) * routing.seen_width + k] =
+            static_cast<short>(static_cast<const Id*>(routing.ids)[first + k]);
+      }
     }
     ours = __syncthreads_or(ours || channel.always != 0) != 0;
     if (threadIdx.x == 0) channel.row_ours[row] = ours ? 1 : 0;
