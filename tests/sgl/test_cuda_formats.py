@@ -8,11 +8,11 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("sglang", reason="SGLang is not installed")
 
 from ktd.experts.scattered import scattered
-from ktd.experts.weights import Activation, WeightFormat
+from ktd.experts.weights import Activation, ActivationKind, WeightFormat
 from ktd.sgl import cuda_formats
-from ktd.sgl.expert_format import ExpertFormat, FormatRefused
+from ktd.sgl.expert_format import ExpertFormat, FormatRefused, expert_format
 from ktd.sgl.limits import ExpertMath
-from tests.sgl.four_bits import KINDS, MIDDLE, Experts, Sizes
+from tests.sgl.four_bits import GPT_OSS, KINDS, MIDDLE, MXFP4, Experts, Sizes
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -38,16 +38,18 @@ def test_four_bits_are_admitted_and_marlins_are_repacked(kind, weights, repacked
     found.check()
     assert found.w13_scale.dtype is found.w2_scale.dtype is torch.bfloat16
     assert (found.hidden, found.intermediate, found.group) == (256, 128, 32)
-    assert set(KINDS) == {"int4-triton", "int4-marlin", "gptq", "awq"}
+    assert set(KINDS) == {"int4-triton", "int4-marlin", "gptq", "awq", MXFP4}
 
 
 @pytest.mark.parametrize(
-    ("weights", "repacked"), [(WeightFormat.MXFP4, False), (WeightFormat.BF16, True)]
+    ("weights", "repacked"), [(WeightFormat.GPTQ, False), (WeightFormat.BF16, True)]
 )
 def test_other_formats_are_refused_with_what_is_served(weights, repacked):
     """Also one that SGLang rearranges where ktd counts on host rows."""
     experts = ExpertFormat(weights, {}, repacked=repacked)
-    with pytest.raises(FormatRefused, match=r"only bf16, fp8_block, .* int4, gptq, awq; use such"):
+    with pytest.raises(
+        FormatRefused, match=r"only bf16, fp8_block, .* int4, gptq, awq, mxfp4; use such"
+    ):
         cuda_formats.check(experts, ExpertMath())
 
 
@@ -70,6 +72,66 @@ def test_a_runner_that_has_the_format_not_is_refused(kind):
         cuda_formats.check_runner(experts, MoeRunnerBackend.TRITON, SIZES.width)
     with pytest.raises(FormatRefused, match=r"\(32 wide\) is no wider than a group \(32\)"):
         cuda_formats.check_runner(experts, MoeRunnerBackend.AUTO, SIZES.group)
+
+
+def test_mxfp4_is_admitted_on_marlin_with_what_its_experts_compute():
+    """gpt-oss's clamped SwiGLU with biases, and SiLU with a limit or none."""
+    for math in (GPT_OSS, ExpertMath(), ExpertMath(Activation(limit=7.0))):
+        experts = Experts(MXFP4, SIZES, math).format
+        assert (experts.weights, experts.repacked) == (WeightFormat.MXFP4, True)
+        cuda_formats.check(experts, math)
+
+
+@pytest.mark.parametrize(
+    "math",
+    [
+        ExpertMath(Activation(ActivationKind.GELU)),
+        ExpertMath(Activation(alpha=1.702, beta=1.0)),
+        ExpertMath(weights_before_input=True),
+    ],
+    ids=["gelu", "alpha-without-limit", "weights-before"],
+)
+def test_what_marlin_does_not_compute_with_mxfp4_is_refused(math):
+    """SGLang would end with an assertion, or leave it out."""
+    experts = Experts(MXFP4, SIZES).format
+    with pytest.raises(FormatRefused, match="start with --device cpu"):
+        cuda_formats.check(experts, math)
+
+
+def test_mxfp4_on_another_runner_is_refused_with_the_one_to_use():
+    """triton_kernels mixes experts, and has no place for a pair that is not there."""
+    from sglang.srt.layers.moe.utils import MoeRunnerBackend
+
+    experts = Experts(MXFP4, SIZES)
+    cuda_formats.check_runner(experts.format, MoeRunnerBackend.MARLIN, SIZES.width)
+    experts.method.use_marlin = False
+    other = cuda_formats.beside_gpu(
+        expert_format(experts.method, experts.layer(), experts.math),
+        experts.math,
+        hidden=SIZES.hidden,
+        width=SIZES.width,
+    )
+    with pytest.raises(FormatRefused, match=r"SGLang's triton_kernel runner .* ktd chooses marlin"):
+        cuda_formats.check_runner(other, MoeRunnerBackend.TRITON_KERNELS, SIZES.width)
+
+
+@pytest.mark.parametrize(("hidden", "width"), [(96, 128), (256, 48)])
+def test_sizes_that_marlin_takes_not_are_refused(hidden, width):
+    """gpt-oss's 2880 are divided by two ranks, and not by four."""
+    from sglang.srt.layers.moe.utils import MoeRunnerBackend
+
+    experts = Experts(MXFP4, Sizes(3, hidden, width, 32)).format
+    with pytest.raises(FormatRefused, match=r"use fewer ranks \(--tp\)"):
+        cuda_formats.check_runner(experts, MoeRunnerBackend.MARLIN, width)
+
+
+def test_mxfp4_wants_a_gpu_that_sglang_has_it_for():
+    """Others have no such bound."""
+    experts = Experts(MXFP4, SIZES).format
+    cuda_formats.check_gpu(experts, (9, 0))
+    cuda_formats.check_gpu(Experts("awq", SIZES).format, (8, 0))
+    with pytest.raises(FormatRefused, match=r"from compute capability 9.0 on, .* has 8\.0"):
+        cuda_formats.check_gpu(experts, (8, 0))
 
 
 def test_either_runner_computes_w4a16():
@@ -108,10 +170,10 @@ def test_gptq_has_its_scheme_before_its_parameters():
     experts = Experts("gptq", SIZES)
     layer = experts.layer()
     layer.scheme = None
-    cuda_formats.settle_scheme(experts.method, layer)
+    cuda_formats.settle(experts.method, layer)
     assert type(layer.scheme).__name__ == "GPTQMarlinMoEScheme"
     made = layer.scheme
-    cuda_formats.settle_scheme(experts.method, layer)
+    cuda_formats.settle(experts.method, layer)
     assert layer.scheme is made
 
 

@@ -21,6 +21,7 @@ if importlib.util.find_spec("sglang") is None:
 from ktd.cuda.streams import new_event, new_stream
 from ktd.experts.pool import ExpertPool
 from ktd.experts.store import HostStore
+from ktd.experts.weights import Activation
 from ktd.sgl.copier import Copier
 from ktd.sgl.copy_lane import lane_to
 from ktd.sgl.cuda_side import CudaSide, Streams
@@ -28,18 +29,20 @@ from ktd.sgl.cuda_step import CudaStep, StreamedLayer
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.gpu_slots import slots_on_gpu
 from ktd.sgl.limits import ExpertMath
-from tests.sgl.four_bits import KINDS, Experts, Sizes, in_pieces
+from tests.sgl.four_bits import KINDS, MXFP4, TOP_K, Experts, Sizes, in_pieces, runner_config
 from tests.sgl.gpu_sglang import stand_alone
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-TOP_K = 4
 SIZES = Sizes(experts=16, hidden=512, width=256, group=32)
 WIDE = Sizes(experts=16, hidden=512, width=512, group=128)
+# SGLang pads hidden sizes of MXFP4 to 256 and widths to 128; gpt-oss has 2880 of both.
+PADDED = Sizes(experts=16, hidden=576, width=160, group=32)
 ROWS = (1, 7, 64, 700, 1500)
 # Relative, of a whole batch. Both runners round dequantised weights to bf16, 2^-9 for each product,
 # and Marlin may add up parts of a product in bf16; a lost expert would be a quarter of the answer.
 TOLERANCE = 0.01
+HALVES = ExpertMath(Activation(limit=7.0))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,29 +50,17 @@ def sglang_alone():
     stand_alone()
 
 
-def runner_config():
-    from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig
-
-    return MoeRunnerConfig(
-        num_experts=SIZES.experts,
-        num_local_experts=SIZES.experts,
-        top_k=TOP_K,
-        activation="silu",
-        inplace=False,
-    )
-
-
 class Hybrid:
     """A layer whose slots hold ``in_slots`` experts, and unmodified SGLang's with all of them."""
 
-    def __init__(self, kind, in_slots, *, sizes=SIZES, stream=False, mapped=False):
+    def __init__(self, kind, in_slots, *, sizes=SIZES, stream=False, mapped=False, math=None):
         self.random = torch.Generator().manual_seed(in_slots)
-        experts, stock = Experts(kind, sizes), Experts(kind, sizes)
+        experts, stock = Experts(kind, sizes, math), Experts(kind, sizes, math)
         self.sizes = sizes
         self.host = experts.host(self.random)
         self.pinned = {name: tensor.pin_memory() for name, tensor in self.host.items()}
         self.pool = ExpertPool(threads=2)
-        handle = self.pool.add_layer(experts.format.experts(self.host, ExpertMath()))
+        handle = self.pool.add_layer(experts.format.experts(self.host, experts.math))
         self.counters = torch.zeros(2, 1, sizes.experts, 2, dtype=torch.int64)
         streams = Streams(threshold=1 << 30, buffer_bytes=1 << 30)
         self.side = CudaSide(
@@ -93,7 +84,9 @@ class Hybrid:
                 scratch=self.side.scratch,
                 device=self.side.device,
             )
-        self.slots.create_runner(self.sglang, runner_config())
+        config = runner_config(sizes, experts.math)
+        with experts.chosen_runner():
+            self.slots.create_runner(self.sglang, config)
         self.slots.prepare(self.sglang)
         table = torch.full((sizes.experts,), -1, dtype=torch.int32)
         self.layer = ExpertLayer(
@@ -129,7 +122,8 @@ class Hybrid:
         )
         self.whole = stock.as_sglang_has(self.host, self.side.device)
         self._method = stock.method
-        self._method.create_moe_runner(self.whole, runner_config())
+        with stock.chosen_runner():
+            self._method.create_moe_runner(self.whole, config)
 
     def batch(self, rows):
         """A dispatch of random tokens."""
@@ -143,7 +137,7 @@ class Hybrid:
 
     def stock(self, dispatch):
         """Unmodified SGLang."""
-        return self._method.apply(self.whole, dispatch).hidden_states
+        return self._method.apply(self.whole, dispatch).hidden_states[:, : self.sizes.hidden]
 
     def hybrid(self, dispatch, *, decode=True):
         """One announced step of this layer."""
@@ -159,6 +153,8 @@ class Hybrid:
         for slot, expert in enumerate(self.layer.mapped()):
             for name in self.layer.slots:
                 found, wanted = getattr(self.sglang, name)[slot], getattr(self.whole, name)[expert]
+                # As bytes: torch compares not every type.
+                found, wanted = found.view(torch.uint8), wanted.view(torch.uint8)
                 assert torch.equal(found, wanted), f"{name} of expert {expert}"
 
 
@@ -166,8 +162,14 @@ def error(found, wanted):
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
-@pytest.mark.parametrize("sizes", [SIZES, WIDE], ids=["groups-of-32", "groups-of-128"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        *(pytest.param(kind, SIZES, id=f"{kind}-groups-of-32") for kind in KINDS),
+        *(pytest.param(kind, WIDE, id=f"{kind}-groups-of-128") for kind in KINDS if kind != MXFP4),
+        pytest.param(MXFP4, PADDED, id=f"{MXFP4}-padded"),
+    ],
+)
 def test_slots_hold_what_sglang_makes_of_all_experts(kind, sizes):
     """To the last byte, whichever expert is in which slot."""
     layer = Hybrid(kind, 6, sizes=sizes)
@@ -188,6 +190,27 @@ def test_a_split_layer_gives_what_sglang_gives_alone(kind, in_slots):
         pairs += rows * TOP_K
     layer.side.refresh_counters()
     assert int(layer.counters.sum()) == pairs
+
+
+@pytest.mark.parametrize("in_slots", [6, 16])
+def test_tokens_are_padded_for_the_slots_alone(in_slots):
+    """The CPU computes experts as large as their checkpoint has them, and the sum is as wide."""
+    layer = Hybrid(MXFP4, in_slots, sizes=PADDED)
+    for rows in ROWS:
+        dispatch = layer.batch(rows)
+        found = layer.hybrid(dispatch)
+        assert found.shape == dispatch.hidden_states.shape
+        assert found.is_contiguous()
+        assert error(found, layer.stock(dispatch)) < TOLERANCE, f"{rows} rows"
+
+
+@pytest.mark.parametrize("math", [ExpertMath(), HALVES], ids=["silu", "clamped-halves"])
+def test_mxfp4_experts_compute_other_products(math):
+    """Gate and up in halves, with no biases in the checkpoint: SGLang's are zeros."""
+    layer = Hybrid(MXFP4, 6, sizes=PADDED, math=math)
+    layer.check_slots()
+    dispatch = layer.batch(64)
+    assert error(layer.hybrid(dispatch), layer.stock(dispatch)) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -39,6 +39,7 @@ class Layer(nn.Module):
     def __init__(self):
         super().__init__()
         self.moe_runner_config = SimpleNamespace(is_gated=True)
+        self.num_local_experts = EXPERTS
         self.use_triton_kernels = False
         self.use_flashinfer_trtllm_moe = False
 

@@ -7,6 +7,7 @@ slots are made like that one, so that no S experts are ever there twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,13 +58,17 @@ class ConvertedSlots(SglangSlots):
         for name, parameter in list(layer.named_parameters(recurse=False)):
             like = self._layout.slot.get(name)
             if like is not None:
+                # As bytes: torch fills not every type.
+                size = math.prod(like.shape) * like.element_size()
                 memory = torch.zeros(
-                    (self._num_slots, *like.shape), dtype=like.dtype, device=parameter.device
+                    (self._num_slots, size), dtype=torch.uint8, device=parameter.device
                 )
-            elif parameter.numel() == 0:
-                memory = parameter.data.new_empty((self._num_slots, *parameter.shape[1:]))
-            else:
+                memory = memory.view(like.dtype).view(self._num_slots, *like.shape)
+            elif name in self._layout.host:
                 continue  # one expert's, which no runner reads
+            else:
+                # Every expert's is the same: no checkpoint has it.
+                memory = parameter.data.repeat_interleave(self._num_slots, 0)
             layer.register_parameter(name, nn.Parameter(memory, requires_grad=False))
 
     def filled(self, layer: nn.Module) -> None:
@@ -113,8 +118,8 @@ class RepackedSlots(ConvertedSlots):
             return
         device = next(iter(self._scratch.rows.values())).device
         self._map = torch.arange(max(self._num_slots, 1), dtype=torch.int32, device=device)
-        kernel = getattr(layer.scheme, "kernel", None)
-        if kernel is not None:  # of GPTQ and AWQ; W4A16 has it from the dispatcher
+        kernel = getattr(getattr(layer, "scheme", None), "kernel", None)
+        if kernel is not None:  # of GPTQ and AWQ; others have it from the dispatcher
             kernel.runner = MappedRunner(kernel.runner, self._map)
 
     def compute(
@@ -128,4 +133,6 @@ class RepackedSlots(ConvertedSlots):
         if self._map is not None:
             dispatcher = MappedDispatcher(getattr(layer, "dispatcher", None), self._map)
             layer = WithParameters(layer, {"dispatcher": dispatcher})
-        return super().compute(layer, dispatch_output, slots, weights)
+        computed = super().compute(layer, dispatch_output, slots, weights)
+        hidden = self._scratch.expert.hidden
+        return computed if hidden is None else computed[:, :hidden].contiguous()

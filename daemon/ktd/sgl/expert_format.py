@@ -17,6 +17,7 @@ from torch import nn
 from ktd.experts.scattered import ExpertTensor
 from ktd.experts.weights import FP8_BLOCK, ExpertWeights, WeightFormat, refuse_act_order
 from ktd.sgl.limits import ExpertMath
+from ktd.sgl.padding import Padding
 
 _BITS = 4
 _IN_INT32 = 8  # inputs of these bits
@@ -41,6 +42,8 @@ class ExpertFormat:
         group: Inputs under one scale, of 4-bit integers.
         repacked: On a GPU SGLang's method rearranges each expert after loading.
         unread: Parameters that SGLang's runner on a GPU does without.
+        padding: SGLang declares experts for its runner on a GPU larger than they are; None: as
+            large.
     """
 
     weights: WeightFormat
@@ -51,6 +54,7 @@ class ExpertFormat:
     group: int = 0
     repacked: bool = False
     unread: tuple[str, ...] = ()
+    padding: Padding | None = None
 
     def host_parameters(self, declared: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """SGLang's parameters (of the meta device) as the pool wants them; attributes are kept.
@@ -74,6 +78,8 @@ class ExpertFormat:
             if self.weights is WeightFormat.GPTQ and self.fields[name] in ("w2_scale", "w2_zeros"):
                 # SGLang declares the groups of all ranks of a tensor-parallel group.
                 shape[1] = declared["w2_qweight"].shape[1] * _IN_INT32 // self.group
+            if self.padding is not None:
+                shape[1:] = self.padding.shape(self.fields[name])
             dtype = self.dtypes.get(name, meta.dtype)
             parameter = nn.Parameter(
                 torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False
@@ -312,9 +318,13 @@ def _check_nibbles(what: str, bits: int, group: int) -> None:
         )
 
 
-def _mxfp4(_method: Any, math: ExpertMath) -> ExpertFormat:
+def _mxfp4(method: Any, math: ExpertMath) -> ExpertFormat:
     bias = "weight_bias" if math.biases else ""
-    return ExpertFormat(WeightFormat.MXFP4, _fields(scale="weight_scale", bias=bias))
+    return ExpertFormat(
+        WeightFormat.MXFP4,
+        _fields(scale="weight_scale", bias=bias),
+        repacked=method.use_marlin,
+    )
 
 
 # By SGLang's method, or by the scheme that its method leaves the work to.

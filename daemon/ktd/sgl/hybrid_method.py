@@ -87,19 +87,25 @@ class HybridMoEMethod(FusedMoEMethodBase):
         try:
             self._math = math_of(layer, params_dtype, num_experts)
             if self._rank.on_gpu:
-                cuda_formats.settle_scheme(self.gpu_method, layer)
+                cuda_formats.settle(self.gpu_method, layer)
             self._format = expert_format(self.gpu_method, layer, self._math)
             if self._rank.on_gpu:
-                self._format = cuda_formats.beside_gpu(self._format)
+                self._format = cuda_formats.beside_gpu(
+                    self._format,
+                    self._math,
+                    hidden=hidden_size,
+                    width=intermediate_size_per_partition,
+                )
             self._stored = self._in_slots = self._format
             if self._rank.quantiser is not None:
                 wanted = self._rank.quantiser.format
                 self._stored, self._in_slots = quantised(self._format, wanted)
             if self._rank.on_gpu:
-                cuda_formats.check(self._in_slots, self._math)
                 cuda_formats.check_runner(
                     self._in_slots, get_moe_runner_backend(), intermediate_size_per_partition
                 )
+                cuda_formats.check(self._in_slots, self._math)
+                cuda_formats.check_gpu(self._in_slots, torch.cuda.get_device_capability())
             template = LayerTemplate(layer)
             with torch.device("meta"):
                 self.gpu_method.create_weights(

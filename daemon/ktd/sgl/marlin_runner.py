@@ -54,5 +54,10 @@ class MappedDispatcher:
     dispatcher: Any
     local_expert_mapping: torch.Tensor
 
+    @property
+    def num_experts(self) -> int:
+        """How many the map has, for which MXFP4's method asks with it."""
+        return len(self.local_expert_mapping)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.dispatcher, name)

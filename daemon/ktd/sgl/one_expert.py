@@ -45,6 +45,7 @@ class OneExpert:
     Attributes:
         rows: Memory for one expert as host memory has it, by parameter name, on the device.
         layout: Of a slot.
+        hidden: What tokens are cut to again behind a runner that pads them; None: it does not.
     """
 
     def __init__(
@@ -57,7 +58,9 @@ class OneExpert:
     ) -> None:
         self._method = method
         self._transposed = experts.transposed
-        blank = _Layer(vars(layer))
+        self._padding, self._fields = experts.padding, experts.fields
+        # MXFP4's method looks at the layer, and not at what it is told.
+        blank = _Layer({**vars(layer), "num_local_experts": 1})
         with torch.device(device):
             method.create_weights(
                 layer=blank, num_experts=1, weight_loader=_load_nothing, **attributes
@@ -67,11 +70,16 @@ class OneExpert:
         self._notes = dict(vars(blank))
         declared = dict(blank.named_parameters(recurse=False))
         self._beside = {n: p.data for n, p in declared.items() if n not in experts.fields}
+        # What is beside an expert there stays as SGLang's method made it.
+        self._padded = (
+            {} if self._padding is None else {name: declared[name].data for name in experts.fields}
+        )
         self._read = tuple(name for name in experts.fields if name not in experts.unread)
         self.rows = {
             name: torch.zeros(like.shape[1:], dtype=like.dtype, device=device)
             for name, like in experts.host_parameters(declared).items()
         }
+        self.hidden = None if experts.padding is None else experts.padding.hidden
         self.layout = Layout(
             {
                 name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -91,12 +99,19 @@ class OneExpert:
         for name, tensor in self._beside.items():
             layer.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
         for name, row in self.rows.items():
-            rows = row.unsqueeze(0)
-            if self._transposed:
-                rows = rows.transpose(1, 2).contiguous()
-            layer.register_parameter(name, nn.Parameter(rows, requires_grad=False))
+            loaded = self._as_loaded(name, row)
+            layer.register_parameter(name, nn.Parameter(loaded, requires_grad=False))
         self._method.process_weights_after_loading(layer)
         return {name: getattr(layer, name).data[0] for name in self._read}
+
+    def _as_loaded(self, name: str, row: torch.Tensor) -> torch.Tensor:
+        """Host rows as SGLang's loader leaves them, ``[1, …]``."""
+        if self._padding is not None:
+            padded = self._padded[name]
+            self._padding.write(self._fields[name], row, padded[0])
+            return padded
+        rows = row.unsqueeze(0)
+        return rows.transpose(1, 2).contiguous() if self._transposed else rows
 
     @torch.no_grad()
     def keeps_bytes(self) -> bool:

@@ -28,6 +28,7 @@ READ_WEIGHTS_IN_THREADS = (
     "sglang.srt.model_loader.loader.buffered_multi_thread_safetensors_weights_iterator"
 )
 FORWARD = "sglang.srt.model_executor.model_runner.ModelRunner.forward"
+LOAD_GPT_OSS = "sglang.srt.models.gpt_oss.GptOssForCausalLM._load_mxfp4_experts_weights"
 
 _OUT_OF_MEMORY = (
     "not enough memory",
@@ -68,6 +69,7 @@ def install(spec: EngineSpec) -> None:
     register(FORWARD, hooks.around_forward, HookType.AROUND)
     if spec.device != "cpu":
         register(SCHEDULER_RESULTS, hooks.before_results, HookType.BEFORE)
+        register(LOAD_GPT_OSS, hooks.around_load_of_gpt_oss, HookType.AROUND)
     if spec.device == "cpu":
         from ktd.sgl import cpu_kernels, quantised_checkpoint
 
@@ -140,6 +142,14 @@ class SchedulerHooks:
     def read_weights(self, files: list[str], *_: Any, **__: Any) -> Any:
         """In place of SGLang's iterators over safetensors files."""
         return self._weight_reader().tensors(files)
+
+    def around_load_of_gpt_oss(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Experts pass from their files to host memory, and by no GPU."""
+        from ktd.sgl.host_views import StayOnHost
+
+        reader = self._weight_reader()
+        with StayOnHost(lambda tensor: reader.file_of(tensor) is not None):
+            return original(*args, **kwargs)
 
     def _weight_reader(self) -> Any:
         from ktd.sgl.lost_pages import watch

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,9 +51,10 @@ class SglangSlots:
         self._always_skips = always_skips
         self._num_slots = num_slots
         self._names = tuple(loader.template if names is None else names)
-        method.create_weights(
-            layer=layer, num_experts=num_slots, weight_loader=loader, **attributes
-        )
+        with _local_experts(layer, num_slots):
+            method.create_weights(
+                layer=layer, num_experts=num_slots, weight_loader=loader, **attributes
+            )
         for name in loader.template:
             found = getattr(layer, name) if name in self._names else None
             loader.attach(name, without_memory(layer, name, loader) if found is None else found)
@@ -170,6 +172,16 @@ def unquantised_method(layer: Any) -> Any:
     from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod
 
     return UnquantizedFusedMoEMethod(layer.use_triton_kernels, layer.use_flashinfer_trtllm_moe)
+
+
+@contextlib.contextmanager
+def _local_experts(layer: Any, count: int) -> Iterator[None]:
+    """SGLang's MXFP4 method asks the layer for how many experts to have room."""
+    local, layer.num_local_experts = layer.num_local_experts, count
+    try:
+        yield
+    finally:
+        layer.num_local_experts = local
 
 
 def _look(tensor: torch.Tensor) -> tuple[int, torch.Size, tuple[int, ...], float]:
