@@ -55,6 +55,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "fp8-ends": (f"{_AT_RATIO}[fp8_block-0]", f"{_AT_RATIO}[fp8_block-1]"),
     "bf16-ends": (f"{_AT_RATIO}[bf16-0]", f"{_AT_RATIO}[bf16-1]"),
     **{f"arch-{name}": (f"{_ARCHITECTURE}[{name}]",) for name in (*_ARCHITECTURES, "qwen3_next")},
+    "arch-gpt_oss": ("tests/sgl/test_gpu_gpt_oss.py",),
     "plans": (f"{_TESTS}/test_placement_plans.py",),
     "kill-daemon": (
         f"{_KILLS}test_a_killed_daemon_takes_its_children_and_the_next_start_restores",

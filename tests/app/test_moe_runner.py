@@ -14,6 +14,7 @@ from ktd.model.facts import read_facts
 MODEL = Path(__file__).parents[2] / "models/ktd-tiny"
 FACTS = read_facts(MODEL, device="cpu")
 AWQ = replace(FACTS, expert_format="awq", moe_runner="auto")
+MXFP4 = replace(FACTS, expert_format="mxfp4", moe_runner="marlin")
 INT4 = replace(FACTS, expert_format="int4", moe_runner="triton")
 
 
@@ -41,6 +42,7 @@ def quantised(made, monkeypatch):
         (INT4, ("--moe-runner-backend", "marlin"), "cuda", True),
         (AWQ, (), "cuda", True),
         (AWQ, (), "cpu", False),
+        (MXFP4, (), "cuda", True),
     ],
 )
 def test_four_bits_are_repacked_where_marlin_computes_them(facts, words, device, expected):
@@ -53,6 +55,8 @@ def test_sglang_chooses_where_triton_has_not_the_format():
     assert runner_words(AWQ, "cuda") == ("--moe-runner-backend", "auto")
     assert runner_words(INT4, "cuda") == runner_words(FACTS, "cuda") == ()
     assert runner_words(AWQ, "cpu") == ()
+    # By itself SGLang takes one for gpt-oss that mixes experts.
+    assert runner_words(MXFP4, "cuda") == ("--moe-runner-backend", "marlin")
 
 
 async def test_prefills_of_repacked_experts_do_not_stream_and_people_are_told(quantised):

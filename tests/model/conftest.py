@@ -23,7 +23,7 @@ EXPERT_BYTES = 3 * 8 * 4 * 2
 
 def write_safetensors(path: Path, tensors: dict[str, tuple[str, list[int]]], cut: int = 0) -> None:
     """Writes tensors of zeros; ``cut`` bytes are missing at the end."""
-    widths = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "I32": 4}
+    widths = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "I32": 4, "U8": 1}
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, (dtype, shape) in tensors.items():
         size = widths[dtype]

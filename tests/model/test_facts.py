@@ -67,6 +67,33 @@ class TestUnderstood:
         facts = read_facts(folder.written(quantization_config=FP8), device="cpu")
         assert (facts.expert_format, facts.expert_bytes) == ("bf16", EXPERT_BYTES)
 
+    def test_gpt_oss_on_a_gpu(self, folder):
+        """A slot is as large as SGLang's Marlin runner pads experts; host memory is as the file."""
+        for index, name in enumerate("ab"):
+            head = {"lm_head.weight": ("BF16", [10, 8])} if name == "b" else {}
+            experts = f"model.layers.{index}.mlp.experts"
+            blocks = {
+                f"{experts}.{part}_proj_{kind}": (dtype, [4, 8])
+                for part in ("gate_up", "down")
+                for kind, dtype in (("blocks", "U8"), ("scales", "U8"), ("bias", "BF16"))
+            }
+            write_safetensors(folder.path / f"{name}.safetensors", blocks | head)
+        (folder.path / "model.safetensors.index.json").unlink()
+        sizes = {"hidden_size": 192, "moe_intermediate_size": None, "intermediate_size": 96}
+        config = {
+            "architectures": ["GptOssForCausalLM"],
+            "swiglu_limit": 7.0,
+            "quantization_config": {"quant_method": "mxfp4"},
+        }
+        facts = read_facts(folder.written(**config, **sizes), device="cuda")
+        assert (facts.expert_format, facts.moe_runner) == ("mxfp4", "marlin")
+        # Half a byte and a 32nd of one for each weight, and bf16 biases.
+        assert facts.cpu_expert_bytes == 3 * 192 * 96 * 17 // 32 + 2 * (2 * 96 + 192)
+        assert facts.expert_bytes == 3 * 256 * 128 * 17 // 32 + 2 * (2 * 128 + 256)
+        assert facts.host_store_bytes == 2 * 4 * facts.cpu_expert_bytes
+        with pytest.raises(ModelUnsupported, match="GptOssForCausalLM is not supported on cpu;"):
+            read_facts(folder.path, device="cpu")
+
 
 class TestRefused:
     def test_quantised_weights_beside_the_experts(self, folder):

@@ -73,12 +73,23 @@ def test_what_the_kernels_have(config, name, expert_bytes):
         (GPTQ, "auto", True),
         ({**GPTQ, "sym": False}, "auto", False),
         (AWQ, "auto", True),
+        ({"quant_method": "mxfp4"}, "marlin", True),
     ],
 )
 def test_where_a_gpu_computes_them(config, runner, on_gpus):
     """On SGLang's Triton runner where that has the format, which takes it as it is."""
     found = expert_format(config)
     assert (found.runner, found.on_gpus) == (runner, on_gpus)
+
+
+def test_what_marlin_pads_is_in_a_slot_and_nowhere_else():
+    """Hidden sizes go to 256 and widths to 128."""
+    padded = expert_format({"quant_method": "mxfp4"})
+    assert padded.slot_bytes(2880, 2880) == padded.expert_bytes(3072, 2944)
+    assert padded.slot_bytes(512, 384) == padded.expert_bytes(512, 384)
+    for other in (None, AWQ, compressed(INT4)):
+        found = expert_format(other)
+        assert found.slot_bytes(2880, 2880) == found.expert_bytes(2880, 2880)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,19 @@ MODELS = {
         moe_layers=(1, 2),
         on_gpu=_ON_GPU_WITH_DENSE_LAYER,
     ),
+    # Hidden size and width are padded for a GPU; layers with a window and without alternate.
+    "gpt_oss": TinyModel(
+        "gpt_oss",
+        {
+            "hidden_size": 192,
+            "head_dim": 64,
+            "intermediate_size": 96,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "swiglu_limit": 7.0,
+        },
+        on_gpu={},
+    ),
     "qwen3_next": TinyModel(
         "qwen3_next",
         {

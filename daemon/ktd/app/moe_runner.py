@@ -9,7 +9,7 @@ from ktd.model.facts import ModelFacts
 from ktd.model.quantisation import TRITON
 
 RUNNER_FLAG = "--moe-runner-backend"
-_FOUR_BITS = ("int4", "gptq", "awq")
+_FOUR_BITS = ("int4", "gptq", "awq", "mxfp4")
 
 
 def runner_words(facts: ModelFacts, device: str) -> tuple[str, ...]:

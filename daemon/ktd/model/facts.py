@@ -53,8 +53,8 @@ class ModelFacts:
         path: Folder of the checkpoint.
         moe_layers: Indices of layers with experts, ascending.
         expert_format: Of the experts in the checkpoint, as ``WeightFormat`` names it: ``"bf16"``.
-        expert_bytes: One expert, whole, as a slot holds it: gate, up and down, with scales and
-            zero points.
+        expert_bytes: One expert, whole, as a slot holds it: gate, up and down, with scales, zero
+            points and biases.
         other_bytes: All weights that are not experts.
         max_context: Longest context in tokens, or 0 if the configuration does not say.
         kv_cache: What a token takes in the KV cache.
@@ -62,6 +62,7 @@ class ModelFacts:
         quantised: How experts lie in host memory if ktd quantises them; None: as in a slot.
         mapped: Experts are used from the checkpoint's files, where the page cache has them.
         moe_runner: SGLang's ``--moe-runner-backend`` for them on a GPU.
+        padding_bytes: What of an expert's bytes in a slot pads it, and is in no checkpoint.
     """
 
     path: Path
@@ -82,6 +83,7 @@ class ModelFacts:
     quantised: Quantised | None = None
     mapped: bool = False
     moe_runner: str = TRITON
+    padding_bytes: int = 0
 
     @property
     def total_experts(self) -> int:
@@ -96,7 +98,9 @@ class ModelFacts:
     @property
     def cpu_expert_bytes(self) -> int:
         """One expert, whole, in host memory."""
-        return self.quantised.expert_bytes if self.quantised else self.expert_bytes
+        if self.quantised:
+            return self.quantised.expert_bytes
+        return self.expert_bytes - self.padding_bytes
 
     @property
     def host_store_bytes(self) -> int:
@@ -109,7 +113,7 @@ class ModelFacts:
         if not self.mapped:
             return self.host_store_bytes
         weights = weight_bytes(self.expert_format, self.hidden_size, self.expert_intermediate_size)
-        return self.total_experts * max(0, self.expert_bytes - weights)
+        return self.total_experts * max(0, self.cpu_expert_bytes - weights)
 
     @property
     def gpu_reads_host(self) -> bool:
@@ -170,6 +174,8 @@ def read_facts(folder: Path, *, device: str) -> ModelFacts:
             f"{folder}/config.json does not say how large its experts are (hidden size {hidden}, "
             f"expert width {width}, {top_k} of {num_experts} experts per token)."
         )
+    expert_bytes = experts.expert_bytes(hidden, width)
+    slot_bytes = expert_bytes if device == "cpu" else experts.slot_bytes(hidden, width)
     return ModelFacts(
         path=folder,
         architecture=architecture,
@@ -181,7 +187,8 @@ def read_facts(folder: Path, *, device: str) -> ModelFacts:
         expert_intermediate_size=width,
         activation=activation,
         expert_format=experts.name,
-        expert_bytes=experts.expert_bytes(hidden, width),
+        expert_bytes=slot_bytes,
+        padding_bytes=slot_bytes - expert_bytes,
         other_bytes=checkpoint.other_bytes,
         max_context=int(config.get("max_position_embeddings") or 0),
         kv_cache=kv_cache_of(config, num_layers),
@@ -249,7 +256,8 @@ def _check_activation(config: Mapping[str, Any], architecture: str, folder: Path
             f"{folder} uses the activation {activation!r}, and SGLang's {architecture} computes "
             f"{ACTIVATIONS[0]} only."
         )
-    clamp = next((name for name in _CLAMPS if config.get(name)), None)
+    computed = ARCHITECTURES[architecture].clamps
+    clamp = next((name for name in _CLAMPS if config.get(name) and name not in computed), None)
     if clamp:
         raise ModelUnsupported(
             f"{folder} clamps its activation ({clamp} = {config[clamp]}), which SGLang's "

@@ -15,7 +15,9 @@ _BF16_BYTES = 2
 _BLOCK = 128
 _MX_GROUP = 32
 _NIBBLE, _BYTE = 4, 8  # bits
-TRITON, AUTO = "triton", "auto"
+TRITON, AUTO, MARLIN = "triton", "auto", "marlin"
+# What SGLang pads MXFP4 experts to there: hidden sizes and widths.
+_MARLIN_HIDDEN, _MARLIN_WIDTH = 256, 128
 # Of compressed-tensors: what SGLang's Triton runner takes; others are Marlin's.
 _TRITON_GROUPS = (32, 128)
 
@@ -32,8 +34,8 @@ class ExpertFormat:
         name: As users see it.
         dtypes: Types, by their names in safetensors, that the experts' tensors have.
         group: Inputs under one scale, where the format says so.
-        runner: SGLang's ``--moe-runner-backend`` on a GPU: its Triton runner, or the one that it
-            has for the format, which is Marlin.
+        runner: SGLang's ``--moe-runner-backend`` on a GPU: its Triton runner, or Marlin, which it
+            chooses by itself for some formats, and for some has to be told to.
         on_gpus: SGLang computes them there.
     """
 
@@ -58,6 +60,15 @@ class ExpertFormat:
             return weights // 2 + scales + _BF16_BYTES * (2 * width + hidden)
         zeros = scales // 2 if self.name in ("gptq", "awq") else 0
         return weights // 2 + _BF16_BYTES * scales + zeros
+
+    def slot_bytes(self, hidden: int, width: int) -> int:
+        """The same in a slot on a GPU, for a rank that has experts whole."""
+        if self.runner != MARLIN:
+            return self.expert_bytes(hidden, width)
+        return self.expert_bytes(
+            -(-hidden // _MARLIN_HIDDEN) * _MARLIN_HIDDEN,
+            -(-width // _MARLIN_WIDTH) * _MARLIN_WIDTH,
+        )
 
 
 def weight_bytes(name: str, hidden: int, width: int) -> int:
@@ -178,7 +189,8 @@ def _group(what: str, config: Mapping[str, Any], bits: str, group: str) -> int:
 
 
 def _mxfp4(_config: Mapping[str, Any]) -> ExpertFormat:
-    return ExpertFormat("mxfp4", ("U8", "BF16"), _MX_GROUP)
+    # By itself SGLang takes a runner whose slots no expert can be copied into.
+    return ExpertFormat("mxfp4", ("U8", "BF16"), _MX_GROUP, MARLIN)
 
 
 _METHODS: dict[str, Callable[[Mapping[str, Any]], ExpertFormat]] = {

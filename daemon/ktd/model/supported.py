@@ -19,15 +19,19 @@ class Architecture:
             leaves the output head at zero and serves uniform logits without a word.
         dense_layers: Whether SGLang's class leaves layers dense that the configuration says are;
             where it does not, it gives them experts that no checkpoint fills.
+        clamps: What SGLang's class takes of the configuration that clamps the experts' activation.
     """
 
     devices: tuple[str, ...]
     tied_head: bool = True
     dense_layers: bool = True
+    clamps: tuple[str, ...] = ()
 
 
 ARCHITECTURES = {
     "Glm4MoeForCausalLM": Architecture(("cpu",), tied_head=False),
+    # Its attention has sinks, for which SGLang has kernels on GPUs alone.
+    "GptOssForCausalLM": Architecture(("cuda",), tied_head=False, clamps=("swiglu_limit",)),
     "GraniteMoeForCausalLM": Architecture(("cpu",)),
     "MixtralForCausalLM": Architecture(("cpu",), tied_head=False),
     "OlmoeForCausalLM": Architecture(("cpu",), tied_head=False),
