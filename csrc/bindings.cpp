@@ -293,6 +293,7 @@ PYBIND11_MODULE(_native, module) {
                              [](const PoolMailbox& box) { return box.long_nanoseconds() * 1e-9; })
       .def_property_readonly("long_bytes", &PoolMailbox::long_bytes);
   module.attr("MAILBOX_BYTES") = sizeof(ktd::Mailbox);
+  module.attr("LONG_CALL") = ktd::PoolMailbox::kLongTokens;
   module.def(
       "watch_mapping",
       [](std::uintptr_t address, std::int64_t size, std::string report, std::string text) {

@@ -25,8 +25,8 @@ void StoreWord(std::uint32_t& word, std::uint32_t value, std::memory_order order
 
 }  // namespace
 
-MailboxServer::MailboxServer(Mailbox& box, Compute compute, int cpu)
-    : box_(box), compute_(std::move(compute)), pid_(getpid()) {
+MailboxServer::MailboxServer(Mailbox& box, Compute compute, int cpu, Afterwards afterwards)
+    : box_(box), compute_(std::move(compute)), afterwards_(std::move(afterwards)), pid_(getpid()) {
   thread_ = StartWorkerThread("ktd-mailbox", [this] { Loop(); });
   try {
     if (cpu >= 0) PinThread(thread_, cpu);
@@ -106,6 +106,7 @@ bool MailboxServer::Look() noexcept {
   Beat();
   StoreWord(box_.failed, failed, std::memory_order_relaxed);
   StoreWord(box_.answered, epoch, std::memory_order_release);
+  if (afterwards_) afterwards_();
   return true;
 }
 

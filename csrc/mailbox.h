@@ -27,10 +27,12 @@ struct Mailbox {
   std::uint32_t layer;  // the pool's handle
   std::uint32_t tokens;
   std::uint32_t top_k;
-  std::uint64_t x;        // bf16 [tokens, hidden]
-  std::uint64_t ids;      // int32 [tokens, top_k], -1: not the pool's
-  std::uint64_t weights;  // float32 [tokens, top_k]
-  std::uint64_t out;      // float32 [tokens, hidden]: the pool writes rows of tokens with an id
+  std::uint64_t x;         // bf16 [tokens, hidden]
+  std::uint64_t ids;       // int32 [tokens, top_k], -1: not the pool's
+  std::uint64_t weights;   // float32 [tokens, top_k]
+  std::uint64_t out;       // float32 [tokens, hidden]: the pool writes rows of tokens with an id
+  std::uint32_t deferred;  // so many experts of a token may answer one call late
+  std::uint32_t hidden;
 
   // Written by the pool.
   alignas(kCacheLine) std::uint32_t answered;
@@ -49,11 +51,13 @@ class MailboxServer {
  public:
   // Computes what the request says; runs on the server's thread. What it throws is the failure.
   using Compute = std::function<void(const Mailbox& request)>;
+  // Runs on that thread when the answer has been given. Throws nothing.
+  using Afterwards = std::function<void()>;
 
   static constexpr std::chrono::milliseconds kIdleLook{100};
 
   // `box` outlives the server. The thread is pinned to `cpu` unless that is negative.
-  MailboxServer(Mailbox& box, Compute compute, int cpu);
+  MailboxServer(Mailbox& box, Compute compute, int cpu, Afterwards afterwards = {});
 
   // Answers a flag that is there already, then joins; in a forked child it only forgets.
   ~MailboxServer();
@@ -77,6 +81,7 @@ class MailboxServer {
 
   Mailbox& box_;
   const Compute compute_;
+  const Afterwards afterwards_;
   const pid_t pid_;
   std::atomic<std::int32_t> steps_{0};  // launched and unfinished
   std::atomic<bool> stopping_{false};

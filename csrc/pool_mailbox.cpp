@@ -1,6 +1,9 @@
 #include "pool_mailbox.h"
 
 #include <chrono>
+#include <exception>
+#include <stdexcept>
+#include <utility>
 
 namespace ktd {
 namespace {
@@ -20,17 +23,17 @@ ForwardCall CallOf(const Mailbox& request) {
 
 PoolMailbox::PoolMailbox(ExpertPool& pool, Mailbox& box)
     : pool_(pool),
-      server_(box, [this](const Mailbox& request) { Compute(request); }, pool.cpus().front()) {
+      deferred_(box.hidden),
+      server_(
+          box, [this](const Mailbox& request) { Compute(request); }, pool.cpus().front(),
+          [this] { ComputeLate(); }) {
   pool_.BeatAlso(&box.heartbeat);
 }
 
 PoolMailbox::~PoolMailbox() { pool_.BeatAlso(nullptr); }
 
 void PoolMailbox::Compute(const Mailbox& request) {
-  if (request.tokens < kLongTokens) {
-    pool_.Forward(CallOf(request));
-    return;
-  }
+  if (request.tokens < kLongTokens) return ComputeSome(CallOf(request), request.deferred);
   using Clock = std::chrono::steady_clock;
   const std::uint64_t before = pool_.bytes_read();
   const Clock::time_point began = Clock::now();
@@ -38,6 +41,30 @@ void PoolMailbox::Compute(const Mailbox& request) {
   const auto took = std::chrono::nanoseconds(Clock::now() - began).count();
   nanoseconds_.fetch_add(static_cast<std::uint64_t>(took));
   bytes_.fetch_add(pool_.bytes_read() - before);
+}
+
+void PoolMailbox::ComputeSome(ForwardCall call, std::size_t deferred) {
+  if (!late_failure_.empty()) throw std::runtime_error(std::exchange(late_failure_, {}));
+  if (deferred == 0 && !deferred_.pending()) {
+    pool_.Forward(call);
+    return;
+  }
+  call.sparse_out = false;
+  float* const out = call.out;
+  if (deferred > 0) call = deferred_.Divide(call, deferred);
+  pool_.Forward(call);
+  deferred_.Add(out, call.tokens);
+  divided_ = deferred > 0;
+}
+
+void PoolMailbox::ComputeLate() noexcept {
+  if (!std::exchange(divided_, false)) return;
+  try {
+    if (deferred_.late().tokens > 0) pool_.Forward(deferred_.late());
+  } catch (const std::exception& error) {
+    late_failure_ = error.what();
+  }
+  deferred_.Next();
 }
 
 }  // namespace ktd

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "deferred_experts.h"
 #include "expert_pool.h"
 #include "mailbox.h"
 
@@ -12,7 +13,8 @@ namespace ktd {
 // While it lives, a call that comes through the mailbox is computed like ExpertPool::Forward, with
 // the server's thread, on the pool's first CPU, as worker 0; the pool beats the mailbox's heart.
 // Rows of tokens without an id stay as they are: the device knows them, and filling them costs a
-// step.
+// step. A call that defers experts, and the one behind it, write all rows: the device may read one
+// for what is late. Long calls defer nothing.
 class PoolMailbox {
  public:
   // Both outlive it. One mailbox for each pool.
@@ -31,11 +33,16 @@ class PoolMailbox {
 
  private:
   void Compute(const Mailbox& request);
+  void ComputeSome(ForwardCall call, std::size_t deferred);
+  void ComputeLate() noexcept;
 
   ExpertPool& pool_;
   std::atomic<std::uint64_t> nanoseconds_{0};
   std::atomic<std::uint64_t> bytes_{0};
-  MailboxServer server_;  // declared last: its thread uses all else
+  DeferredExperts deferred_;
+  bool divided_ = false;      // the call that is being answered was divided
+  std::string late_failure_;  // what computing it threw: the next call fails for it
+  MailboxServer server_;      // declared last: its thread uses all else
 };
 
 }  // namespace ktd

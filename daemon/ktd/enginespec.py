@@ -62,6 +62,8 @@ class EngineSpec:
             from host memory by itself.
         prefill_cpu_share: Whether the CPU computes a share of those experts meanwhile.
         prefill_buffer_bytes: Of that buffer on each rank, at most.
+        deferred_experts: Of a decoded token, so many that the CPU computes may be added a layer
+            late, which changes what the model answers.
         cpu_expert_format: ``"int8"`` or ``"int4"``: experts are quantised while they are loaded;
             None: they lie in host memory as in the checkpoint.
         bench: What a bench asks for; None while anything else is served.
@@ -86,6 +88,7 @@ class EngineSpec:
     prefill_threshold: int | None = None
     prefill_cpu_share: bool = False
     prefill_buffer_bytes: int = PREFILL_BUFFER_BYTES
+    deferred_experts: int = 0
     bench: Bench | None = None
     host_memory: str = COPY
 

@@ -113,6 +113,30 @@ async def test_engine_is_told_to_quantise_when_that_was_asked_for(made, wanted, 
     assert (model.expert_format, model.cpu_expert_format) == ("bf16", told or "bf16")
 
 
+async def test_deferred_experts_are_told_to_the_engine_and_to_people(made):
+    """They change answers, so nobody gets them unasked."""
+    starts, _ = made(device="cuda", gpu_experts_ratio=0.1)
+    assert (await starts.next_start()).spec.deferred_experts == 0
+    starts, _ = made(device="cuda", gpu_experts_ratio=0.1, max_deferred_experts_per_token=3)
+    with capture_logs() as logs:
+        assert (await starts.next_start()).spec.deferred_experts == 3
+    assert any("which changes answers" in line.get("note", "") for line in logs)
+
+
+@pytest.mark.parametrize(
+    ("device", "deferred", "why"),
+    [
+        ("cpu", 1, "--max-deferred-experts-per-token is 1, but on a host without a GPU"),
+        ("cuda", 4, "--max-deferred-experts-per-token is 4, but a token of this model has 4"),
+    ],
+)
+async def test_what_cannot_be_deferred_is_refused(made, device, deferred, why):
+    """In one sentence, before anything starts."""
+    starts, _ = made(device=device, gpu_experts_ratio=0.1, max_deferred_experts_per_token=deferred)
+    with pytest.raises(ConfigError, match=why):
+        await starts.next_start()
+
+
 @pytest.mark.parametrize("wanted", ["copy", "mmap"])
 async def test_engine_is_told_where_experts_are(made, wanted):
     """So is who asks for the status."""

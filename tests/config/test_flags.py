@@ -138,8 +138,9 @@ class TestLegacy:
             "init_expert_location": "s.pt",
             "enable_dynamic_expert_update": "yes",
             "gpu_prefill_token_threshold": "512",
+            "max_deferred_experts_per_token": "2",
             "record_gpu_expert_distribution": "yes",
         }
-        assert len(line.notices) == 6
+        assert len(line.notices) == 5
         assert all("\n" not in notice for notice in line.notices)
         assert "--cpu-threads" in next(n for n in line.notices if "--kt-cpuinfer" in n)

@@ -14,7 +14,7 @@ from ktd.errors import CudaFailed
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = [
-    *("epoch", "layer", "tokens", "top_k", "x", "ids", "weights", "out"),
+    *("epoch", "layer", "tokens", "top_k", "x", "ids", "weights", "out", "deferred", "hidden"),
     *("answered", "failed", "heartbeat"),
 ]
 

@@ -1,9 +1,8 @@
 // A layer's calls through the mailbox, and on a host of two nodes.
-#include <unistd.h>
-
 #include <cmath>
 
 #include "checker.h"
+#include "mailbox_caller.h"
 #include "moe_layer.h"
 #include "pool_mailbox.h"
 #include "recorded_hosts.h"
@@ -11,33 +10,6 @@
 
 namespace ktd::testing {
 namespace {
-
-PoolOptions Threads(std::size_t threads) {
-  PoolOptions options;
-  options.threads = threads;
-  options.cpus = AllowedCpus();
-  options.measure_crossover = false;
-  return options;
-}
-
-void Publish(Mailbox& box, const ForwardCall& call, std::uint32_t epoch) {
-  box.layer = static_cast<std::uint32_t>(call.layer);
-  box.tokens = static_cast<std::uint32_t>(call.tokens);
-  box.top_k = static_cast<std::uint32_t>(call.top_k);
-  box.x = reinterpret_cast<std::uintptr_t>(call.x);
-  box.ids = reinterpret_cast<std::uintptr_t>(call.ids);
-  box.weights = reinterpret_cast<std::uintptr_t>(call.weights);
-  box.out = reinterpret_cast<std::uintptr_t>(call.out);
-  std::atomic_ref<std::uint32_t>(box.epoch).store(epoch, std::memory_order_release);
-}
-
-void AwaitAnswer(Mailbox& box, std::uint32_t epoch) {
-  const std::atomic_ref<std::uint32_t> answered(box.answered);
-  for (int polls = 0; answered.load(std::memory_order_acquire) != epoch; ++polls) {
-    EXPECT(polls < 100'000, "no answer after 10 s");
-    usleep(100);
-  }
-}
 
 std::uint64_t Heartbeat(Mailbox& box) {
   return std::atomic_ref<std::uint64_t>(box.heartbeat).load(std::memory_order_relaxed);

@@ -19,7 +19,7 @@ from ktd.app.logs import to_standard_error
 from ktd.app.notify import Notifier
 from ktd.app.observe import Observer
 from ktd.app.policies import HubCounters, copy_pairs, never_fires, options_of
-from ktd.app.starts import EngineStarts
+from ktd.app.starts import DEFERRAL_WARNING, EngineStarts
 from ktd.app.statistics import KnownCounts, Statistics
 from ktd.config.settings import Settings
 from ktd.config.sources import unknown_variables
@@ -145,6 +145,8 @@ async def _daemon(
     if bench is not None:
         log.warning("bench", warning=_BENCH_WARNING)
         board.report("BENCH_ROUTING", _BENCH_WARNING)
+    if settings.max_deferred_experts_per_token:
+        board.report("EXPERTS_DEFERRED", DEFERRAL_WARNING)
     evidence.follow(lambda: starts.facts)
     for sentence in plugins().broken.values():
         log.warning("placement strategy", problem=sentence)

@@ -18,7 +18,7 @@ from ktd.config.settings import Settings
 from ktd.engine.leftovers import new_engine_id
 from ktd.engine.status import MemorySummary, ModelSummary
 from ktd.enginespec import MMAP, Bench, EngineSpec
-from ktd.errors import EngineFailed, KtdError
+from ktd.errors import ConfigError, EngineFailed, KtdError
 from ktd.model.device_needs import check_device_fits
 from ktd.model.facts import ModelFacts, read_facts
 from ktd.model.memory import HostMemory, cache_complaint, check_fits, needs_of
@@ -35,6 +35,11 @@ _log = structlog.get_logger(__name__)
 # many tokens of it (docs/results).
 PREFILL_THRESHOLD = 1024
 _FORMAT_SETTING = "cpu_expert_format"
+_DEFERRAL = "max_deferred_experts_per_token"
+DEFERRAL_WARNING = (
+    "experts of low weight are added a layer late if the CPU computes them, which changes answers, "
+    "and lets them depend on what is in slots."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +160,7 @@ class EngineStarts:
         facts = await asyncio.to_thread(read_facts, folder, device=self._device)
         settings = self._settings
         facts = replace(facts, mapped=settings.host_memory == MMAP)
+        self._check_deferral(facts)
         wanted = settings.cpu_expert_format
         if wanted not in FORMATS:
             return facts
@@ -165,6 +171,23 @@ class EngineStarts:
             f"{facts.expert_format}: answers differ from it, in slots as on the CPU.",
         )
         return facts
+
+    def _check_deferral(self, facts: ModelFacts) -> None:
+        settings = self._settings
+        deferred, name = settings.max_deferred_experts_per_token, settings.named(_DEFERRAL)
+        if deferred == 0:
+            return
+        if self._device == "cpu":
+            raise ConfigError(
+                f"{name} is {deferred}, but on a host without a GPU nothing goes on while the CPU "
+                "computes late experts: leave it out."
+            )
+        if deferred >= facts.experts_per_token:
+            raise ConfigError(
+                f"{name} is {deferred}, but a token of this model has {facts.experts_per_token} "
+                "experts: give less."
+            )
+        _log.warning("experts are deferred", note=f"{name} {deferred}: {DEFERRAL_WARNING}")
 
     def _placement(self, facts: ModelFacts) -> tuple[ModelShape, Experts, str]:
         """The last committed placement, the stored one, or a fresh one."""
@@ -253,6 +276,7 @@ class EngineStarts:
             swap_rate=settings.swap_rate,
             cpu_expert_format=facts.quantised.format if facts.quantised else None,
             prefill_cpu_share=settings.gpu_prefill_cpu_share,
+            deferred_experts=settings.max_deferred_experts_per_token,
             prefill_threshold=self._prefill_threshold(facts),
             bench=self._bench,
             host_memory=settings.host_memory,

@@ -36,9 +36,6 @@ LEGACY_FLAGS = {
     "--kt-numa-nodes": LegacyFlag(
         -1, "ktd places threads and weights by the host's NUMA nodes itself."
     ),
-    "--kt-max-deferred-experts-per-token": LegacyFlag(
-        1, "ktd defers no expert, because that changes outputs."
-    ),
 }
 
 # Their effect on the answer cannot be had another way, so they are refused and not ignored.

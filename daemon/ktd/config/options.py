@@ -167,6 +167,14 @@ OPTIONS: tuple[Option, ...] = (
         default=False, shown_default="no", switch=True,
     ),
     Option(
+        "max_deferred_experts_per_token",
+        ("--max-deferred-experts-per-token", "--kt-max-deferred-experts-per-token"),
+        values.integer, PLACEMENT,
+        "CHANGES OUTPUTS. So many experts of a decoded token, those of the lowest weights, are "
+        "added a layer late if the CPU computes them, so that a GPU does not wait for them.",
+        default=0, shown_default="0, no expert is", metavar="N",
+    ),
+    Option(
         "policy_copy_cost", ("--policy-copy-cost",), values.number, PLACEMENT,
         "(token, expert) pairs on the CPU that a copied expert costs adaptive; 0: copies are free.",
         shown_default="what an expert of average use gets in 1,024 tokens", metavar="PAIRS",

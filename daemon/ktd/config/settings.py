@@ -53,6 +53,7 @@ class Settings:
     enable_dynamic_expert_update: bool = False
     gpu_prefill_token_threshold: int | None = None
     gpu_prefill_cpu_share: bool = False
+    max_deferred_experts_per_token: int = 0
     policy_copy_cost: float | None = None
     policy_copy_rate: float | None = None
     expert_distribution_recorder_mode: str = "stat"
@@ -93,6 +94,9 @@ class Settings:
     def _check_ranges(self) -> None:
         self._between("port", self.port, 0, _PORTS - 1)
         self._between("tp", self.tp, 1, 1024)
+        self._between(
+            "max_deferred_experts_per_token", self.max_deferred_experts_per_token, 0, 1024
+        )
         self._between("shutdown_timeout", self.shutdown_timeout, 0, MAX_SHUTDOWN_TIMEOUT)
         if self.cpu_threads is not None:
             self._between("cpu_threads", self.cpu_threads, 1, 4096)

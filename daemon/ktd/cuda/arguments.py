@@ -14,6 +14,7 @@ class Channel(Structure):
     _fields_: ClassVar = [
         ("state", c_uint64),
         ("row_ours", c_uint64),
+        ("row_late", c_uint64),
         ("box", c_uint64),
         ("told", c_uint64),
         ("x", c_uint64),
@@ -48,6 +49,7 @@ class Routing(Structure):
         ("first_decode_row", c_int32),
         ("map_padding", c_int32),
         ("seen_width", c_int32),
+        ("deferred", c_int32),
     ]
 
 

@@ -28,6 +28,7 @@ _WARP = 32
 _WAITING_BLOCKS = 16
 _BLOCKS_PER_PROCESSOR = 4
 _REQUEST_OFFSET = 16  # of x, ids, weights and out in csrc/mailbox.h's Mailbox
+_HIDDEN_OFFSET = 52
 _NANOSECONDS = 1_000_000_000
 
 
@@ -55,6 +56,9 @@ class DeviceLayer:
         resident: The table by which pairs are counted, where ``table`` is a step's own; None: it.
         seen: int16 ``[R, K']``: where the ids of a step's rows are left as they came, for rows that
             are there; rows of padding keep what they had. None: nowhere.
+        deferred: So many experts of a token, those of the lowest weights, may be added to the next
+            layer's sum instead, if the pool computes them. That changes what a model answers. 0
+            where no layer with a handle follows in a step.
     """
 
     handle: int | None
@@ -64,6 +68,7 @@ class DeviceLayer:
     map_padding: bool = False
     resident: torch.Tensor | None = None
     seen: torch.Tensor | None = None
+    deferred: int = 0
 
 
 class LayerChannel:
@@ -110,7 +115,7 @@ class LayerChannel:
         properties = torch.cuda.get_device_properties(device)
         self._most_blocks = _BLOCKS_PER_PROCESSOR * properties.multi_processor_count
         self._state = torch.zeros(STATE_BYTES, dtype=torch.uint8, device=device)
-        self._row_ours = torch.zeros(max_tokens, dtype=torch.uint8, device=device)
+        self._row_marks = torch.zeros(2, max_tokens, dtype=torch.uint8, device=device)
         self._kernels = KernelSet(f"sm_{properties.major}{properties.minor}")
         self._box = _pinned(_native.MAILBOX_BYTES + _LINE, torch.uint8)
         self._x = _pinned(max_tokens * hidden, torch.bfloat16)
@@ -121,10 +126,12 @@ class LayerChannel:
         self._told = ctypes.c_uint32.from_address(told)
         request = (ctypes.c_uint64 * 4).from_address(self._box.data_ptr() + _REQUEST_OFFSET)
         request[:] = [t.data_ptr() for t in (self._x, self._ids, self._weights, self._answer)]
+        ctypes.c_uint32.from_address(self._box.data_ptr() + _HIDDEN_OFFSET).value = hidden
         box = device_address(self._box.data_ptr())
         self._arguments = Channel(
             state=self._state.data_ptr(),
-            row_ours=self._row_ours.data_ptr(),
+            row_ours=self._row_marks[0].data_ptr(),
+            row_late=self._row_marks[1].data_ptr(),
             box=box,
             told=device_address(told),
             x=device_address(self._x.data_ptr()),
@@ -225,6 +232,7 @@ class LayerChannel:
             first_decode_row=first_decode_row,
             map_padding=int(layer.map_padding),
             seen_width=0 if seen is None else seen.shape[1],
+            deferred=layer.deferred if rows < _native.LONG_CALL else 0,
         )
         kernel = self._kernels.split_int64 if wide else self._kernels.split_int32
         blocks = min(rows, self._most_blocks)

@@ -21,6 +21,7 @@ class IsaInfo(TypedDict):
 def isas() -> list[IsaInfo]: ...
 
 MAILBOX_BYTES: int
+LONG_CALL: int
 
 def watch_mapping(address: int, size: int, report: str, text: str) -> None:
     """Watches a mapped file for the life of the process.

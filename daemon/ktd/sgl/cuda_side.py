@@ -133,12 +133,13 @@ class CudaSide:
 
     # --- layers ----------------------------------------------------------------------------
 
-    def layer(self, position: int, handle: int | None) -> DeviceLayer:
+    def layer(self, position: int, handle: int | None, *, deferred: int = 0) -> DeviceLayer:
         """One layer on the device.
 
         Args:
             position: Index among the MoE layers.
             handle: The pool's, or None if every expert has a slot for as long as the engine lives.
+            deferred: As of :class:`DeviceLayer`.
         """
         return DeviceLayer(
             handle,
@@ -147,6 +148,7 @@ class CudaSide:
             self._counters[Kind.DECODE, position],
             map_padding=handle is None,
             seen=self._seen[position],
+            deferred=deferred,
         )
 
     def streamed_layer(self, position: int, handle: int, table: torch.Tensor) -> DeviceLayer:

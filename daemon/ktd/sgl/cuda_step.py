@@ -42,7 +42,7 @@ class CudaStep:
         self._side = side
         self._position = position
         self._layer = layer
-        self._layer_in_parts = replace(layer, seen=None)
+        self._layer_in_parts = replace(layer, seen=None, deferred=0)
         self._slots = slots
         self._has_slots = has_slots
         self._whole = whole

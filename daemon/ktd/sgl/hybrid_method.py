@@ -246,12 +246,21 @@ class HybridMoEMethod(FusedMoEMethodBase):
         return CudaStep(
             side,
             self._position,
-            side.layer(self._position, handle),
+            side.layer(self._position, handle, deferred=self._deferred),
             self._slots,
             has_slots=self._num_slots > 0,
             whole=handle is None and self._layer.mapped() == list(range(rank.spec.num_experts)),
             streamed=streamed,
         )
+
+    @property
+    def _deferred(self) -> int:
+        """Experts of a token that may be a layer late: none if no layer with a CPU path follows."""
+        spec = self._rank.spec
+        following = spec.slots[self._position + 1 :]
+        if not following or not (self._keeps_cpu_path or min(following) < spec.num_experts):
+            return 0
+        return spec.deferred_experts
 
     @property
     def _keeps_cpu_path(self) -> bool:

@@ -15,11 +15,12 @@ struct alignas(16) State {
 };
 static_assert(sizeof(State) == KTD_STATE_BYTES, "Python and the kernels differ");
 
-// One channel's memory. Everything but `state` and `row_ours` is the host's, at its address for the
-// device. Python fills it (ktd.cuda.arguments.Channel) and checks its size.
+// One channel's memory. Everything but `state` and the rows' marks is the host's, at its address
+// for the device. Python fills it (ktd.cuda.arguments.Channel) and checks its size.
 struct Channel {
   State* state;
   unsigned char* row_ours;  // [max_tokens]: the pool computes something of this row
+  unsigned char* row_late;  // [max_tokens]: the last layer with a CPU path may have put some off
   MailboxBox* box;
   unsigned int* told;             // the error word, where the host reads it
   uint4* x;                       // bf16 [max_tokens, hidden]

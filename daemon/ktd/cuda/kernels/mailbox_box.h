@@ -15,6 +15,8 @@ struct alignas(64) MailboxBox {
   unsigned long long ids;
   unsigned long long weights;
   unsigned long long out;
+  unsigned int deferred;  // the device's again
+  unsigned int hidden;
 
   // Written by the pool.
   alignas(64) unsigned int answered;

@@ -23,6 +23,7 @@ struct Routing {
   int first_decode_row;
   int map_padding;  // 1: rows of padding get their slots, for a runner that takes no -1
   int seen_width;   // at least top_k
+  int deferred;     // experts of a token that the pool may answer one call late
 };
 static_assert(sizeof(Routing) == KTD_ROUTING_BYTES, "Python and the kernels differ");
 
@@ -81,6 +82,7 @@ __device__ void Publish(const Channel& channel, const Routing& routing, int toke
   channel.box->layer = static_cast<unsigned int>(routing.layer);
   channel.box->tokens = static_cast<unsigned int>(tokens);
   channel.box->top_k = static_cast<unsigned int>(routing.top_k);
+  channel.box->deferred = static_cast<unsigned int>(routing.deferred);
   StoreRelease(&channel.box->epoch, epoch);
 }
 
@@ -109,6 +111,8 @@ __device__ void Split(const Channel& channel, const Routing& routing) {
     if (publish && threadIdx.x < row_vectors) vector = x[threadIdx.x];
     unsigned long long* counters =
         row < routing.first_decode_row ? routing.counters : routing.decode_counters;
+    // Read by all before the barrier behind which it is written.
+    const bool late = routing.layer >= 0 && channel.row_late[row] != 0;
     bool ours = false;
     for (int k = static_cast<int>(threadIdx.x); k < routing.top_k;
          k += static_cast<int>(blockDim.x)) {
@@ -119,7 +123,11 @@ __device__ void Split(const Channel& channel, const Routing& routing) {
       }
     }
     ours = __syncthreads_or(ours || channel.always != 0) != 0;
-    if (threadIdx.x == 0) channel.row_ours[row] = ours ? 1 : 0;
+    if (threadIdx.x == 0) {
+      channel.row_ours[row] = ours || late ? 1 : 0;
+      if (routing.layer >= 0) channel.row_late[row] = ours && routing.deferred > 0 ? 1 : 0;
+    }
+    ours |= late;
     any |= ours;
     if (!ours || !publish) continue;
     uint4* published = channel.x + static_cast<size_t>(row) * row_vectors;
