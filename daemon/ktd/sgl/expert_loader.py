@@ -116,6 +116,7 @@ class ExpertLoader:
         self._names: dict[int, str] = {}
         self.template = dict(template)
         self._places: dict[str, Place] = {}
+        self._sizes: dict[str, int] = {}
         self._mapped: dict[str, MappedParameter] = {}
         self._scales: dict[str, HostParameter] = {}
         self._scale_of: dict[str, str] = {}
@@ -229,7 +230,7 @@ class ExpertLoader:
 
         reads: list[Future[None]] = []
         try:
-            if self._reader is None:
+            if self._reader is None or self._reader.file_of(loaded_weight) is None:
                 load()
                 arrived()
             else:
@@ -257,8 +258,10 @@ class ExpertLoader:
             mapped.settle()
 
     def _arrive(self, name: str, expert_id: int | None, shard_id: str | None) -> None:
-        whole = _size(self._places[name].tensors(name))
         with self._lock:
+            whole = self._sizes.get(name)
+            if whole is None:
+                whole = self._sizes[name] = _size(self._places[name].tensors(name))
             if (name, expert_id, shard_id) in self._arrived:
                 return
             self._arrived.add((name, expert_id, shard_id))

@@ -15,18 +15,18 @@ import logging
 import mmap
 import re
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ktd.sgl.generated_file import GeneratedFile, generated_beside
+from ktd.sgl.generated_file import generated_beside
+from ktd.sgl.read_ahead import File, ReadAhead
 from ktd.sgl.weight_file import Entry, WeightFile, WeightsUnreadable
 
 _log = logging.getLogger(__name__)
@@ -34,11 +34,8 @@ _log = logging.getLogger(__name__)
 _THREADS = 8
 # Smaller tensors, such as scales, are read ahead like those of no expert.
 _LEAST_VIEW = 64 << 10
-# Bytes that may be read ahead of SGLang's loader.
-_AHEAD = 512 << 20
-_File: TypeAlias = WeightFile | GeneratedFile
 _EXPERT = re.compile(r"\.experts?\.|\.block_sparse_moe\.(in|out)put_linear\.")
-
+_COPY = torch.ops.aten.copy_.default
 
 Copies = Callable[[torch.Tensor, torch.Tensor], bool]
 
@@ -59,6 +56,9 @@ class Loading:
 class WeightReader:
     """Owns the reading threads and the files; one for each model that is loaded.
 
+    Attributes:
+        name: Of the tensor that was handed out last.
+
     Args:
         threads: How many read.
         mapped: Experts are to stay in the files, so every tensor of one that can be used from
@@ -73,11 +73,12 @@ class WeightReader:
         mapped: bool = False,
         watch: Callable[[WeightFile], None] = lambda _: None,
     ) -> None:
+        self.name = ""
         self._mapped = mapped
         self._watch = watch
         self._told = False
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ktd-load")
-        self._files: dict[int, _File] = {}  # by the address of their mappings
+        self._files: dict[int, File] = {}  # by the address of their mappings
         self._views = True
 
     def tensors(self, paths: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -88,22 +89,21 @@ class WeightReader:
         Raises:
             WeightsUnreadable: A file is damaged; the sentence names it.
         """
-        ahead: deque[tuple[Entry, Future[torch.Tensor]]] = deque()
-        waiting = 0
+        for name, tensor in self._tensors(paths):
+            self.name = name
+            yield name, tensor
+
+    def _tensors(self, paths: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        ahead = ReadAhead(self._threads)
         for file in _open(paths):
             for entry in file.entries:
                 view = self._view(file, entry)
                 if view is not None:
                     yield entry.name, view
-                    continue
-                ahead.append((entry, self._threads.submit(file.read, entry)))
-                waiting += entry.size
-                while ahead and (waiting > _AHEAD or ahead[0][1].done()):
-                    first, read = ahead.popleft()
-                    waiting -= first.size
-                    yield first.name, read.result()
-        for entry, read in ahead:
-            yield entry.name, read.result()
+                else:
+                    ahead.add(file, entry)
+                    yield from ahead.come()
+        yield from ahead.rest()
 
     def load(
         self, load: Callable[[], None], arrived: Callable[[], None], keep: Copies | None = None
@@ -147,7 +147,7 @@ class WeightReader:
         ]
         return Loading(reads, rearranged)
 
-    def file_of(self, tensor: torch.Tensor) -> _File | None:
+    def file_of(self, tensor: torch.Tensor) -> File | None:
         """The file that a tensor is a view of, or None."""
         if tensor.device.type != "cpu" or not self._files:
             return None
@@ -188,7 +188,7 @@ class WeightReader:
         self._threads.shutdown(cancel_futures=True)
         self._files.clear()
 
-    def _view(self, file: _File, entry: Entry) -> torch.Tensor | None:
+    def _view(self, file: File, entry: Entry) -> torch.Tensor | None:
         least = mmap.PAGESIZE if self._mapped else _LEAST_VIEW
         if not self._views or entry.size < least or not _EXPERT.search(entry.name):
             return None
@@ -236,12 +236,20 @@ class _PutOffCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten.copy_.default and self._put_off(args[0], args[1]):
+        if func is _COPY and self._put_off(args[0], args[1]):
             return args[0]
         if not func.is_view:
-            self._settle(pytree.tree_leaves((args, kwargs)))
-            args, kwargs = pytree.tree_map_only(torch.Tensor, self._real, (args, kwargs))
+            tensors = list(_tensors_in((args, kwargs)))
+            self._settle(tensors)
+            if any(map(self._is_of_file, tensors)):
+                self.materialised = True
+                args, kwargs = pytree.tree_map_only(torch.Tensor, self._real, (args, kwargs))
         return func(*args, **kwargs)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled in here, and telling torch so in every call costs more than most."""
+        return False
 
     def _put_off(self, destination: torch.Tensor, source: torch.Tensor) -> bool:
         fits = (
@@ -255,22 +263,24 @@ class _PutOffCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.jobs.append((destination, source))
         return fits
 
-    def _settle(self, values: list[Any]) -> None:
+    def _settle(self, tensors: list[torch.Tensor]) -> None:
         """Does what was put off, before anything looks at where it goes to."""
+        if not self.jobs:
+            return
         places = {_storage(destination) for destination, _ in self.jobs}
-        if any(isinstance(value, torch.Tensor) and _storage(value) in places for value in values):
+        if any(_storage(tensor) in places for tensor in tensors):
             for destination, source in self.jobs:
                 self._reader.fill(destination, source)
             self.jobs.clear()
 
+    def _is_of_file(self, tensor: torch.Tensor) -> bool:
+        return self._reader.file_of(tensor) is not None and tensor.numel() > 0
+
     def _real(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._reader.file_of(tensor) is None or not tensor.numel():
-            return tensor
-        self.materialised = True
-        return self._reader.read(tensor)
+        return self._reader.read(tensor) if self._is_of_file(tensor) else tensor
 
 
-def _open(paths: Iterable[str]) -> Iterator[_File]:
+def _open(paths: Iterable[str]) -> Iterator[File]:
     """The files, and last what a folder has only a description of."""
     folders: dict[Path, None] = {}
     for path in map(Path, paths):
@@ -278,6 +288,17 @@ def _open(paths: Iterable[str]) -> Iterator[_File]:
         yield WeightFile(path)
     for folder in folders:
         yield from generated_beside(folder)
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """All of an operator's arguments: single, or in lists, as torch's schemas allow."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors_in(one)
+    elif isinstance(value, dict):
+        yield from _tensors_in(list(value.values()))
 
 
 def _storage(tensor: torch.Tensor) -> int:
