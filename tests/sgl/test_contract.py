@@ -29,6 +29,7 @@ def parameters(function) -> list[str]:
         seam.SCHEDULER_IDLE,
         seam.LOAD_MODEL,
         seam.EXPERT_MAPPING,
+        seam.EXPERT_LOCATION,
         seam.FORWARD,
     ],
 )

@@ -4,10 +4,12 @@ import itertools
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ktd.enginespec import EngineSpec
+from ktd.sgl.expert_location import physical_experts
 from ktd.sgl.expert_mapping import ExpertMapping
 from ktd.sgl.seam import EXPERT_MAPPING, SchedulerHooks
 
@@ -195,3 +197,24 @@ def test_sglangs_models_are_looked_through():
     """The sources are where they are looked for."""
     found = parts_in_sglang()
     assert {("gate_proj", "down_proj", "up_proj"), ("w1", "w2", "w3")} <= set(found)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_experts_places_are_those_that_sglang_lists():
+    """With copies, without, beyond the map's layers, and where all copies are asked for."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from sglang.srt.eplb.expert_location import ExpertLocationMetadata
+
+    places = torch.full((2, EXPERTS, EXPERTS + 2), -1)
+    places[:, :, 0] = torch.arange(EXPERTS)
+    places[1, 3, 1] = EXPERTS + 1
+    places[1, 4, 0], places[1, 4, 5] = -1, 9
+    metadata = SimpleNamespace(logical_to_all_physical_map_cpu=places, num_logical_experts=EXPERTS)
+    original = ExpertLocationMetadata.logical_to_all_physical
+    for layer, expert in itertools.product(range(4), range(EXPERTS)):
+        for more in ((), (False,), (True,)):
+            found = physical_experts(original, metadata, layer, expert, *more)
+            assert found == original(metadata, layer, expert, *more), (layer, expert, more)
+            assert all(type(place) is int for place in found)
+        by_name = physical_experts(original, metadata, layer, expert, require_global_experts=True)
+        assert by_name == original(metadata, layer, expert, require_global_experts=True)

@@ -28,6 +28,7 @@ READ_WEIGHTS_IN_THREADS = (
     "sglang.srt.model_loader.loader.buffered_multi_thread_safetensors_weights_iterator"
 )
 EXPERT_MAPPING = "sglang.srt.layers.moe.fused_moe_triton.layer.FusedMoE.make_expert_params_mapping"
+EXPERT_LOCATION = "sglang.srt.eplb.expert_location.ExpertLocationMetadata.logical_to_all_physical"
 FORWARD = "sglang.srt.model_executor.model_runner.ModelRunner.forward"
 LOAD_GPT_OSS = "sglang.srt.models.gpt_oss.GptOssForCausalLM._load_mxfp4_experts_weights"
 
@@ -55,7 +56,7 @@ def install(spec: EngineSpec) -> None:
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from ktd.sgl import gloo
+    from ktd.sgl import expert_location, gloo
 
     gloo.share_device()
     hooks = SchedulerHooks(spec)
@@ -67,6 +68,7 @@ def install(spec: EngineSpec) -> None:
     register(READ_WEIGHTS, hooks.read_weights, HookType.REPLACE)
     register(READ_WEIGHTS_IN_THREADS, hooks.read_weights, HookType.REPLACE)
     register(EXPERT_MAPPING, hooks.after_expert_mapping, HookType.AFTER)
+    register(EXPERT_LOCATION, expert_location.physical_experts, HookType.AROUND)
     register(LOAD_MODEL, hooks.after_load_model, HookType.AFTER)
     register(FORWARD, hooks.around_forward, HookType.AROUND)
     if spec.device != "cpu":
