@@ -221,8 +221,8 @@ class ExpertLoader:
         place = self._places[name]
         destination = place.begin(shard_id)
 
-        def load() -> None:
-            self._load(destination, loaded_weight, weight_name, shard_id, expert_id)
+        def load(weight: torch.Tensor) -> None:
+            self._load(destination, weight, weight_name, shard_id, expert_id)
 
         def arrived() -> None:
             place.arrived(destination, expert_id, shard_id)
@@ -231,11 +231,13 @@ class ExpertLoader:
         reads: list[Future[None]] = []
         try:
             if self._reader is None or self._reader.file_of(loaded_weight) is None:
-                load()
+                load(loaded_weight)
                 arrived()
             else:
                 mapped = self._mapped.get(name)
-                loading = self._reader.load(load, arrived, mapped.keep if mapped else None)
+                loading = self._reader.load(
+                    load, loaded_weight, arrived, mapped.keep if mapped else None
+                )
                 reads = loading.reads
                 if mapped is not None and loading.rearranged:
                     mapped.rearranged(weight_name)

@@ -19,13 +19,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ktd.sgl.generated_file import generated_beside
+from ktd.sgl.put_off_copies import PutOffCopies
 from ktd.sgl.read_ahead import File, ReadAhead
 from ktd.sgl.weight_file import Entry, WeightFile, WeightsUnreadable
 
@@ -35,7 +33,6 @@ _THREADS = 8
 # Smaller tensors, such as scales, are read ahead like those of no expert.
 _LEAST_VIEW = 64 << 10
 _EXPERT = re.compile(r"\.experts?\.|\.block_sparse_moe\.(in|out)put_linear\.")
-_COPY = torch.ops.aten.copy_.default
 
 Copies = Callable[[torch.Tensor, torch.Tensor], bool]
 
@@ -106,18 +103,23 @@ class WeightReader:
         yield from ahead.rest()
 
     def load(
-        self, load: Callable[[], None], arrived: Callable[[], None], keep: Copies | None = None
+        self,
+        load: Callable[[torch.Tensor], None],
+        view: torch.Tensor,
+        arrived: Callable[[], None],
+        keep: Copies | None = None,
     ) -> Loading:
         """Calls SGLang's loader; what it copies from a view is read by the threads.
 
         Args:
-            load: Copies rows of a tensor of :meth:`tensors` to where they belong.
+            load: Copies rows of what it is given to where they belong.
+            view: What that is: a view of a file, from :meth:`tensors`.
             arrived: Called when all of them are there, from one of the threads or from this one.
             keep: Asked with destination and source of each copy whether the source will be used
                 where it lies; then the threads make its pages appear instead.
         """
-        with _PutOffCopies(self) as copies:
-            load()
+        copies = PutOffCopies(self)
+        copies.watch(load, view)
         if copies.materialised and not self._mapped:
             # This format's loader rearranges: reading ahead is faster than views.
             self._views = False
@@ -219,67 +221,6 @@ class WeightReader:
             )
 
 
-class _PutOffCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records copies from views of files, and reads what anything else wants of such a view."""
-
-    def __init__(self, reader: WeightReader) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._reader = reader
-        self.jobs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.materialised = False
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is _COPY and self._put_off(args[0], args[1]):
-            return args[0]
-        if not func.is_view:
-            tensors = list(_tensors_in((args, kwargs)))
-            self._settle(tensors)
-            if any(map(self._is_of_file, tensors)):
-                self.materialised = True
-                args, kwargs = pytree.tree_map_only(torch.Tensor, self._real, (args, kwargs))
-        return func(*args, **kwargs)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled in here, and telling torch so in every call costs more than most."""
-        return False
-
-    def _put_off(self, destination: torch.Tensor, source: torch.Tensor) -> bool:
-        fits = (
-            self._reader.file_of(source) is not None
-            and destination.device.type == "cpu"
-            and destination.shape == source.shape
-            and destination.dtype == source.dtype
-            and source.numel() > 0
-        )
-        if fits:
-            self.jobs.append((destination, source))
-        return fits
-
-    def _settle(self, tensors: list[torch.Tensor]) -> None:
-        """Does what was put off, before anything looks at where it goes to."""
-        if not self.jobs:
-            return
-        places = {_storage(destination) for destination, _ in self.jobs}
-        if any(_storage(tensor) in places for tensor in tensors):
-            for destination, source in self.jobs:
-                self._reader.fill(destination, source)
-            self.jobs.clear()
-
-    def _is_of_file(self, tensor: torch.Tensor) -> bool:
-        return self._reader.file_of(tensor) is not None and tensor.numel() > 0
-
-    def _real(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._reader.read(tensor) if self._is_of_file(tensor) else tensor
-
-
 def _open(paths: Iterable[str]) -> Iterator[File]:
     """The files, and last what a folder has only a description of."""
     folders: dict[Path, None] = {}
@@ -288,21 +229,6 @@ def _open(paths: Iterable[str]) -> Iterator[File]:
         yield WeightFile(path)
     for folder in folders:
         yield from generated_beside(folder)
-
-
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """All of an operator's arguments: single, or in lists, as torch's schemas allow."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors_in(one)
-    elif isinstance(value, dict):
-        yield from _tensors_in(list(value.values()))
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
 
 
 def _elements(view: torch.Tensor) -> int:
