@@ -85,6 +85,16 @@ def looked_at_after(to, view):
     to[3:].fill_(float(to[:3].sum()) + float(view[0, 0]))
 
 
+def indexed_and_looked_at(to, view):
+    to.data[:3] = view[:3]
+    to[3:].fill_(float(to[:3].sum()))
+
+
+def copied_with_an_option_and_looked_at(to, view):
+    to.copy_(view, non_blocking=True)
+    to.add_(to.sum())
+
+
 def item_by_item(to, view):
     to[0, 0] = view[1, 1].item()
     to[0, 1] = float(view.max())
@@ -124,6 +134,8 @@ LOADERS = [
     scaled,
     scaled_after,
     looked_at_after,
+    indexed_and_looked_at,
+    copied_with_an_option_and_looked_at,
     item_by_item,
     twice,
     as_the_target_of_an_operator,

@@ -62,12 +62,10 @@ class PutOffCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 load(view)
 
-    def copy(self, destination: torch.Tensor, source: torch.Tensor, **options: Any) -> torch.Tensor:
+    def copy(self, destination: torch.Tensor, source: torch.Tensor, **options: Any) -> Any:
         """``destination.copy_(source)``, of a view of a file."""
         if not options and self._put_off(destination, source):
-            if self._entered is not None:
-                self._entered.enter_context(self)
-                self._entered = None
+            self._watch_all()
             return destination
         return self.run(_COPY_METHOD, (destination, source), options)
 
@@ -78,7 +76,15 @@ class PutOffCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._entered is None:
             return func(*args, **kwargs)
         with self:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+        self._watch_all()
+        return result
+
+    def _watch_all(self) -> None:
+        """Behind a copy that was put off: every operator, as it may look at where that goes to."""
+        if self._was_put_off and self._entered is not None:
+            self._entered.enter_context(self)
+            self._entered = None
 
     def is_of_file(self, tensor: torch.Tensor) -> bool:
         """Whether reading it would read a file's mapping."""
