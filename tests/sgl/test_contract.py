@@ -28,6 +28,8 @@ def parameters(function) -> list[str]:
         seam.SCHEDULER_INIT,
         seam.SCHEDULER_IDLE,
         seam.LOAD_MODEL,
+        seam.EXPERT_MAPPING,
+        seam.EXPERT_LOCATION,
         seam.FORWARD,
     ],
 )

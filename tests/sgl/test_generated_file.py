@@ -41,11 +41,11 @@ def experts_of(folder):
         memory = found[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
         half = tensor.shape[0] // 2
 
-        def load(memory=memory, tensor=tensor, half=half):
+        def load(tensor, memory=memory, half=half):
             memory[:half].copy_(tensor[:half])
             memory[half:].copy_(tensor[half:])
 
-        reads += reader.load(load, lambda: None).reads
+        reads += reader.load(load, tensor, lambda: None).reads
     for read in reads:
         read.result()
     reader.close()

@@ -261,6 +261,36 @@ def test_a_truncated_file_is_named_by_its_tensor(checkpoint):
         file.read(entry)
 
 
+def test_a_file_that_was_truncated_before_is_named_by_an_experts_tensor(reader, checkpoint):
+    """Which is a view of the mapped file, and of no more than that."""
+    experts = [e for e in WeightFile(Path(checkpoint[0])).entries if ".experts." in e.name]
+    entry = max(experts, key=lambda entry: entry.start)
+    os.truncate(checkpoint[0], entry.start + entry.size - 1)
+    with pytest.raises(WeightsUnreadable, match=rf"part-0\.safetensors is truncated.*{entry.name}"):
+        list(reader.tensors(checkpoint))
+
+
+@pytest.mark.parametrize("count", [1, 255, 256, 257, 600])
+def test_small_tensors_come_in_their_order_with_large_ones_between(reader, tmp_path, count):
+    """Small ones are read many at a time, and neither wait for the end nor overtake others."""
+    tensors = {
+        f"model.{number:04}.scale": torch.full((3,), number + 0.25) for number in range(count)
+    }
+    tensors["model.0001.table"] = torch.arange(40_000.0)
+    tensors["model.0300.table"] = torch.arange(50_000.0)
+    safetensors.save_file(tensors, tmp_path / "some.safetensors")
+    lies = [entry.name for entry in WeightFile(tmp_path / "some.safetensors").entries]
+    came = dict(reader.tensors([str(tmp_path / "some.safetensors")]))
+    assert list(came) == lies
+    assert all(torch.equal(came[name], tensor) for name, tensor in tensors.items())
+
+
+def test_the_name_in_hand_is_that_of_the_tensor_that_came_last(reader, checkpoint):
+    """Views and what is read ahead alike."""
+    for name, _ in reader.tensors(checkpoint):
+        assert reader.name == name
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

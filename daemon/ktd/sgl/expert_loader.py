@@ -116,6 +116,7 @@ class ExpertLoader:
         self._names: dict[int, str] = {}
         self.template = dict(template)
         self._places: dict[str, Place] = {}
+        self._sizes: dict[str, int] = {}
         self._mapped: dict[str, MappedParameter] = {}
         self._scales: dict[str, HostParameter] = {}
         self._scale_of: dict[str, str] = {}
@@ -220,8 +221,8 @@ class ExpertLoader:
         place = self._places[name]
         destination = place.begin(shard_id)
 
-        def load() -> None:
-            self._load(destination, loaded_weight, weight_name, shard_id, expert_id)
+        def load(weight: torch.Tensor) -> None:
+            self._load(destination, weight, weight_name, shard_id, expert_id)
 
         def arrived() -> None:
             place.arrived(destination, expert_id, shard_id)
@@ -229,12 +230,14 @@ class ExpertLoader:
 
         reads: list[Future[None]] = []
         try:
-            if self._reader is None:
-                load()
+            if self._reader is None or self._reader.file_of(loaded_weight) is None:
+                load(loaded_weight)
                 arrived()
             else:
                 mapped = self._mapped.get(name)
-                loading = self._reader.load(load, arrived, mapped.keep if mapped else None)
+                loading = self._reader.load(
+                    load, loaded_weight, arrived, mapped.keep if mapped else None
+                )
                 reads = loading.reads
                 if mapped is not None and loading.rearranged:
                     mapped.rearranged(weight_name)
@@ -257,8 +260,10 @@ class ExpertLoader:
             mapped.settle()
 
     def _arrive(self, name: str, expert_id: int | None, shard_id: str | None) -> None:
-        whole = _size(self._places[name].tensors(name))
         with self._lock:
+            whole = self._sizes.get(name)
+            if whole is None:
+                whole = self._sizes[name] = _size(self._places[name].tensors(name))
             if (name, expert_id, shard_id) in self._arrived:
                 return
             self._arrived.add((name, expert_id, shard_id))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import mmap
-import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ktd.errors import ConfigError
+from ktd.sgl.mapped_bytes import MappedBytes
 from ktd.sgl.weight_file import Entry, WeightsUnreadable
 from ktd.shapes.generated import Generated, read_generated
 from ktd.shapes.values import ValueSource
@@ -53,23 +53,18 @@ class GeneratedFile:
 
     def view(self, entry: Entry) -> torch.Tensor | None:
         """A tensor that stands for the bytes: it tells where SGLang's loader takes them from."""
-        raw = self._mapped[entry.start : entry.start + entry.size]
-        return raw.view(entry.dtype).view(entry.shape)
+        return self._mapped.view(entry.start, entry.dtype, entry.shape)
 
     @property
     def address(self) -> int:
         """Where the tensors of :meth:`view` lie; their storage is the whole."""
-        return self._mapped.data_ptr()
+        return self._mapped.address
 
     @cached_property
-    def _mapped(self) -> torch.Tensor:
+    def _mapped(self) -> MappedBytes:
         # Address space and no memory: nobody reads through it.
-        mapping = mmap.mmap(
-            -1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch: nobody must write to it
-            return torch.frombuffer(mapping, dtype=torch.uint8)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        return MappedBytes(mmap.mmap(-1, self._size, flags=flags, prot=mmap.PROT_READ))
 
 
 def generated_beside(folder: Path) -> Iterator[GeneratedFile]:

@@ -27,6 +27,8 @@ READ_WEIGHTS = "sglang.srt.model_loader.loader.safetensors_weights_iterator"
 READ_WEIGHTS_IN_THREADS = (
     "sglang.srt.model_loader.loader.buffered_multi_thread_safetensors_weights_iterator"
 )
+EXPERT_MAPPING = "sglang.srt.layers.moe.fused_moe_triton.layer.FusedMoE.make_expert_params_mapping"
+EXPERT_LOCATION = "sglang.srt.eplb.expert_location.ExpertLocationMetadata.logical_to_all_physical"
 FORWARD = "sglang.srt.model_executor.model_runner.ModelRunner.forward"
 LOAD_GPT_OSS = "sglang.srt.models.gpt_oss.GptOssForCausalLM._load_mxfp4_experts_weights"
 
@@ -54,7 +56,7 @@ def install(spec: EngineSpec) -> None:
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from ktd.sgl import gloo
+    from ktd.sgl import expert_location, gloo
 
     gloo.share_device()
     hooks = SchedulerHooks(spec)
@@ -65,6 +67,8 @@ def install(spec: EngineSpec) -> None:
     register(SCHEDULER_IDLE, hooks.before_idle, HookType.BEFORE)
     register(READ_WEIGHTS, hooks.read_weights, HookType.REPLACE)
     register(READ_WEIGHTS_IN_THREADS, hooks.read_weights, HookType.REPLACE)
+    register(EXPERT_MAPPING, hooks.after_expert_mapping, HookType.AFTER)
+    register(EXPERT_LOCATION, expert_location.physical_experts, HookType.AROUND)
     register(LOAD_MODEL, hooks.after_load_model, HookType.AFTER)
     register(FORWARD, hooks.around_forward, HookType.AROUND)
     if spec.device != "cpu":
@@ -150,6 +154,15 @@ class SchedulerHooks:
         reader = self._weight_reader()
         with StayOnHost(lambda tensor: reader.file_of(tensor) is not None):
             return original(*args, **kwargs)
+
+    def after_expert_mapping(self, mapping: Any, *_: Any, **__: Any) -> Any:
+        """A model's list of its experts' names; it is walked for every tensor."""
+        from ktd.sgl.expert_mapping import ExpertMapping
+
+        return ExpertMapping(mapping, self._name_in_hand) if type(mapping) is list else mapping
+
+    def _name_in_hand(self) -> str:
+        return "" if self._reader is None else self._reader.name
 
     def _weight_reader(self) -> Any:
         from ktd.sgl.lost_pages import watch

@@ -13,7 +13,6 @@ import json
 import math
 import mmap
 import os
-import warnings
 import weakref
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ktd.sgl.mapped_bytes import MappedBytes
 
 _LENGTH_BYTES = 8
 _MAX_HEADER = 100 << 20
@@ -121,10 +122,7 @@ class WeightFile:
                 ) from error
             if count == 0:
                 length = os.fstat(self._descriptor).st_size
-                raise WeightsUnreadable(
-                    f"{self.path} is truncated: it has {length:,} bytes, and {what} ends at byte "
-                    f"{start + size:,}; download it again"
-                )
+                raise self._truncated(length, what, start + size)
             done += count
 
     def populate(self, start: int, size: int, what: str) -> None:
@@ -150,28 +148,36 @@ class WeightFile:
             raise WeightsUnreadable(f"{self.path} cannot be mapped: {os.strerror(error)}")
 
     def view(self, entry: Entry) -> torch.Tensor | None:
-        """The tensor as a read-only view of the mapped file, or None where it is not aligned."""
+        """The tensor as a read-only view of the mapped file, or None where it is not aligned.
+
+        Raises:
+            WeightsUnreadable: The file ended before the tensor does when it was mapped.
+        """
         if entry.start % entry.dtype.itemsize or not entry.size:
             return None
-        raw = self._mapped[entry.start : entry.start + entry.size]
-        return raw.view(entry.dtype).view(entry.shape)
+        if entry.start + entry.size > self._mapped.num_bytes:
+            raise self._truncated(self._mapped.num_bytes, entry.name, entry.start + entry.size)
+        return self._mapped.view(entry.start, entry.dtype, entry.shape)
 
     @property
     def address(self) -> int:
         """Where the mapping of :meth:`view` begins; its tensors' storage is the whole file."""
-        return self._mapped.data_ptr()
+        return self._mapped.address
 
     @property
     def mapped_bytes(self) -> int:
         """Length of that mapping."""
-        return self._mapped.numel()
+        return self._mapped.num_bytes
 
     @cached_property
-    def _mapped(self) -> torch.Tensor:
-        mapping = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch: nobody must write to it
-            return torch.frombuffer(mapping, dtype=torch.uint8)
+    def _mapped(self) -> MappedBytes:
+        return MappedBytes(mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ))
+
+    def _truncated(self, length: int, what: str, end: int) -> WeightsUnreadable:
+        return WeightsUnreadable(
+            f"{self.path} is truncated: it has {length:,} bytes, and {what} ends at byte {end:,}; "
+            "download it again"
+        )
 
     def _read_bytes(self, start: int, size: int, what: str) -> bytes:
         data = bytearray(size)

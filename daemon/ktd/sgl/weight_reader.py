@@ -15,18 +15,16 @@ import logging
 import mmap
 import re
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import torch
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from ktd.sgl.generated_file import GeneratedFile, generated_beside
+from ktd.sgl.generated_file import generated_beside
+from ktd.sgl.put_off_copies import PutOffCopies
+from ktd.sgl.read_ahead import File, ReadAhead
 from ktd.sgl.weight_file import Entry, WeightFile, WeightsUnreadable
 
 _log = logging.getLogger(__name__)
@@ -34,11 +32,7 @@ _log = logging.getLogger(__name__)
 _THREADS = 8
 # Smaller tensors, such as scales, are read ahead like those of no expert.
 _LEAST_VIEW = 64 << 10
-# Bytes that may be read ahead of SGLang's loader.
-_AHEAD = 512 << 20
-_File: TypeAlias = WeightFile | GeneratedFile
 _EXPERT = re.compile(r"\.experts?\.|\.block_sparse_moe\.(in|out)put_linear\.")
-
 
 Copies = Callable[[torch.Tensor, torch.Tensor], bool]
 
@@ -59,6 +53,9 @@ class Loading:
 class WeightReader:
     """Owns the reading threads and the files; one for each model that is loaded.
 
+    Attributes:
+        name: Of the tensor that was handed out last.
+
     Args:
         threads: How many read.
         mapped: Experts are to stay in the files, so every tensor of one that can be used from
@@ -73,11 +70,12 @@ class WeightReader:
         mapped: bool = False,
         watch: Callable[[WeightFile], None] = lambda _: None,
     ) -> None:
+        self.name = ""
         self._mapped = mapped
         self._watch = watch
         self._told = False
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="ktd-load")
-        self._files: dict[int, _File] = {}  # by the address of their mappings
+        self._files: dict[int, File] = {}  # by the address of their mappings
         self._views = True
 
     def tensors(self, paths: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -88,36 +86,40 @@ class WeightReader:
         Raises:
             WeightsUnreadable: A file is damaged; the sentence names it.
         """
-        ahead: deque[tuple[Entry, Future[torch.Tensor]]] = deque()
-        waiting = 0
+        for name, tensor in self._tensors(paths):
+            self.name = name
+            yield name, tensor
+
+    def _tensors(self, paths: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        ahead = ReadAhead(self._threads)
         for file in _open(paths):
             for entry in file.entries:
                 view = self._view(file, entry)
                 if view is not None:
                     yield entry.name, view
-                    continue
-                ahead.append((entry, self._threads.submit(file.read, entry)))
-                waiting += entry.size
-                while ahead and (waiting > _AHEAD or ahead[0][1].done()):
-                    first, read = ahead.popleft()
-                    waiting -= first.size
-                    yield first.name, read.result()
-        for entry, read in ahead:
-            yield entry.name, read.result()
+                else:
+                    ahead.add(file, entry)
+                    yield from ahead.come()
+        yield from ahead.rest()
 
     def load(
-        self, load: Callable[[], None], arrived: Callable[[], None], keep: Copies | None = None
+        self,
+        load: Callable[[torch.Tensor], None],
+        view: torch.Tensor,
+        arrived: Callable[[], None],
+        keep: Copies | None = None,
     ) -> Loading:
         """Calls SGLang's loader; what it copies from a view is read by the threads.
 
         Args:
-            load: Copies rows of a tensor of :meth:`tensors` to where they belong.
+            load: Copies rows of what it is given to where they belong.
+            view: What that is: a view of a file, from :meth:`tensors`.
             arrived: Called when all of them are there, from one of the threads or from this one.
             keep: Asked with destination and source of each copy whether the source will be used
                 where it lies; then the threads make its pages appear instead.
         """
-        with _PutOffCopies(self) as copies:
-            load()
+        copies = PutOffCopies(self)
+        copies.watch(load, view)
         if copies.materialised and not self._mapped:
             # This format's loader rearranges: reading ahead is faster than views.
             self._views = False
@@ -147,7 +149,7 @@ class WeightReader:
         ]
         return Loading(reads, rearranged)
 
-    def file_of(self, tensor: torch.Tensor) -> _File | None:
+    def file_of(self, tensor: torch.Tensor) -> File | None:
         """The file that a tensor is a view of, or None."""
         if tensor.device.type != "cpu" or not self._files:
             return None
@@ -188,7 +190,7 @@ class WeightReader:
         self._threads.shutdown(cancel_futures=True)
         self._files.clear()
 
-    def _view(self, file: _File, entry: Entry) -> torch.Tensor | None:
+    def _view(self, file: File, entry: Entry) -> torch.Tensor | None:
         least = mmap.PAGESIZE if self._mapped else _LEAST_VIEW
         if not self._views or entry.size < least or not _EXPERT.search(entry.name):
             return None
@@ -219,58 +221,7 @@ class WeightReader:
             )
 
 
-class _PutOffCopies(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records copies from views of files, and reads what anything else wants of such a view."""
-
-    def __init__(self, reader: WeightReader) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._reader = reader
-        self.jobs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.materialised = False
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.ops.aten.copy_.default and self._put_off(args[0], args[1]):
-            return args[0]
-        if not func.is_view:
-            self._settle(pytree.tree_leaves((args, kwargs)))
-            args, kwargs = pytree.tree_map_only(torch.Tensor, self._real, (args, kwargs))
-        return func(*args, **kwargs)
-
-    def _put_off(self, destination: torch.Tensor, source: torch.Tensor) -> bool:
-        fits = (
-            self._reader.file_of(source) is not None
-            and destination.device.type == "cpu"
-            and destination.shape == source.shape
-            and destination.dtype == source.dtype
-            and source.numel() > 0
-        )
-        if fits:
-            self.jobs.append((destination, source))
-        return fits
-
-    def _settle(self, values: list[Any]) -> None:
-        """Does what was put off, before anything looks at where it goes to."""
-        places = {_storage(destination) for destination, _ in self.jobs}
-        if any(isinstance(value, torch.Tensor) and _storage(value) in places for value in values):
-            for destination, source in self.jobs:
-                self._reader.fill(destination, source)
-            self.jobs.clear()
-
-    def _real(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._reader.file_of(tensor) is None or not tensor.numel():
-            return tensor
-        self.materialised = True
-        return self._reader.read(tensor)
-
-
-def _open(paths: Iterable[str]) -> Iterator[_File]:
+def _open(paths: Iterable[str]) -> Iterator[File]:
     """The files, and last what a folder has only a description of."""
     folders: dict[Path, None] = {}
     for path in map(Path, paths):
@@ -278,10 +229,6 @@ def _open(paths: Iterable[str]) -> Iterator[_File]:
         yield WeightFile(path)
     for folder in folders:
         yield from generated_beside(folder)
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
 
 
 def _elements(view: torch.Tensor) -> int:
