@@ -44,6 +44,7 @@ class FakeEngines:
         self.base = base
         self.specs: list[EngineSpec] = []
         self.events: list[str] = []
+        self.reasons: list[str] = []
         self.bridge = None
         self.drained = asyncio.Event()
         self.drained.set()
@@ -70,9 +71,10 @@ class FakeEngines:
         self.bridge = bridge
         self.events.append("attach")
 
-    async def detach(self) -> None:
+    async def detach(self, reason: str) -> None:
         self.bridge = None
         self.events.append("detach")
+        self.reasons.append(reason)
 
     async def drain(self, seconds: float) -> None:
         self.events.append(f"drain {seconds:g}")

@@ -168,6 +168,8 @@ class TestCrash:
             os.kill(status.ranks[1].pid, signal.SIGKILL)
             await self.restarted(rig, supervisor)
             assert "scheduler of rank 1" in supervisor.status().conditions[0].message
+            # What runs on it, as a swap, fails with the cause.
+            assert "scheduler of rank 1" in rig.engines.reasons[0]
 
     async def test_a_killed_host_leaves_no_orphan(self, rig):
         """kill -9 of the host takes ranks and renamed processes in other sessions along."""

@@ -242,6 +242,18 @@ async def test_engine_that_goes_away_during_the_roll_back_ends_it(bench):
     assert str((await bench.ended(swap)).error) == "The engine was killed."
 
 
+async def test_engine_that_is_felt_to_be_gone_before_it_is_known_says_why(bench):
+    """Calls fail from a moment on; the supervisor learns the cause a little later."""
+    bench.target.fail_on("publish", 1)
+    bench.target.fail_on("abort", 1)
+    swap = bench.apply({1: (0, 4)})
+    await bench.target.reached("abort")
+    asyncio.get_running_loop().call_later(0.3, bench.manager.detach, "The engine was killed.")
+    swap = await bench.ended(swap)
+    assert str(swap.error) == "The engine was killed."
+    assert bench.conditions == {}
+
+
 async def test_daemon_that_stops_ends_the_swap():
     """Leaving the manager leaves nothing running."""
     async with bench_of() as bench:

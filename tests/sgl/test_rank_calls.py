@@ -11,7 +11,7 @@ pytest.importorskip("sglang", reason="SGLang is not installed")
 
 import torch
 
-from ktd.enginespec import EngineSpec
+from ktd.enginespec import EngineSpec, read_failure
 from ktd.rankfile import RankFileReader, Status, Word, path_of
 from ktd.sgl.cuda_side import CudaSide
 from ktd.sgl.expert_layer import ExpertLayer
@@ -159,6 +159,63 @@ def test_abort_leaves_the_slots_of_a_batch_empty_however_far_it_came(rank, point
     assert rank.slots() == {1: [-1, -1], 4: [-1, -1]}
     rank.swap(3, (1, -1, 5), (4, -1, 6))
     assert rank.slots() == {1: [5, -1], 4: [6, -1]}
+
+
+def test_abort_empties_the_slots_of_a_batch_that_was_published_by_half(rank, monkeypatch):
+    """Publishing failed after the first expert; a roll-back finds every slot free."""
+    rank.swap(1, (1, -1, 5), (4, -1, 6))
+    moves = [(1, 5, 7), (4, 6, 2)]
+    rank.prepare(2, *moves)
+    rank.copied(2)
+    publish = ExpertLayer.publish
+
+    def fail_for_the_second(layer, expert):
+        if layer.layer == 4:
+            raise OSError("planted")
+        publish(layer, expert)
+
+    monkeypatch.setattr(ExpertLayer, "publish", fail_for_the_second)
+    assert rank.call("publish", batch=2).text == "rank 0: publish failed: planted"
+    assert rank.slots() == {1: [7, -1], 4: [-1, -1]}
+    monkeypatch.undo()
+    assert rank.call("abort", batch=2, moves=moves).status is Status.OK
+    assert rank.slots() == {1: [-1, -1], 4: [-1, -1]}
+    rank.swap(3, (1, -1, 5), (4, -1, 6))
+    assert rank.slots() == {1: [5, -1], 4: [6, -1]}
+
+
+@pytest.mark.parametrize("call", ["prepare", "publish", "abort"])
+def test_tables_that_cannot_be_written_end_the_engine(rank, tmp_path, monkeypatch, call):
+    """Until the daemon has ended it nothing is moved, and nobody waits for an answer."""
+    rank.swap(1, (1, -1, 5))
+    moves = [(1, 5, 7)]
+    if call != "prepare":
+        rank.prepare(2, *moves)
+        rank.copied(2)
+
+    def fail(_):
+        raise OSError("planted")
+
+    monkeypatch.setattr(Rank, "_upload_tables", fail)
+    sentence = "rank 0: the tables of slots cannot be written: planted"
+    assert rank.call(call, batch=2, moves=[list(move) for move in moves]).text == sentence
+    assert read_failure(tmp_path).message == sentence
+    assert read_failure(tmp_path).kind == "internal"
+    monkeypatch.undo()
+    held = rank.slots()
+    assert rank.prepare(3, (4, -1, 6)).text == sentence
+    assert rank.slots() == held
+
+
+def test_a_batch_whose_tables_cannot_be_written_is_acknowledged_and_not_copied(rank, monkeypatch):
+    """The GPU may still compute with the slots that were to be overwritten."""
+    rank.swap(1, (1, -1, 5))
+    monkeypatch.setattr(Rank, "_upload_tables", lambda _: 1 / 0)
+    rank.prepare(2, (1, 5, 7))
+    assert rank.copied(2).status is Status.FAILED
+    layer = rank.rank.layers[1]
+    assert torch.equal(layer.slots["w"][0], layer.store.tensors["w"][5])
+    assert rank.slots()[1] == [5, -1]
 
 
 def test_an_unexpected_error_leaves_no_trace_either_and_names_the_rank(rank):

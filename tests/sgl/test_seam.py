@@ -105,3 +105,27 @@ def test_the_rows_of_a_mixed_step_that_decode_are_told_by_their_length(mode, len
 
     batch = SimpleNamespace(forward_mode=ForwardMode[mode], extend_seq_lens_cpu=lengths)
     assert _decode_rows(batch) == rows
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_step_that_fails_while_requests_are_served_says_why(spec, tmp_path, complete):
+    """SGLang tells its parent that a process ended, and no more; a start explains itself."""
+    hooks = SchedulerHooks(spec)
+    hooks._rank = SimpleNamespace(
+        rank=1, side=None, begin_step=lambda **_: None, recording=SimpleNamespace(wants_ids=False)
+    )
+    if complete:
+        hooks.around_init(lambda: None)
+    batch = SimpleNamespace(forward_mode=SimpleNamespace(is_decode=lambda: True), batch_size=1)
+
+    def fail(*_):
+        raise RuntimeError("layer 1, expert 4:\n down failed")
+
+    with pytest.raises(RuntimeError):
+        hooks.around_forward(fail, None, batch)
+    failure = read_failure(tmp_path)
+    if not complete:
+        assert failure is None
+        return
+    assert failure.kind == "internal"
+    assert failure.message == "rank 1: a step failed: layer 1, expert 4: down failed"

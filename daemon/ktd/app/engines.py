@@ -76,10 +76,10 @@ class JoinedEngines:
         await self._manager.attach(bridge, start.shape, start.experts, start.origin, start.actor)
         self._gate.open(spec.http_socket)
 
-    async def detach(self) -> None:
-        """No more requests, swaps and counts."""
+    async def detach(self, reason: str) -> None:
+        """No more requests, swaps and counts; a swap that runs fails with ``reason``."""
         self._gate.close("The engine is not running; it is being started again or was stopped.")
-        self._manager.detach("The engine has ended or is being stopped.")
+        self._manager.detach(reason)
         self._statistics.detach()
 
     async def drain(self, seconds: float) -> None:

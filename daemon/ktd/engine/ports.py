@@ -22,8 +22,8 @@ class Engines(Protocol):
         """The engine is ready: requests and swaps may go to it."""
         ...
 
-    async def detach(self) -> None:
-        """The engine is gone or about to be stopped: no more requests and swaps."""
+    async def detach(self, reason: str) -> None:
+        """The engine is gone or about to be stopped, and why: no more requests and swaps."""
         ...
 
     async def drain(self, seconds: float) -> None:

@@ -29,6 +29,7 @@ _FIRST_START_ATTEMPTS = 3
 # Shutdown asked for, SIGTERM, SIGKILL: with the drain of at most 20 s all is over within 30.
 _ASKED_SECONDS = 2.0
 _TERM_SECONDS = 2.0
+_STOPPED = "The engine is being stopped."
 # Between two lines in the log that say how loading goes.
 _LINE_SECONDS = 5.0
 
@@ -177,11 +178,15 @@ class Supervisor:
             ):
                 self._log.info("engine started", pid=process.pid, engine_id=spec.engine_id)
                 self._life = life
+                reason = _STOPPED
                 try:
                     await self._live(life, spec)
+                except EngineEnded as ended:
+                    reason = ended.ending.message
+                    raise
                 finally:
                     self._life = None
-                    await self._engines.detach()
+                    await self._engines.detach(reason)
         except EngineEnded as ended:
             return ended.ending
         except SwapTargetFailed as error:
@@ -221,7 +226,7 @@ class Supervisor:
         )
         draining = asyncio.ensure_future(self._engines.drain(self._drain))
         await self._first(draining, self._forced.wait(), life.until_ended())
-        await self._engines.detach()
+        await self._engines.detach(_STOPPED)
         await self._end(life.process, life.bridge)
 
     async def _end(self, process: EngineProcess, bridge: EngineBridge) -> None:

@@ -72,6 +72,8 @@ class ExpertPool:
         except (ValueError, RuntimeError) as error:
             raise ConfigError(f"the CPU expert pool cannot be made: {error}") from error
         self._layers: list[ExpertWeights] = []
+        # Whether a caller of forward() waits for its answer.
+        self.computing = False
         _log.info("CPU expert pool: %s kernels, %d threads", self.isa, self.threads)
         if self._native.note:
             _log.warning("%s", self._native.note)
@@ -188,15 +190,19 @@ class ExpertPool:
             out = torch.empty(tokens, hidden, dtype=torch.float32)
         else:
             _check(out, "out", torch.float32, (tokens, hidden))
-        self._native.forward(
-            layer,
-            x.data_ptr(),
-            ids.data_ptr(),
-            weights.data_ptr(),
-            out.data_ptr(),
-            tokens,
-            top_k,
-        )
+        self.computing = True
+        try:
+            self._native.forward(
+                layer,
+                x.data_ptr(),
+                ids.data_ptr(),
+                weights.data_ptr(),
+                out.data_ptr(),
+                tokens,
+                top_k,
+            )
+        finally:
+            self.computing = False
         return out
 
 

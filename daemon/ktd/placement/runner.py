@@ -26,6 +26,8 @@ _log = structlog.get_logger(__name__)
 
 # One is copied while the next one waits in the same queue.
 _OPEN_BATCHES = 2
+# Within this time whoever watches the engine says that it has ended, and why.
+_NEWS_SECONDS = 2.0
 
 
 class _CancelAsked(KtdError):
@@ -181,6 +183,11 @@ class SwapRunner:
         for batch in reversed(self._published):
             await self._put_back(tuple(move.reversed() for move in batch))
             self._advance(batch, -1)
+        if self.take_back_error is not None:
+            # An engine that dies fails every call before it is known to be dead.
+            await asyncio.wait({self._gone}, timeout=_NEWS_SECONDS)
+            if self._gone.done():
+                raise _TargetGone(self._gone.result())
 
     async def _put_back(self, batch: tuple[Move, ...]) -> None:
         """One batch of the roll-back; if it fails its slots stay empty and the others go on."""

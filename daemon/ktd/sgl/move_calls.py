@@ -70,16 +70,16 @@ class MoveCalls:
                     unmapped.append((layer, evict, slot))
                 if load != EMPTY:
                     copies.append(layer.reserve(load, slot))
+            self._moved()
         except Exception as error:
             # Nothing has been copied yet, so the batch leaves no trace.
             for copy in copies:
                 self._layers[copy.layer].release(copy.expert)
             for layer, expert, slot in reversed(unmapped):
                 layer.restore(expert, slot)
-            self._moved()
             self._copier.refuse(batch_id, f"rank {self._rank}: {error}")
+            self._moved()
             raise
-        self._moved()
         self._batches[batch_id] = _Batch(batch_id, copies)
         self._copier.submit(batch_id, copies, follows=bool(opened))
 
@@ -106,7 +106,8 @@ class MoveCalls:
         if (batch := self._batches.pop(fields["batch"], None)) is not None:
             for copy in batch.copies:
                 layer = self._layers[copy.layer]
-                if batch.published:
+                # Each by itself: publishing may have failed in the middle.
+                if layer.is_mapped(copy.expert):
                     layer.unmap(copy.expert)
                 else:
                     layer.release(copy.expert)

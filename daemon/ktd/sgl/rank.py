@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable
-from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,24 +19,24 @@ from ktd.experts.pool import ExpertPool, Split, split
 from ktd.experts.scattered import ExpertTensor
 from ktd.experts.store import HostStore
 from ktd.rankfile import KINDS, TIERS, Kind, RankFileWriter, Word, path_of
-from ktd.sgl.bench_routing import BenchRouting, BenchRoutingRefused, read_routing
+from ktd.sgl.bench_routing import BenchRouting, BenchRoutingRefused, bench_routing_of
 from ktd.sgl.copier import Copier
 from ktd.sgl.copy_lane import lane_to
 from ktd.sgl.cores import pool_cores
 from ktd.sgl.expert_layer import ExpertLayer, MoveRefused
+from ktd.sgl.hello import hello_of
 from ktd.sgl.move_calls import MoveCalls
+from ktd.sgl.pool_watch import PoolWatch
 from ktd.sgl.quantiser import Quantiser
 from ktd.sgl.recorder import Recorder, RecordingRefused
 from ktd.sgl.recording_calls import RecordingCalls
 from ktd.sgl.weight_reader import WeightReader
-from ktd.version import __version__
 
 if TYPE_CHECKING:
     from ktd.sgl.cuda_side import CudaSide
 
 logger = logging.getLogger(__name__)
 
-_GIB = 1 << 30
 # Beside a GPU the pool waits, between two layers of a decode step, while attention runs: a thread
 # that slept then would be woken, in 50 to 150 us, once a layer.
 _SPIN_US = 500
@@ -78,6 +76,7 @@ class Rank:
         self.copied_bytes = 0  # of experts: with a mapped store, what could not stay in its file
         self.side: CudaSide | None = None  # with a GPU, from the first MoE layer on
         self.bench_routing: BenchRouting | None = None  # for ktd bench table alone
+        self._ending: str | None = None
         self._chunk = chunk
         self.reader: WeightReader | None = None  # while the model is loaded
         # int64 stands for uint64: torch has no view of a uint64 buffer in every release we run on.
@@ -118,6 +117,8 @@ class Rank:
             lane=self.lane,
         )
         moves = MoveCalls(rank, self.layers, copier, moved=self._write_tables)
+        if not self.on_gpu:  # a GPU gives a silent pool up by itself
+            PoolWatch(self.pool, lambda why: self.refuse("internal", f"rank {rank}: {why}"))
         self._load_lock = threading.Lock()
         self._calls: dict[str, Callable[[dict[str, Any]], None]] = {
             **moves.calls(),
@@ -172,22 +173,13 @@ class Rank:
         bench, side = self.spec.bench, self.side
         if bench is None or self.bench_routing is not None:
             return
-        layers, experts = len(self.spec.moe_layers), self.spec.num_experts
+        device = torch.device("cpu") if side is None else side.device
+        rows = 1 if side is None else side.max_rows
         try:
-            ids = read_routing(
-                Path(bench.routing),
-                bench.run_id,
-                layers=layers,
-                experts=experts,
-                top_k=self.spec.experts_per_token,
-            )
+            routing = bench_routing_of(self.spec, bench, device=device, rows=rows)
         except BenchRoutingRefused as refused:
             raise self.refuse("usage", f"{refused}") from refused
-        logger.warning("ktd bench table replaces the routing: answers have no meaning")
-        device = torch.device("cpu") if side is None else side.device
-        self.bench_routing = BenchRouting(
-            ids, device=device, rows=1 if side is None else side.max_rows
-        )
+        self.bench_routing = routing
 
     def register_memory(self, tensors: Iterable[ExpertTensor]) -> None:
         """Makes a layer's complete host memory readable for the GPU's copies; elsewhere nothing.
@@ -207,8 +199,12 @@ class Rank:
             raise self.refuse("memory", f"{error}") from error
 
     def refuse(self, kind: str, message: str) -> StartRefused:
-        """Leaves a sentence for the daemon and returns the exception to raise."""
+        """Leaves a sentence for the daemon and returns the exception to raise.
+
+        The daemon ends the engine a moment later; no control call is answered otherwise until then.
+        """
         report_failure(self.spec, kind, message)
+        self._ending = message
         return StartRefused(message)
 
     def position_of(self, layer: int) -> int:
@@ -232,33 +228,8 @@ class Rank:
 
     def say_hello(self, device: str) -> None:
         """Publishes the facts the daemon waits for before it declares the engine ready."""
-        store = sum(layer.num_experts * layer.host_expert_bytes for layer in self.layers.values())
-        slots = sum(layer.num_slots * layer.expert_bytes for layer in self.layers.values())
-        if self.store.mapped:
-            logger.info(
-                "experts are used from the checkpoint's files: %.2f GiB, and %.2f GiB of copies",
-                (store - self.copied_bytes) / _GIB,
-                self.copied_bytes / _GIB,
-            )
         self.file.beat()
-        self.file.say_hello(
-            {
-                "ktd": __version__,
-                "sglang": distribution_version("sglang"),
-                "torch": torch.__version__,
-                "rank": self.rank,
-                "world_size": self.world_size,
-                "pid": os.getpid(),
-                "isa": self.pool.isa,
-                "threads": self.pool.threads,
-                "device": device,
-                "moe_layers_hooked": len(self.layers),
-                "host_store_bytes": store,
-                "host_copied_bytes": self.copied_bytes,
-                "slot_bytes": slots,
-                **({} if self.side is None else self.side.facts()),
-            }
-        )
+        self.file.say_hello(hello_of(self, device))
 
     # --- steps ---------------------------------------------------------------------------
 
@@ -343,9 +314,12 @@ class Rank:
             request: JSON object with ``sequence``, ``call`` and the call's own fields.
         """
         fields = json.loads(request)
+        if self._ending is not None:
+            self.file.acknowledge_call(fields["sequence"], self._ending)
+            return
         try:
             self._calls[fields["call"]](fields)
-        except RecordingRefused as refused:
+        except (RecordingRefused, StartRefused) as refused:
             self.file.acknowledge_call(fields["sequence"], f"{refused}")
         except MoveRefused as refused:
             self.file.acknowledge_call(fields["sequence"], f"rank {self.rank}: {refused}")
@@ -365,7 +339,19 @@ class Rank:
         return torch.empty(0) if self.side is None else self.side.routed(rows)
 
     def _write_tables(self) -> None:
-        """The GPU's tables follow, between two steps."""
+        """The GPU's tables follow, between two steps.
+
+        Raises:
+            StartRefused: They do not, so nobody knows any more what a slot computes.
+        """
+        try:
+            self._upload_tables()
+        except Exception as error:
+            raise self.refuse(
+                "internal", f"rank {self.rank}: the tables of slots cannot be written: {error}"
+            ) from error
+
+    def _upload_tables(self) -> None:
         if self.side is not None:
             self.side.write_tables(
                 (self.position_of(layer), of_layer) for layer, of_layer in self.layers.items()

@@ -94,6 +94,7 @@ class SchedulerHooks:
         self._rank: Any = None
         self._chunk: int | None = None
         self._reader: Any = None  # while a model is loaded
+        self._complete = False  # from then on, a step that fails is no start that fails
 
     def layer_configuration(self, server_args: Any, layer_idx: int) -> int:
         """In place of SGLang's: a layer's configuration is its index.
@@ -180,6 +181,7 @@ class SchedulerHooks:
             result = original(*args, **kwargs)
             if self._rank is not None and self._rank.side is not None:
                 self._rank.side.started()
+            self._complete = True
         except Exception as error:
             kind, sentence = _explain(error)
             report_failure(self._spec, kind, sentence)
@@ -217,8 +219,14 @@ class SchedulerHooks:
         if rank.recording.wants_ids:
             # Before the pass: a mixed batch calls itself an extending one after it.
             rank.recording.begin_pass(forward_batch)
-        # A step that raises ends the scheduler; IN_STEP stays, and SGLang tells its parent.
-        result = original(runner, forward_batch, *args, **kwargs)
+        try:
+            result = original(runner, forward_batch, *args, **kwargs)
+        except Exception as error:
+            # It ends the scheduler; IN_STEP stays, and SGLang tells its parent, but not why.
+            if self._complete:
+                sentence = f"rank {rank.rank}: a step failed: {_in_one_line(error)}"
+                report_failure(self._spec, "internal", sentence)
+            raise
         tokens = _rows(forward_batch)
         rank.end_step(tokens=tokens)
         if rank.recording.active:
@@ -270,13 +278,17 @@ def _explain(error: Exception) -> tuple[str, str]:
 
     if isinstance(error, WeightsUnreadable | FormatRefused):
         return "model", str(error)
-    text = " ".join(str(error).split())[:_SENTENCE_MAX]
+    text = _in_one_line(error)
     what = f"{type(error).__name__}: {text}" if text else f"{type(error).__name__}{_where(error)}"
     if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _OUT_OF_MEMORY):
         return "memory", f"the engine ran out of memory while starting: {text or what}"
     if isinstance(error, ValueError | AssertionError | NotImplementedError):
         return "usage", f"SGLang refused to start: {text or what}"
     return "internal", f"SGLang's scheduler failed while starting: {what}"
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:_SENTENCE_MAX]
 
 
 def _where(error: Exception) -> str:
