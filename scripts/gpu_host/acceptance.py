@@ -50,6 +50,7 @@ _ENGINE_KILLS = f"{_KILLS}test_a_killed_engine_process_is_noticed_and_everything
 # The long ones first; a job is what shares servers, or fits beside another.
 JOBS: dict[str, tuple[str, ...]] = {
     "streams": (f"{_TESTS}/test_streams_during_swaps.py",),
+    "faults": (f"{_TESTS}/test_faults.py",),
     "bf16-some": (f"{_AT_RATIO}[bf16-0.37]", f"{_STREAMED}[bf16]"),
     "fp8-some": (f"{_AT_RATIO}[fp8_block-0.37]", f"{_STREAMED}[fp8_block]"),
     "fp8-ends": (f"{_AT_RATIO}[fp8_block-0]", f"{_AT_RATIO}[fp8_block-1]"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.acceptance.openai import decoded, mean_error, prompt_logprobs
+from tests.acceptance.openai import decoded, largest_error, mean_error, prompt_logprobs
 from tests.acceptance.reference import TEXTS, Reference
 
 # Beyond what unmodified SGLang loses to bfloat16, ten per cent.
@@ -66,3 +66,47 @@ def require_close(
     print(f"{what}: mean |difference| {error:.4f}, unmodified SGLang {stock_error:.4f}")
     assert error <= factor * stock_error
     assert error <= ceiling
+
+
+class GreedyStreams:
+    """Compares greedy streams of some prompts with those of a quiet run.
+
+    Args:
+        reference: What the model should say.
+        stock_url: Unmodified SGLang.
+        prompts: Texts.
+        quiet: The ids that each was continued with when nothing else happened.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        stock_url: str,
+        prompts: list[str],
+        quiet: list[list[int]],
+    ) -> None:
+        self._reference = reference
+        self._prompts = prompts
+        self._quiet = quiet
+        self._begin = [reference.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        texts = [begin + ids for begin, ids in zip(self._begin, quiet, strict=True)]
+        # The largest error of unmodified SGLang on these texts: what bfloat16 can do to a token.
+        self.error = max(
+            largest_error(prompt_logprobs(stock_url, ids), reference.logprobs(ids)) for ids in texts
+        )
+
+    def differs(self, number: int, ids: list[int]) -> bool:
+        """Whether a stream, or the beginning of one, differs from the quiet one.
+
+        Fails unless the reference is undecided between the two where they first differ.
+        """
+        calm = self._quiet[number]
+        pairs = enumerate(zip(calm, ids, strict=False))
+        at = next((i for i, (x, y) in pairs if x != y), None)
+        if at is None:
+            return False
+        table = self._reference.table(self._begin[number] + calm[:at])[-1]
+        gap = abs(float(table[calm[at]] - table[ids[at]]))
+        where = f"token {at} of {self._prompts[number]!r}"
+        assert gap <= 2 * self.error, f"{where}: {gap} > 2 x {self.error}"
+        return True

@@ -60,9 +60,22 @@ class Streamed:
 
 
 async def stream(
-    session: aiohttp.ClientSession, url: str, prompt: str, max_tokens: int
+    session: aiohttp.ClientSession,
+    url: str,
+    prompt: str,
+    max_tokens: int,
+    *,
+    into: Streamed | None = None,
 ) -> Streamed:
-    """Streams one greedy completion with its token ids."""
+    """Streams one greedy completion with its token ids.
+
+    Args:
+        session: Of the caller.
+        url: The server's.
+        prompt: Text.
+        max_tokens: As many are decoded.
+        into: What has come, also where the stream is cut; None: made here.
+    """
     body = {
         "model": "default",
         "prompt": prompt,
@@ -73,7 +86,7 @@ async def stream(
         "return_token_ids": True,
         "stream_options": {"include_usage": True},
     }
-    result = Streamed()
+    result = Streamed() if into is None else into
     async with session.post(f"{url}/v1/completions", json=body) as answer:
         assert answer.status == 200, await answer.text()
         async for line in answer.content:
