@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -72,6 +73,7 @@ class EngineLife:
         self.ranks = Ranks(Path(process.spec.runtime_dir), self._rank_ended)
         self._on_change = on_change
         self._suspect: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._rank_gone_ns: float = math.inf
         self._kills = _oom_kills()
         self._activity: tuple[object, ...] = ()
         self._active_at = time.monotonic()
@@ -126,8 +128,11 @@ class EngineLife:
 
     async def _ending(self, event: str) -> Ending:
         await asyncio.sleep(_SETTLE_SECONDS)
+        if self._suspect.done():
+            event = self._suspect.result()
         failure = read_failure(Path(self.process.spec.runtime_dir))
-        if failure is not None:
+        # What others report after a rank has gone is what followed from it.
+        if failure is not None and failure.time_ns < self._rank_gone_ns:
             return Ending(failure.kind, failure.message)
         if "SIGKILL" in event and _oom_kills() > self._kills:
             return Ending("memory", "The kernel killed an engine process because memory ran out.")
@@ -176,6 +181,8 @@ class EngineLife:
                 )
 
     def _rank_ended(self, rank: int, pid: int) -> None:
+        if not self._suspect.done():
+            self._rank_gone_ns = time.time_ns()
         self._suspected(f"the scheduler of rank {rank} (pid {pid}) has gone")
 
     def _suspected(self, event: str) -> None:
