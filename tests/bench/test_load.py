@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ktd.bench.decode_load import DecodeLoad
+from ktd.bench.decode_load import DecodeLoad, decoding
 from ktd.bench.lengths import draw_lengths
 from ktd.bench.prefill import measure_prefill
 from ktd.bench.prompts import Prompts
@@ -105,10 +105,23 @@ def test_streams_go_on_until_the_load_ends(server, endpoint):
         stretch = load.measure(0.4)
     assert len(server.bodies) > 3
     assert stretch.tokens == pytest.approx(3 * 0.4 / 0.005, rel=0.7)
-    assert stretch.tokens_per_second == pytest.approx(stretch.tokens / 0.4)
+    # The time between two completions is no time of decoding.
+    assert stretch.tokens / 0.4 < stretch.tokens_per_second < 3 / 0.005
     # Between two completions there is no gap to be measured.
     assert 0 < stretch.between_tokens.count < stretch.tokens
     assert stretch.between_tokens.p50 >= 5
+
+
+def test_what_lies_between_two_completions_is_not_decoding():
+    """Inside a stretch, across its begin, and across its end."""
+    arrivals = [1.0, 1.1, 3.0, 3.1, 3.2, 6.0, 6.1]
+    gaps = [-1.0, 0.1, -1.0, 0.1, 0.1, -1.0, 0.1]
+    assert decoding(arrivals, gaps, 1.0, 3.15) == pytest.approx(2.15 - 1.9)
+    assert decoding(arrivals, gaps, 2.0, 3.15) == pytest.approx(1.15 - 1.0)
+    assert decoding(arrivals, gaps, 3.0, 5.0) == pytest.approx(2.0 - 1.8)
+    assert decoding(arrivals, gaps, 3.0, 3.2) == pytest.approx(0.2)
+    assert decoding(arrivals, gaps, 6.05, 9.0) == pytest.approx(2.95)
+    assert decoding([], [], 0.0, 1.0) == 1.0
 
 
 def test_a_stretch_counts_what_lies_inside_it(server, endpoint):

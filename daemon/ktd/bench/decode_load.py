@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -17,6 +17,7 @@ from ktd.errors import EngineFailed
 _START_SECONDS = 300.0
 _STOP_SECONDS = 300.0
 _LOOK_SECONDS = 0.02
+_SHORTEST = 1e-3  # of a stretch; a stream that only read prompts has no rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,8 @@ class Stretch:
     Attributes:
         seconds: Its length.
         tokens: Events that arrived; a server sends one for each token.
-        tokens_per_second: Of all streams together.
+        tokens_per_second: Of all streams together, of tokens behind the first of a completion, by
+            the time in which they decoded: before the first a prompt is read.
         between_tokens: Times between two events of one stream, of which the later lies inside.
     """
 
@@ -34,6 +36,24 @@ class Stretch:
     tokens: int
     tokens_per_second: float
     between_tokens: Latency
+
+
+def decoding(arrivals: Sequence[float], gaps: Sequence[float], begin: float, end: float) -> float:
+    """Seconds of a stretch in which one stream was not between two completions.
+
+    Args:
+        arrivals: When its tokens came.
+        gaps: Since the one before it of the same completion; below 0 for the first.
+        begin: Of the stretch.
+        end: Of it.
+    """
+    low, high = bisect.bisect_left(arrivals, begin), bisect.bisect_left(arrivals, end)
+    between = (
+        min(end, arrivals[at]) - max(begin, arrivals[at - 1])
+        for at in range(max(1, low), min(high + 1, len(arrivals)))
+        if gaps[at] < 0
+    )
+    return end - begin - sum(between)
 
 
 class DecodeLoad:
@@ -111,14 +131,16 @@ class DecodeLoad:
             EngineFailed: A stream has died.
         """
         self.check()
-        tokens, gaps = 0, []
+        tokens, rate, gaps = 0, 0.0, []
+        seconds = end - begin
         for arrivals, before in zip(self._arrivals, self._gaps, strict=True):
             # A thread appends to both; the gap comes first.
             low, high = bisect.bisect_left(arrivals, begin), bisect.bisect_left(arrivals, end)
             tokens += high - low
-            gaps += [gap for gap in before[low:high] if gap >= 0]
-        seconds = end - begin
-        return Stretch(seconds, tokens, tokens / seconds, Latency.of(gaps))
+            own = [gap for gap in before[low:high] if gap >= 0]
+            rate += len(own) / max(decoding(arrivals, before, begin, end), _SHORTEST)
+            gaps += own
+        return Stretch(seconds, tokens, rate, Latency.of(gaps))
 
     def measure(self, seconds: float) -> Stretch:
         """Waits and tells what happened meanwhile."""

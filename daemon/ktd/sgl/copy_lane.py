@@ -17,6 +17,9 @@ from ktd.sgl.slot_source import Copies, SlotPart
 # is so within a millisecond.
 _PIECE_BYTES = 16 << 20
 _PIECES = 4
+# Of plain copies, which one thread enqueues: 5 ms, as long as it may wait between two turns for the
+# interpreter's lock.
+_PLAIN_BYTES = 256 << 20
 # That fill buffers while nothing else runs. Beside steps one does: the cores are the pool's.
 _LOADING_THREADS = 4
 
@@ -135,7 +138,7 @@ class GpuLane:
             piece,
             device=True,
             stream=self._stream.cuda_stream,
-            most_ahead=_PIECE_BYTES * _PIECES,
+            most_ahead=_PLAIN_BYTES,
         )
 
     def finish(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ktd.sgl.copy_lane import CopyLane
-from ktd.sgl.slot_source import Copies, SlotPart, SlotSource, bytes_of_one
+from ktd.sgl.slot_source import Copies, Places, SlotPart, SlotSource, bytes_of_one
 
 EMPTY = -1
 
@@ -32,6 +32,7 @@ class SlotCopy:
     slot: int
     source: SlotSource
     slots: Mapping[str, torch.Tensor]
+    places: tuple[Places, ...] | None = None
 
     @property
     def parts(self) -> tuple[SlotPart, ...]:
@@ -41,7 +42,13 @@ class SlotCopy:
 
     def addresses(self) -> Copies | None:
         """As plain copies, if it is that."""
-        return self.source.addresses(self.expert, self.slot, self.slots)
+        if self.places is None:
+            return None
+        expert, slot = self.expert, self.slot
+        return [
+            (at.to + slot * at.to_pitch, at.source + expert * at.source_pitch, at.size)
+            for at in self.places
+        ]
 
     @property
     def num_bytes(self) -> int:
@@ -79,10 +86,13 @@ class ExpertLayer:
     _writing: dict[int, int] = field(init=False, default_factory=dict)
     _changed: dict[int, int] = field(init=False, default_factory=dict)
     _entries: Any = field(init=False)
+    _places: tuple[Places, ...] | None = field(init=False)
 
     def __post_init__(self) -> None:
         self._occupants = [EMPTY] * self.num_slots
         self._entries = self.table.numpy()  # the same memory; torch takes microseconds an entry
+        # Here, for a batch has hundreds of experts, and asking tensors takes microseconds each.
+        self._places = self.store.places(self.slots)
 
     @property
     def expert_bytes(self) -> int:
@@ -148,7 +158,7 @@ class ExpertLayer:
             if slot is None:
                 raise MoveRefused(f"layer {self.layer} has no free slot for expert {expert}")
         self._writing[expert] = slot
-        return SlotCopy(self.layer, expert, slot, self.store, self.slots)
+        return SlotCopy(self.layer, expert, slot, self.store, self.slots, self._places)
 
     def publish(self, expert: int) -> None:
         """Maps an expert whose copy has finished."""

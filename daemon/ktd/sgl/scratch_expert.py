@@ -124,5 +124,5 @@ class RepackedSource:
         *parts, last = self.rows.parts(expert, self.scratch.rows)
         return (*parts, LastPart(last, self.scratch, slot))
 
-    def addresses(self, expert: int, slot: int, slots: Mapping[str, torch.Tensor]) -> None:
+    def places(self, slots: Mapping[str, torch.Tensor]) -> None:
         """The bytes of the slot are nowhere yet."""

@@ -21,6 +21,26 @@ from ktd.experts.weights import WeightFormat
 # Destination, source and bytes of each.
 Copies: TypeAlias = list[tuple[int, int, int]]
 
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the experts of a layer and its slots lie, tensor by tensor.
+
+    Attributes:
+        to: Address of slot 0.
+        to_pitch: Bytes from one slot to the next.
+        source: Address of expert 0.
+        source_pitch: Bytes from one expert to the next.
+        size: Bytes of one.
+    """
+
+    to: int
+    to_pitch: int
+    source: int
+    source_pitch: int
+    size: int
+
+
 # numpy does not know all of torch's types.
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -73,13 +93,11 @@ class SlotSource(Protocol):
         """What makes ``slot``, tensors by parameter name, hold ``expert``."""
         ...
 
-    def addresses(self, expert: int, slot: int, slots: Mapping[str, torch.Tensor]) -> Copies | None:
-        """The same as plain copies from memory that a GPU reads by itself; None: it is not that.
+    def places(self, slots: Mapping[str, torch.Tensor]) -> tuple[Places, ...] | None:
+        """Where plain copies of experts go from and to; None: slots are not filled by such alone.
 
         Args:
-            expert: Which one.
-            slot: Index in ``slots``.
-            slots: ``[S, …]`` by parameter name.
+            slots: ``[S, …]`` by parameter name; a GPU reads what they are filled from by itself.
         """
         ...
 
@@ -228,21 +246,29 @@ class PlainSource:
                 found.append(CopiedElements(slot[name], tensor[expert]))
         return tuple(found)
 
-    def addresses(self, expert: int, slot: int, slots: Mapping[str, torch.Tensor]) -> Copies | None:
+    def places(self, slots: Mapping[str, torch.Tensor]) -> tuple[Places, ...] | None:
         """One for each tensor, where none is scattered.
 
         Raises:
             ValueError: A slot is no expert of the store.
         """
-        found: Copies = []
+        found = []
         for name, tensor in self.tensors.items():
             if isinstance(tensor, ScatteredTensor):
                 return None
-            (to, size), (source, held) = _place(slots[name], slot), _place(tensor, expert)
+            size, held = (bytes_of_one({name: t}) for t in (slots[name], tensor))
             if size != held:
                 raise ValueError(f"{name} of an expert has {held} bytes, its slot {size}")
-            found.append((to, source, size))
-        return found
+            found.append(
+                Places(
+                    to=slots[name].data_ptr(),
+                    to_pitch=slots[name].stride(0) * slots[name].element_size(),
+                    source=tensor.data_ptr(),
+                    source_pitch=tensor.stride(0) * tensor.element_size(),
+                    size=size,
+                )
+            )
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,15 +300,8 @@ class QuantisedSource:
             for name, matrix in slot.items()
         )
 
-    def addresses(self, expert: int, slot: int, slots: Mapping[str, torch.Tensor]) -> None:
+    def places(self, slots: Mapping[str, torch.Tensor]) -> None:
         """The bytes of the slot are nowhere yet."""
-
-
-def _place(tensor: torch.Tensor, index: int) -> tuple[int, int]:
-    """Address and bytes of one of the first dimension, which is contiguous in itself."""
-    size = tensor.element_size()
-    pitch = tensor.stride(0) * size
-    return tensor.data_ptr() + index * pitch, tensor.numel() // len(tensor) * size
 
 
 def bytes_of_one(tensors: Mapping[str, ExpertTensor]) -> int:
