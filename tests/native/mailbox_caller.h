@@ -8,7 +8,7 @@
 
 namespace ktd::testing {
 
-// A pool of so many threads on any CPUs.
+// More threads than this machine may have cores: pinned round robin.
 PoolOptions Threads(std::size_t threads);
 
 // Writes a call, of which so many experts of a token may be late, and raises the flag.

@@ -1,5 +1,6 @@
 // Experts that answer one call late.
 #include <cmath>
+#include <string>
 #include <vector>
 
 #include "checker.h"
@@ -45,6 +46,36 @@ void ExpectNear(const std::vector<float>& found, const std::vector<float>& wante
   }
 }
 
+// A layer behind a mailbox whose step runs.
+struct Rig {
+  explicit Rig(std::size_t experts) : layer(RandomLayer(experts, kHidden, 64)) {
+    mailbox.server().BeginStep();
+  }
+  ~Rig() { mailbox.server().EndStep(); }
+  Rig(const Rig&) = delete;
+  Rig& operator=(const Rig&) = delete;
+
+  // One call through the mailbox, answered. False: as failed.
+  bool Run(Call& call, std::uint32_t deferred) {
+    Publish(box, call.On(handle), ++epoch, deferred);
+    AwaitAnswer(box, epoch);
+    return box.failed == 0;
+  }
+
+  static Mailbox Box() {
+    Mailbox box{};
+    box.hidden = kHidden;
+    return box;
+  }
+
+  ExpertPool pool{KernelTable().back(), Threads(2)};
+  FormatCase layer;
+  std::size_t handle = pool.AddLayer(layer.layer());
+  Mailbox box = Box();
+  PoolMailbox mailbox{pool, box};
+  std::uint32_t epoch = 0;
+};
+
 std::vector<float> Sum(std::vector<float> one, const std::vector<float>& other) {
   for (std::size_t i = 0; i < one.size(); ++i) one[i] += other[i];
   return one;
@@ -53,25 +84,16 @@ std::vector<float> Sum(std::vector<float> one, const std::vector<float>& other) 
 }  // namespace
 
 TEST(LateExpertsAreInTheNextAnswer) {
-  ExpertPool pool(KernelTable().back(), Threads(2));
-  const FormatCase layer = RandomLayer(9, kHidden, 64);
-  const std::size_t handle = pool.AddLayer(layer.layer());
-  Mailbox box{};
-  box.hidden = kHidden;
-  PoolMailbox mailbox(pool, box);
-  mailbox.server().BeginStep();
-  std::uint32_t epoch = 0;
+  Rig rig(9);
   for (const std::size_t tokens : {1, 5, 33}) {
     std::vector<float> late(tokens * kHidden, 0.0f);
     unsigned seed = 3;
     for (const std::uint32_t deferred : {2, 4, 1, 0, 0, 3, 0}) {
-      Call call = RandomCall(layer, tokens, 4, ++seed);
+      Call call = RandomCall(rig.layer, tokens, 4, ++seed);
       if (tokens > 1) call.weights[1] = call.weights[0];  // equal ones
-      const std::vector<float> now = Answer(pool, handle, call, deferred, false);
-      const std::vector<float> next = Answer(pool, handle, call, deferred, true);
-      Publish(box, call.On(handle), ++epoch, deferred);
-      AwaitAnswer(box, epoch);
-      EXPECT(box.failed == 0, mailbox.server().LastFailure());
+      const std::vector<float> now = Answer(rig.pool, rig.handle, call, deferred, false);
+      const std::vector<float> next = Answer(rig.pool, rig.handle, call, deferred, true);
+      EXPECT(rig.Run(call, deferred), rig.mailbox.server().LastFailure());
       for (float& value : call.out) {
         if (std::isnan(value)) value = 0.0f;  // a row that nobody reads
       }
@@ -79,73 +101,42 @@ TEST(LateExpertsAreInTheNextAnswer) {
       late = deferred > 0 ? next : std::vector<float>(tokens * kHidden, 0.0f);
     }
   }
-  mailbox.server().EndStep();
 }
 
 TEST(ARowWithoutExpertsOfItsOwnIsWrittenBehindADeferringCall) {
-  ExpertPool pool(KernelTable().back(), Threads(2));
-  const FormatCase layer = RandomLayer(6, kHidden, 64);
-  const std::size_t handle = pool.AddLayer(layer.layer());
-  Mailbox box{};
-  box.hidden = kHidden;
-  PoolMailbox mailbox(pool, box);
-  mailbox.server().BeginStep();
-  Call first = RandomCall(layer, 3, 2, 5);
+  Rig rig(6);
+  Call first = RandomCall(rig.layer, 3, 2, 5);
   first.ids = {1, 2, 3, -1, -1, -1};
   first.weights = {0.75f, 0.25f, 0.75f, 0.25f, 0.75f, 0.25f};
-  Publish(box, first.On(handle), 1, 1);
-  AwaitAnswer(box, 1);
-  Call second = RandomCall(layer, 3, 2, 6);
+  EXPECT(rig.Run(first, 1), rig.mailbox.server().LastFailure());
+  Call second = RandomCall(rig.layer, 3, 2, 6);
   second.ids.assign(6, -1);
-  Publish(box, second.On(handle), 2, 0);
-  AwaitAnswer(box, 2);
+  EXPECT(rig.Run(second, 0), rig.mailbox.server().LastFailure());
   // The first token's second expert; the others have none that is late.
-  ExpectNear(second.out, Answer(pool, handle, first, 1, true), "late");
+  ExpectNear(second.out, Answer(rig.pool, rig.handle, first, 1, true), "late");
   for (std::size_t i = kHidden; i < second.out.size(); ++i) EXPECT(second.out[i] == 0.0f);
-  mailbox.server().EndStep();
 }
 
 TEST(WhatIsLateBelongsToItsStepAlone) {
-  ExpertPool pool(KernelTable().back(), Threads(2));
-  const FormatCase layer = RandomLayer(6, kHidden, 64);
-  const std::size_t handle = pool.AddLayer(layer.layer());
-  Mailbox box{};
-  box.hidden = kHidden;
-  PoolMailbox mailbox(pool, box);
-  mailbox.server().BeginStep();
-  Call first = RandomCall(layer, 4, 3, 5);
-  Publish(box, first.On(handle), 1, 3);
-  AwaitAnswer(box, 1);
-  Call other = RandomCall(layer, 2, 3, 6);
-  Publish(box, other.On(handle), 2, 0);
-  AwaitAnswer(box, 2);
-  ExpectRight(layer, other, "another number of tokens");
-  mailbox.server().EndStep();
+  Rig rig(6);
+  Call first = RandomCall(rig.layer, 4, 3, 5);
+  EXPECT(rig.Run(first, 3), rig.mailbox.server().LastFailure());
+  Call other = RandomCall(rig.layer, 2, 3, 6);
+  EXPECT(rig.Run(other, 0), rig.mailbox.server().LastFailure());
+  ExpectRight(rig.layer, other, "another number of tokens");
 }
 
 TEST(AFailureOfWhatIsLateFailsTheNextCall) {
-  ExpertPool pool(KernelTable().back(), Threads(2));
-  const FormatCase layer = RandomLayer(4, kHidden, 32);
-  const std::size_t handle = pool.AddLayer(layer.layer());
-  Mailbox box{};
-  box.hidden = kHidden;
-  PoolMailbox mailbox(pool, box);
-  mailbox.server().BeginStep();
-  Call call = RandomCall(layer, 1, 2, 8);
+  Rig rig(4);
+  Call call = RandomCall(rig.layer, 1, 2, 8);
   call.ids = {1, 99};
   call.weights = {0.9f, 0.1f};
-  Publish(box, call.On(handle), 1, 1);
-  AwaitAnswer(box, 1);
-  EXPECT(box.failed == 0);
-  Call next = RandomCall(layer, 1, 2, 9);
-  Publish(box, next.On(handle), 2, 0);
-  AwaitAnswer(box, 2);
-  EXPECT(box.failed == 1 && Contains(mailbox.server().LastFailure(), "asks for expert 99"),
-         mailbox.server().LastFailure());
-  Publish(box, next.On(handle), 3, 0);
-  AwaitAnswer(box, 3);
-  EXPECT(box.failed == 0, mailbox.server().LastFailure());
-  mailbox.server().EndStep();
+  EXPECT(rig.Run(call, 1), rig.mailbox.server().LastFailure());
+  Call next = RandomCall(rig.layer, 1, 2, 9);
+  EXPECT(!rig.Run(next, 0));
+  const std::string said = rig.mailbox.server().LastFailure();
+  EXPECT(Contains(said, "asks for expert 99"), said);
+  EXPECT(rig.Run(next, 0), rig.mailbox.server().LastFailure());
 }
 
 }  // namespace ktd::testing

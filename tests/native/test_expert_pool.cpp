@@ -1,20 +1,11 @@
 // The whole forward, over threads, kernels, shapes and routings.
 #include "checker.h"
 #include "kernels/expert_kernels.h"
+#include "mailbox_caller.h"
 #include "moe_layer.h"
-#include "topology.h"
 
 namespace ktd::testing {
 namespace {
-
-// More threads than this machine may have cores: pinned round robin.
-PoolOptions Threads(std::size_t threads) {
-  PoolOptions options;
-  options.threads = threads;
-  options.cpus = AllowedCpus();
-  options.measure_crossover = false;
-  return options;
-}
 
 std::uint64_t RunAndCheck(ExpertPool& pool, const FormatCase& layer, Call& call,
                           const std::string& what) {
