@@ -1,10 +1,9 @@
 #include "bindings_copies.h"
 
-#include <pybind11/stl.h>
+#include <pybind11/numpy.h>
 
 #include <chrono>
 #include <memory>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -16,17 +15,23 @@ namespace py = pybind11;
 namespace ktd {
 namespace {
 
-using Addresses = std::vector<std::tuple<std::uintptr_t, std::uintptr_t, std::size_t>>;
+using Addresses = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
 
 std::unique_ptr<SlotCopies> Make(const Addresses& copies, std::int64_t piece, bool device,
                                  std::uintptr_t stream, std::int64_t most_ahead) {
   KTD_CHECK(piece > 0, "a piece has at least one byte, not ", piece);
   KTD_CHECK(most_ahead > 0, "at least one byte may be in flight, not ", most_ahead);
+  KTD_CHECK(copies.ndim() == 2 && copies.shape(1) == 3,
+            "copies are rows of destination, source and bytes");
   std::vector<SlotCopy> list;
-  list.reserve(copies.size());
-  for (const auto& [to, from, size] : copies) {
+  list.reserve(static_cast<std::size_t>(copies.shape(0)));
+  const auto rows = copies.unchecked<2>();
+  for (py::ssize_t row = 0; row < copies.shape(0); ++row) {
+    const std::int64_t to = rows(row, 0), from = rows(row, 1), size = rows(row, 2);
+    KTD_CHECK(size >= 0, "a copy has no less than 0 bytes, not ", size);
     KTD_CHECK(size == 0 || (to != 0 && from != 0), "a copy is from or to address 0");
-    list.push_back({to, from, size});
+    list.push_back({static_cast<std::uintptr_t>(to), static_cast<std::uintptr_t>(from),
+                    static_cast<std::size_t>(size)});
   }
   auto engine = device ? DeviceCopies(stream, static_cast<std::size_t>(most_ahead)) : HostCopies();
   return std::make_unique<SlotCopies>(std::move(list), std::move(engine),

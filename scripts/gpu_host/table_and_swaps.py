@@ -1,11 +1,10 @@
 """The table of `ktd bench table` and `ktd bench swap` on one engine: a start takes minutes there.
 
     engine.sh run python3 scripts/gpu_host/table_and_swaps.py FOLDER MODEL [bench table option ...]
-        [--swap-rates none,100] [--swap-seconds 4] [option of ktd serve ...]
+        [--swap-rates none,100] [--swap-seconds 4] [--swap-ratio 0.6] [option of ktd serve ...]
 
-Swaps are measured with each routing's engine when its cells are done, in slots of the largest ratio
-and with the table's own routing. Leaves table.json, table.md, table.svg and swap-RATE.json in
-FOLDER.
+Swaps are measured before the cells, with --swap-ratio of all experts in slots and with the table's
+own routing. Leaves table.json, table.md, table.svg and swap-RATE.json in FOLDER.
 """
 
 from __future__ import annotations
@@ -19,9 +18,12 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ktd.bench.link import link_bytes_per_second
 from ktd.bench.swap import measure_swaps
 from ktd.bench.table import measurement
+from ktd.bench.table.placements import cell_placement
 from ktd.cli import bench_table
 from ktd.cli.program import run as ktd
 
@@ -40,20 +42,17 @@ class WithSwaps(measurement.TableBench):
     folder: Path
     rates: Sequence[float | None]
     seconds: float
+    ratio: float
 
     @contextlib.asynccontextmanager
     async def _started(self, *arguments: Any) -> AsyncIterator[Any]:
         link = link_bytes_per_second()
         async with super()._started(*arguments) as run:
             say(f"serving; the link alone {0 if link is None else link / 1e9:.1f} GB/s")
-            over = None
-            try:
-                yield run
-            except measurement.OutOfTime as error:
-                over = error
-            await run.client.set_policy("off")
-            # The last cell may have been an empty placement.
-            await run.client.apply_and_wait(strategy="uniform")
+            cell = cell_placement(
+                "uniform", self.ratio, self._engines.sizes, self._slots, np.zeros((0, 0), np.int64)
+            )
+            await run.place(dict(zip(self._engines.moe_layers, cell, strict=True)))
             for rate in self.rates:
                 result = await measure_swaps(
                     run.client,
@@ -65,10 +64,12 @@ class WithSwaps(measurement.TableBench):
                 )
                 found = result.as_json()
                 (self.folder / f"swap-{rate or 'unlimited'}.json").write_text(json.dumps(found))
-                names = ("bytes_per_second", "experts_per_second", "throughput_ratio", "p99_ratio")
+                names = (
+                    *("bytes_per_second", "swap_bytes_per_second", "experts_per_second"),
+                    *("throughput_ratio", "p99_ratio"),
+                )
                 say(f"swaps, {rate or 'no limit'}: {json.dumps({k: found[k] for k in names})}")
-            if over is not None:
-                raise over
+            yield run
 
 
 def main() -> int:
@@ -77,9 +78,11 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--swap-rates", default="none,100")
     parser.add_argument("--swap-seconds", type=float, default=4.0)
+    parser.add_argument("--swap-ratio", type=float, default=0.6)
     args, rest = parser.parse_known_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     WithSwaps.folder, WithSwaps.seconds = args.folder, args.swap_seconds
+    WithSwaps.ratio = args.swap_ratio
     WithSwaps.rates = [None if r == "none" else float(r) for r in args.swap_rates.split(",")]
     bench_table.TableBench = WithSwaps  # type: ignore[misc]
     files = ("--resume", f"{args.folder}/table.json", "--markdown", f"{args.folder}/table.md")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ktd.app.policies import copy_pairs, never_fires, options_of
+from ktd.app.policies import copy_pairs, never_fires, options_of, usual_copy_cost
 from ktd.config.sources import Sources, load
 from ktd.errors import ConfigError
 from ktd.placement.cost import default_costs
@@ -40,6 +40,16 @@ def test_figures_of_adaptive_can_be_set():
     options = options_of(told)
     assert (options.copy_cost, options.copy_rate) == (0.0, 2.5e8)
     assert options_of(settings(KTD_PLACEMENT_POLICY="adaptive")).name == "adaptive"
+
+
+def test_policies_beside_a_gpu_copy_more_freely():
+    """Its link is no core's work; what an operator says holds everywhere."""
+    told = settings("--placement-policy=adaptive")
+    assert options_of(told, "cuda").copy_rate > options_of(told, "cpu").copy_rate
+    assert usual_copy_cost("cpu") is None
+    assert usual_copy_cost("cuda") == 4.0
+    limited = settings("--placement-policy=adaptive", "--policy-copy-rate=250M")
+    assert options_of(limited, "cuda").copy_rate == 2.5e8
 
 
 def test_a_threshold_that_nothing_reads_is_said():

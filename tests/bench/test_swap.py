@@ -84,6 +84,7 @@ def test_experts_move_while_streams_decode(rate):
     assert (result["link_bytes_per_second"] is None) is not Path("/dev/nvidia0").exists()
     for pair in result["pairs"]:
         assert pair["num_bytes"] == pair["experts"] * result["expert_bytes"] > 0
+        assert 0 < pair["swap_seconds"] < pair["seconds"]
         assert min(pair["busy"]["tokens"], pair["quiet"]["tokens"]) > 0
     if rate is not None:
         assert result["experts_per_second"]["median"] < 1.6 * rate

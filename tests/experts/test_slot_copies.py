@@ -9,7 +9,8 @@ from ktd.experts import _native
 
 
 def addresses(pairs):
-    return [(to.ctypes.data, source.ctypes.data, source.nbytes) for to, source in pairs]
+    rows = [(to.ctypes.data, source.ctypes.data, source.nbytes) for to, source in pairs]
+    return np.array(rows, dtype=np.int64).reshape(-1, 3)
 
 
 def random_pairs(*sizes):
@@ -32,7 +33,7 @@ def test_every_byte_arrives_whatever_the_pieces(sizes, piece):
 
 def test_nothing_beside_the_destination_is_written():
     whole, source = np.zeros(300, dtype=np.uint8), np.full(100, 7, dtype=np.uint8)
-    copies = _native.SlotCopies([(whole[100:].ctypes.data, source.ctypes.data, 100)], 33)
+    copies = _native.SlotCopies(addresses([(whole[100:200], source)]), 33)
     copies.run(1.0)
     assert copies.done
     assert not whole[:100].any()
@@ -55,9 +56,11 @@ def test_a_rate_is_kept_over_turns_and_by_the_last_piece():
 @pytest.mark.parametrize(
     ("arguments", "options", "sentence"),
     [
-        (([], 0), {}, "a piece has at least one byte, not 0"),
+        ((addresses([]), 0), {}, "a piece has at least one byte, not 0"),
         (([(0, 8, 8)], 8), {}, "a copy is from or to address 0"),
-        (([], 8), {"most_ahead": 0}, "at least one byte may be in flight, not 0"),
+        (([(8, 8, -8)], 8), {}, "a copy has no less than 0 bytes, not -8"),
+        (([8, 8, 8], 8), {}, "copies are rows of destination, source and bytes"),
+        ((addresses([]), 8), {"most_ahead": 0}, "at least one byte may be in flight, not 0"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, options, sentence):
@@ -67,7 +70,7 @@ def test_wrong_arguments_are_refused(arguments, options, sentence):
 
 def test_a_host_without_a_driver_says_so():
     try:
-        copies = _native.SlotCopies([], 8, device=True)
+        copies = _native.SlotCopies(addresses([]), 8, device=True)
     except RuntimeError as error:
         assert "CUDA's driver" in str(error)  # noqa: PT017 - whether it is there depends on the host
     else:

@@ -7,6 +7,7 @@ import contextlib
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 
 from ktd.placement.goals import ExplicitGoal, StrategyGoal
 from ktd.placement.manager import PlacementManager
@@ -256,6 +257,30 @@ async def test_slow_copies_cost_more():
         await here.turns()
         assert here.experts == START
         assert here.loop.explain().facts["copy_cost_pairs"] == 1e9
+
+
+@pytest.mark.parametrize(("copies", "cost"), [(1.0, 4.0), (30.0, 30.0)])
+async def test_where_copies_have_a_link_of_their_own_they_cost_little(copies, cost):
+    """But no less than was measured, and what an operator says wins."""
+    async with rig(ADAPTIVE, usual_copy_cost=4.0, copy_pairs=lambda: copies) as here:
+        await here.turns()
+        assert here.experts == HOT
+        assert here.loop.explain().facts["copy_cost_pairs"] == cost
+        here.loop.set(PolicyOptions(name="adaptive", copy_cost=7.0))
+        assert here.loop.explain().facts["copy_cost_pairs"] == 7.0
+
+
+async def test_a_bench_changes_how_many_slots_a_policy_may_use():
+    """Exchanges alone, in as many as the placement has now; what it learned stays."""
+    async with rig(ADAPTIVE, exchanges_only=True, start=((0,), (0,))) as here:
+        await here.turns()
+        assert here.experts == ((5,), (2,))
+        etag = here.manager.placement().etag
+        here.manager.apply(ExplicitGoal(((1, (0, 5)), (3, (0, 2)))), etag=etag)
+        await here.manager.swaps.settled()
+        here.loop.set(ADAPTIVE)
+        await here.turns()
+        assert here.experts == HOT
 
 
 async def test_setting_it_again_keeps_what_was_learned():

@@ -9,7 +9,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("sglang", reason="SGLang is not installed")
 
-from ktd.sgl.bench_routing import BenchRouting, BenchRoutingRefused, read_routing
+from ktd.bench.table.routing import Routing, RoutingFile
+from ktd.sgl.bench_routing import BenchRouting, BenchRoutingRefused, read_routing, which_of
 
 TOKENS, LAYERS, TOP_K, EXPERTS = 10, 3, 2, 8
 RUN = "of this run"
@@ -29,7 +30,7 @@ class Dispatch(NamedTuple):
 @pytest.fixture(params=[1, 4, 64], ids=lambda rows: f"{rows} rows in graphs")
 def routing(request):
     """Ids that say which token and layer they are of; the last is the choice's number."""
-    return BenchRouting(table(), device=CPU, rows=request.param)
+    return BenchRouting([table()], which=lambda: 0, device=CPU, rows=request.param)
 
 
 def table():
@@ -67,7 +68,7 @@ def test_rows_of_padding_get_some_ids(routing):
 
 def test_a_graph_finds_each_steps_ids_at_one_place():
     """What was captured is a view of memory that the next step fills."""
-    routing = BenchRouting(table(), device=CPU, rows=4)
+    routing = BenchRouting([table()], which=lambda: 0, device=CPU, rows=4)
     captured = [routing.ids(layer, torch.zeros(2, TOP_K, dtype=torch.int32)) for layer in range(2)]
     for step in range(3):
         routing.advance(2)
@@ -102,7 +103,35 @@ def read(path, run_id=RUN):
 def test_a_file_of_this_run_is_read(file):
     """As it was written."""
     ids = np.random.default_rng(0).integers(0, EXPERTS, (TOKENS, LAYERS, TOP_K), np.int16)
-    assert (read(file(ids)).numpy() == ids).all()
+    (found,) = read(file(ids))
+    assert (found.numpy() == ids).all()
+
+
+def test_the_bench_says_which_of_its_routings_holds(tmp_path):
+    """From the next step on; places in either follow from all tokens so far."""
+    path = tmp_path / "routing.npz"
+    random = np.random.default_rng(0)
+    routings = {
+        kind: Routing(
+            kind,
+            "test",
+            random.integers(0, EXPERTS, (tokens, LAYERS, TOP_K), np.int16),
+            np.zeros((LAYERS, EXPERTS), np.int64),
+        )
+        for kind, tokens in (("one", TOKENS), ("other", 7))
+    }
+    chooser = RoutingFile(path, RUN, routings)
+    tables = read(path)
+    routing = BenchRouting(tables, which=which_of(path, 2), device=CPU, rows=4)
+    for seen, kind in enumerate(("one", "one", "other", "one", "other", "other", "other", "other")):
+        chooser.choose(kind)
+        routing.advance(3)
+        ids = routing.ids(1, torch.zeros(3, TOP_K, dtype=torch.int32)).numpy()
+        places = np.arange(3 * seen, 3 * seen + 3) % len(routings[kind].ids)
+        assert (ids == routings[kind].ids[places, 1]).all()
+    (tmp_path / "routing.which").unlink()
+    with pytest.raises(BenchRoutingRefused, match="does not say which"):
+        which_of(path, 2)
 
 
 @pytest.mark.parametrize(

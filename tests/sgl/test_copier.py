@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from ktd.sgl.copier import Copier
+from ktd.sgl.copy_lane import HostLane
 from ktd.sgl.expert_layer import SlotCopy
 from ktd.sgl.slot_source import PlainSource
 
@@ -93,3 +94,78 @@ def test_stop_interrupts_a_slow_copy_and_says_so(outcomes):
     copier.stop()
     assert outcomes.finished == [(1, "copying into a slot failed: the engine is stopping")]
     assert outcomes.bytes < 400_000
+
+
+class LateLane(HostLane):
+    """Copies at once, but says so when it is told to, as a GPU's link does."""
+
+    runs_ahead = True
+
+    def __init__(self):
+        self.marks = []
+        self.arrived = threading.Semaphore(0)
+
+    def mark(self):
+        self.marks.append(LateMark())
+        self.arrived.release()
+        return self.marks[-1]
+
+
+class LateMark:
+    def __init__(self):
+        self.reached = threading.Event()
+        self.error = None
+
+    def synchronize(self):
+        assert self.reached.wait(30)
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def late(outcomes):
+    lane = LateLane()
+    copier = Copier(
+        finished=outcomes.finish, copied=outcomes.count, bytes_per_second=None, lane=lane
+    )
+    yield copier, lane
+    for mark in lane.marks:
+        mark.reached.set()
+    copier.stop()
+
+
+def enqueued(lane, batches):
+    for _ in range(batches):
+        assert lane.arrived.acquire(timeout=30)
+
+
+def test_the_next_batch_is_enqueued_while_one_is_copied_and_both_end_in_order(late, outcomes):
+    """The link must not wait for somebody to notice that a batch has ended."""
+    copier, lane = late
+    target = torch.zeros(2, 10)
+    copier.submit(1, [copy_of(target[0], torch.ones(10))])
+    copier.submit(2, [copy_of(target[1], torch.ones(10))], follows=True)
+    copier.refuse(3, "no")
+    enqueued(lane, 2)
+    assert target.sum() == 20
+    assert outcomes.finished == []
+    lane.marks[1].reached.set()
+    lane.marks[0].reached.set()
+    outcomes.wait(3)
+    assert outcomes.finished == [(1, None), (2, None), (3, "no")]
+
+
+def test_a_batch_that_was_enqueued_behind_one_that_fails_fails_with_it(late, outcomes):
+    """The failure is known when both are enqueued; a refusal between them changes nothing."""
+    copier, lane = late
+    copier.submit(1, [copy_of(torch.zeros(10), torch.ones(10))])
+    copier.refuse(2, "no")
+    copier.submit(3, [copy_of(torch.zeros(10), torch.ones(10))], follows=True)
+    copier.submit(4, [copy_of(torch.zeros(10), torch.ones(10))])
+    enqueued(lane, 3)
+    lane.marks[0].error = RuntimeError("an illegal address")
+    for mark in lane.marks:
+        mark.reached.set()
+    outcomes.wait(4)
+    sentence = "copying into a slot failed: an illegal address"
+    assert outcomes.finished == [(1, sentence), (2, "no"), (3, sentence), (4, None)]

@@ -18,7 +18,13 @@ from ktd.app.lock import state_lock
 from ktd.app.logs import to_standard_error
 from ktd.app.notify import Notifier
 from ktd.app.observe import Observer
-from ktd.app.policies import HubCounters, copy_pairs, never_fires, options_of
+from ktd.app.policies import (
+    HubCounters,
+    copy_pairs,
+    never_fires,
+    options_of,
+    usual_copy_cost,
+)
 from ktd.app.starts import DEFERRAL_WARNING, EngineStarts
 from ktd.app.statistics import KnownCounts, Statistics
 from ktd.config.settings import Settings
@@ -179,10 +185,12 @@ async def _daemon(
     policies = PolicyLoop(
         manager,
         HubCounters(hub),
-        options_of(settings),
+        options_of(settings, device),
         on_condition=board.report,
         copy_pairs=lambda: copy_pairs(evidence.costs(), manager.placement().shape.expert_bytes),
         advice=lambda options: never_fires(settings, options, chunk),
+        limits=BatchLimits.of_policy(device),
+        usual_copy_cost=usual_copy_cost(device),
         exchanges_only=bench is not None,
     )
     observer = Observer(supervisor, manager, hub, gate)

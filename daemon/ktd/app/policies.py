@@ -11,10 +11,12 @@ from ktd.config.settings import Settings
 from ktd.placement.cost import CostModel
 from ktd.policy.counted import Counted
 from ktd.policy.options import DYNAMIC, PolicyOptions
-from ktd.policy.pace import DEFAULT_COPY_RATE
+from ktd.policy.pace import DEFAULT_COPY_RATE, DEFAULT_COPY_RATE_GPU
 from ktd.stats.hub import StatsHub
 
 _LEAST_EXPERT_BYTES = 1 << 20
+# (token, expert) pairs; docs/results/simulate.md has what other figures would do.
+_COPY_COST_GPU = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +57,25 @@ def copy_pairs(costs: CostModel, expert_bytes: int) -> float:
     return costs.cpu_bytes_per_second / costs.cpu_share / costs.link_bytes_per_second
 
 
-def options_of(settings: Settings) -> PolicyOptions:
-    """The policy that the daemon begins with."""
+def usual_copy_cost(device: str) -> float | None:
+    """Pairs that a copy costs ``adaptive`` unless it is told; None: it finds out by itself.
+
+    A GPU copies beside everything else, and takes from the memory what computing one pair takes;
+    a few more stand for the calls. On the CPU copies take the time of cores that compute.
+    """
+    return None if device == "cpu" else _COPY_COST_GPU
+
+
+def options_of(settings: Settings, device: str = "cpu") -> PolicyOptions:
+    """The policy that the daemon begins with, where slots are on ``device``."""
+    usual = DEFAULT_COPY_RATE if device == "cpu" else DEFAULT_COPY_RATE_GPU
     name = settings.placement_policy
     if name is None:
         name = DYNAMIC if settings.enable_dynamic_expert_update else "off"
     return PolicyOptions(
         name=name,
         copy_cost=settings.policy_copy_cost,
-        copy_rate=settings.policy_copy_rate or DEFAULT_COPY_RATE,
+        copy_rate=settings.policy_copy_rate or usual,
         threshold=settings.gpu_prefill_token_threshold,
     )
 

@@ -31,7 +31,8 @@ class SwapPair:
         quiet, busy: The streams in either.
         experts: Copied into slots in the second.
         num_bytes: The same in bytes, over all ranks.
-        seconds: That moving took.
+        seconds: That moving took, calls of the API and all.
+        swap_seconds: Of those, from the beginning of each swap to its end.
         calls: Of the API.
     """
 
@@ -40,6 +41,7 @@ class SwapPair:
     experts: int
     num_bytes: int
     seconds: float
+    swap_seconds: float
     calls: int
 
 
@@ -71,6 +73,11 @@ class SwapResult:
         return Summary.of([pair.num_bytes / pair.seconds for pair in self.pairs])
 
     @property
+    def swap_bytes_per_second(self) -> Summary:
+        """Copied, by the time of the swaps alone: between two a client decides and asks."""
+        return Summary.of([pair.num_bytes / pair.swap_seconds for pair in self.pairs])
+
+    @property
     def throughput_ratio(self) -> Summary:
         """Decode throughput with swaps over that without."""
         return Summary.of(
@@ -89,6 +96,7 @@ class SwapResult:
         ratios = {
             "experts_per_second": asdict(self.experts_per_second),
             "bytes_per_second": asdict(self.bytes_per_second),
+            "swap_bytes_per_second": asdict(self.swap_bytes_per_second),
             "throughput_ratio": asdict(self.throughput_ratio),
             "p99_ratio": asdict(self.p99_ratio),
         }
@@ -182,13 +190,14 @@ async def measure_swaps(
     found: list[SwapPair] = []
     for number in range(pairs):
         quiet = await asyncio.to_thread(load.measure, seconds)
-        before = mover.moved
+        before, swapping = mover.moved, mover.seconds
         begin = time.perf_counter()
         await mover.run(begin + seconds)
         end = time.perf_counter()
         busy = load.stretch(begin, end)
         experts, size, calls = (a - b for a, b in zip(mover.moved, before, strict=True))
-        found.append(SwapPair(quiet, busy, experts, size, end - begin, calls))
+        swapping = mover.seconds - swapping
+        found.append(SwapPair(quiet, busy, experts, size, end - begin, swapping, calls))
         progress(
             f"pair {number + 1}/{pairs}: {experts / (end - begin):.1f} experts/s, "
             f"{quiet.tokens_per_second:.1f} tokens/s without, {busy.tokens_per_second:.1f} with"
@@ -209,6 +218,7 @@ class _Mover:
         self._steps: Sequence[Mapping[int, Sequence[int]]] = exchange.steps(self._moves)
         self._next = 0
         self.moved = (0, 0, 0)  # experts, bytes, calls
+        self.seconds = 0.0  # of swaps
 
     async def run(self, until: float) -> None:
         """Applies steps until that moment, by ``time.perf_counter``; at least one."""
@@ -232,3 +242,4 @@ class _Mover:
         swap = await self._client.apply_and_wait(layers=target, partial=True)
         experts, size, calls = self.moved
         self.moved = (experts + swap.moves_total, size + swap.bytes_done, calls + 1)
+        self.seconds += (swap.end_time.ToNanoseconds() - swap.create_time.ToNanoseconds()) / 1e9

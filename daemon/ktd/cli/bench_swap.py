@@ -99,6 +99,7 @@ def _print(result: SwapResult) -> None:
         [
             ("experts moved", f"{result.experts_per_second.text()} a second"),
             ("copied", f"{rate.median / 1e9:.2f} ({low:.2f} to {high:.2f}) GB/s, {size} an expert"),
+            ("within swaps", f"{result.swap_bytes_per_second.median / 1e9:.2f} GB/s"),
             ("of the link", _of_link(result)),
             ("slots", f"{result.slots}"),
             ("decode, with ÷ without", result.throughput_ratio.text(3)),
@@ -113,5 +114,10 @@ def _of_link(result: SwapResult) -> str:
     link = result.link_bytes_per_second
     if link is None:
         return ""
-    share = result.bytes_per_second.median / link
-    return f"{share:.3f}, measured before: {link / 1e9:.2f} GB/s from page-locked memory"
+    share, within = (
+        rate.median / link for rate in (result.bytes_per_second, result.swap_bytes_per_second)
+    )
+    return (
+        f"{share:.3f}, within swaps {within:.3f}; measured before: {link / 1e9:.2f} GB/s from "
+        "page-locked memory"
+    )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Measures the table of KTransformers' tutorial: tokens per second at each share of experts in slots,
 for each strategy and policy, with routing that stays as it is and with routing that shifts every
-500 tokens. One engine is started for each routing; a cell is a placement of it. The routing is
+500 tokens. One engine is started; a cell is a placement of it. The routing is
 drawn beforehand and takes the place of the model's own, so answers have no meaning."""
 _HUNDRED = 100
 _SHARES = "0,10,20,30,40,50,60,70,80,90,100"
@@ -64,8 +64,10 @@ def add_parser(actions: Subparsers) -> None:
     add("--runs", metavar="N", type=positive_int, default=3, help="of a cell (3)")
     add("--settle", metavar="N", type=positive_int, default=50,
         help="tokens before a cell is measured (50)")  # fmt: skip
-    add("--settle-policy", metavar="N", type=positive_int, default=1000,
-        help="the same where a policy runs (1000)")  # fmt: skip
+    add("--settle-policy", metavar="N", type=positive_int, default=500,
+        help="the same where a policy runs (500)")  # fmt: skip
+    add("--learn", metavar="N", type=positive_int, default=4000,
+        help="the same for the first cell of adaptive, which remembers (4000)")  # fmt: skip
     add("--longest", metavar="S", type=positive_float, default=60.0, help="of a run (60 s)")
     add("--resume", metavar="FILE", type=Path, help="keep cells here, and go on where a run ended")
     add("--stop-after", metavar="MIN", type=positive_float, help="begin no cell after so long")
@@ -88,6 +90,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         runs=args.runs,
         settle=args.settle,
         settle_policy=args.settle_policy,
+        learn=args.learn,
         longest=args.longest,
     )
     routings = {kind: _routing(args, kind, sizes) for kind in args.routings}
@@ -148,7 +151,7 @@ def _request(
         "streams": load.streams,
         "prompt and output tokens": [load.prompt, load.output],
         "tokens and runs": [load.tokens, load.runs],
-        "settling tokens": [load.settle, load.settle_policy],
+        "settling tokens": [load.settle, load.settle_policy, load.learn],
     }
 
 

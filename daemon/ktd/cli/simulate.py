@@ -72,7 +72,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="PAIRS",
         type=float,
         help="pairs on the CPU that a copy costs adaptive; 0: copies are free (default: what an "
-        "expert of average use gets in 1,024 tokens)",
+        "expert of average use gets in 1,024 tokens; a daemon with a GPU takes 4)",
     )
     add("--copy-rate", metavar="BYTES", help="bytes per second of copying (default: no limit)")
     add(

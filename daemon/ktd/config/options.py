@@ -177,12 +177,13 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "policy_copy_cost", ("--policy-copy-cost",), values.number, PLACEMENT,
         "(token, expert) pairs on the CPU that a copied expert costs adaptive; 0: copies are free.",
-        shown_default="what an expert of average use gets in 1,024 tokens", metavar="PAIRS",
+        shown_default="with a GPU 4, else what an expert of average use gets in 1,024 tokens",
+        metavar="PAIRS",
     ),
     Option(
         "policy_copy_rate", ("--policy-copy-rate",), values.size, PLACEMENT,
         "Bytes per second that a policy's copies may take, over all ranks.",
-        shown_default="1G", metavar="BYTES",
+        shown_default="1G, with a GPU 4G", metavar="BYTES",
     ),
     Option(
         "expert_distribution_recorder_mode", ("--expert-distribution-recorder-mode",),

@@ -10,6 +10,9 @@ nothing has been written then.
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
+import numpy as np
+from numpy.typing import NDArray
+
 class IsaInfo(TypedDict):
     """One row of the kernel table, best first."""
 
@@ -37,7 +40,8 @@ class SlotCopies:
     """Copies of a batch of experts into slots (csrc/slot_copies.h); of one thread at a time.
 
     Args:
-        copies: Destination, source, and bytes of each; memory that outlives this object.
+        copies: int64 ``[N, 3]``: addresses of destination and source, and bytes, of memory that
+            outlives this object.
         piece: Bytes of one copy at most.
         device: Enqueued by CUDA's driver, from registered memory; else copied at once.
         stream: Where, as the driver knows it.
@@ -49,7 +53,7 @@ class SlotCopies:
 
     def __init__(
         self,
-        copies: Sequence[tuple[int, int, int]],
+        copies: NDArray[np.int64],
         piece: int,
         *,
         device: bool = False,

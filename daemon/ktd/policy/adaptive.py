@@ -81,6 +81,10 @@ class Adaptive:
         # Token at which an expert was last put into a slot or taken out of one.
         self._moved = np.full((len(slots), experts), -np.inf)
 
+    def limit(self, slots: Sequence[int]) -> None:
+        """From now on so many slots per layer; what was learned stays."""
+        self._slots = np.array(slots, np.int64)
+
     def observe(self, seen: Observation) -> None:
         """Learns from decode, and from prefill as far as it does not drown decode."""
         weight = self._prefill.update(seen.decode_tokens, seen.prefill_tokens)
@@ -143,7 +147,10 @@ class Adaptive:
         """Pairs that a copy costs."""
         if self.settings.copy_cost is not None:
             return self.settings.copy_cost
-        return max(self.settings.patience * self._forecaster.use, self.measured_copy_cost)
+        usual = self.settings.usual_copy_cost
+        if usual is None:
+            usual = self.settings.patience * self._forecaster.use
+        return max(usual, self.measured_copy_cost)
 
     @property
     def horizon(self) -> float:

@@ -64,6 +64,7 @@ class PolicyLoop:
         advice: What a user should know about options, one sentence, or nothing.
         limits: Of a swap.
         monotonic: Seconds.
+        usual_copy_cost: See :class:`~ktd.policy.settings.AdaptiveSettings`.
         exchanges_only: Policies leave empty slots empty, as a bench wants that has more of them
             than it measures with.
     """
@@ -79,6 +80,7 @@ class PolicyLoop:
         advice: Callable[[PolicyOptions], str] = lambda _options: "",
         limits: BatchLimits | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        usual_copy_cost: float | None = None,
         exchanges_only: bool = False,
     ) -> None:
         self._around = Surroundings(
@@ -88,6 +90,7 @@ class PolicyLoop:
             copy_pairs,
             limits or BatchLimits(),
             monotonic,
+            usual_copy_cost=usual_copy_cost,
             exchanges_only=exchanges_only,
         )
         self.journal = Journal()

@@ -9,7 +9,10 @@ from ktd.placement.swap import BatchLimits
 _CALLS = 2
 _CALL_SECONDS = 0.005
 CONTROL_SHARE = 0.02
+# Bytes per second. On the CPU copies take the memory's bandwidth from experts that are computed; a
+# GPU's link has 50 GB/s, and what it takes from the memory at this rate shows in no token.
 DEFAULT_COPY_RATE = 1e9
+DEFAULT_COPY_RATE_GPU = 4e9
 
 
 class Pace:

@@ -46,6 +46,7 @@ class Surroundings:
         copy_pairs: Pairs that the CPU computes in the time of one copy, as measured; 0: not known.
         limits: Of a swap.
         monotonic: Seconds.
+        usual_copy_cost: See :class:`~ktd.policy.settings.AdaptiveSettings`.
         exchanges_only: Empty slots stay empty.
     """
 
@@ -55,6 +56,7 @@ class Surroundings:
     copy_pairs: Callable[[], float]
     limits: BatchLimits
     monotonic: Callable[[], float]
+    usual_copy_cost: float | None = None
     exchanges_only: bool = False
 
 
@@ -195,7 +197,9 @@ class PolicySession:
             slots = [len(chosen) for chosen in placement.experts]
         if self.options.name == DYNAMIC:
             return Dynamic(slots, self.options.threshold)
-        settings = AdaptiveSettings(copy_cost=self.options.copy_cost)
+        settings = AdaptiveSettings(
+            copy_cost=self.options.copy_cost, usual_copy_cost=self._around.usual_copy_cost
+        )
         return Adaptive(slots, placement.shape.num_experts, settings)
 
     def _decide(self, placement: Placement) -> None:
@@ -205,6 +209,8 @@ class PolicySession:
             return
         if isinstance(self.policy, Adaptive):
             self.policy.measured_copy_cost = self._around.copy_pairs()
+            if self._around.exchanges_only:
+                self.policy.limit([len(chosen) for chosen in placement.experts])
         mapped = mapped_of(placement.experts, shape.num_experts)
         choices = self.policy.decide(mapped, limit)
         # A policy that was held back to its limit goes on without waiting for more tokens.

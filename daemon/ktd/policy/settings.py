@@ -16,6 +16,9 @@ class AdaptiveSettings:
             expert of average use gets in ``patience`` tokens. With 0, bytes are free, and
             everything that is here for steadiness is off.
         patience: See ``copy_cost``.
+        usual_copy_cost: What ``copy_cost`` is by default, instead of what follows from
+            ``patience``: where copies have a link of their own, a pair's worth of memory bandwidth
+            is all that one takes from the CPU.
         horizon: For how long an exchange is judged, as a multiple of the time in which an expert of
             average use is used ``copy_cost`` times; so the least gain per token that pays is the
             average use divided by this. At most ``longest_horizon``.
@@ -37,6 +40,7 @@ class AdaptiveSettings:
 
     copy_cost: float | None = None
     patience: float = 1024.0
+    usual_copy_cost: float | None = None
     horizon: float = 8.0
     longest_horizon: float = 65_536.0
     confidence: float = 1.5

@@ -7,6 +7,7 @@ and only for an engine that was started with that file's run id (ktd.enginespec.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import torch
 from ktd.enginespec import Bench, EngineSpec
 
 logger = logging.getLogger(__name__)
+
+# Of the file beside a routing's that says which one holds: one int64 in memory that both map.
+WHICH = ".which"
 
 
 class BenchRoutingRefused(Exception):  # says what happened
@@ -29,22 +33,32 @@ class BenchRouting:
     stream that runs them: a layer adds no work, and graphs find each step's ids there.
 
     Args:
-        ids: int ``[tokens, MoE layers, K]``; after the last token the first one follows.
+        ids: Each int ``[tokens, MoE layers, K]``; after the last token the first one follows.
+        which: Says which of them holds now.
         device: Where the router's ids are.
         rows: Of the largest step in a graph.
     """
 
-    def __init__(self, ids: torch.Tensor, *, device: torch.device, rows: int) -> None:
-        by_layer = ids.to(torch.int32).permute(1, 0, 2)
-        self._table = by_layer.contiguous().to(device)
-        self._next = 0
+    def __init__(
+        self,
+        ids: Sequence[torch.Tensor],
+        *,
+        which: Callable[[], int],
+        device: torch.device,
+        rows: int,
+    ) -> None:
+        self._tables = [one.to(torch.int32).permute(1, 0, 2).contiguous().to(device) for one in ids]
+        self._which = which
+        self._table = self._tables[which()]
+        # Of all tokens, whatever held meanwhile: ranks that see a change a step apart agree again.
+        self._seen = 0
         first = torch.arange(rows, device=device) % self.tokens
         self._fixed = self._table.index_select(1, first)
         self._step = self._fixed
 
     @property
     def tokens(self) -> int:
-        """In the table."""
+        """In the table that holds."""
         return self._table.shape[1]
 
     @property
@@ -54,7 +68,9 @@ class BenchRouting:
 
     def advance(self, rows: int) -> None:
         """A step of so many tokens is about to be launched on the current stream."""
-        begin, self._next = self._next, (self._next + rows) % self.tokens
+        self._table = self._tables[self._which()]
+        begin = self._seen % self.tokens
+        self._seen += rows
         if begin + rows <= self.tokens:
             part = self._table[:, begin : begin + rows]
         else:
@@ -91,34 +107,54 @@ def bench_routing_of(
     Raises:
         BenchRoutingRefused: What it wrote is not for this engine.
     """
+    path = Path(bench.routing)
     ids = read_routing(
-        Path(bench.routing),
+        path,
         bench.run_id,
         layers=len(spec.moe_layers),
         experts=spec.num_experts,
         top_k=spec.experts_per_token,
     )
     logger.warning("ktd bench table replaces the routing: answers have no meaning")
-    return BenchRouting(ids, device=device, rows=rows)
+    return BenchRouting(ids, which=which_of(path, len(ids)), device=device, rows=rows)
 
 
-def read_routing(path: Path, run_id: str, *, layers: int, experts: int, top_k: int) -> torch.Tensor:
-    """The ids that a bench has written.
+def which_of(path: Path, count: int) -> Callable[[], int]:
+    """Reads which routing of a file holds, as the bench says it beside the file.
+
+    Raises:
+        BenchRoutingRefused: It says nothing.
+    """
+    try:
+        word = np.memmap(path.with_suffix(WHICH), np.int64, "r", shape=(1,))
+    except (OSError, ValueError) as error:
+        raise BenchRoutingRefused(f"the bench does not say which routing: {error}") from error
+    return lambda: int(word[0]) % count
+
+
+def read_routing(
+    path: Path, run_id: str, *, layers: int, experts: int, top_k: int
+) -> list[torch.Tensor]:
+    """The ids that a bench has written, one routing or several.
 
     Raises:
         BenchRoutingRefused: They are not this engine's.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            ids, written = file["ids"], str(file["run_id"])
+            found = [file[name] for name in file.files if name != "run_id"]
+            written = str(file["run_id"])
     except (OSError, ValueError, KeyError) as error:
         raise BenchRoutingRefused(f"the bench's routing cannot be read: {error}") from error
     if written != run_id:
         raise BenchRoutingRefused("the bench's routing has the id of another run")
-    fits = ids.ndim == 3 and len(ids) and ids.shape[1:] == (layers, top_k)  # noqa: PLR2004
-    if not fits or ids.min() < 0 or ids.max() >= experts:
-        raise BenchRoutingRefused(
-            f"the bench's routing {list(ids.shape)} is not one of {layers} layers, {experts} "
-            f"experts and {top_k} of them for a token"
-        )
-    return torch.from_numpy(ids.astype(np.int32))
+    for ids in found:
+        fits = ids.ndim == 3 and len(ids) and ids.shape[1:] == (layers, top_k)  # noqa: PLR2004
+        if not fits or ids.min() < 0 or ids.max() >= experts:
+            raise BenchRoutingRefused(
+                f"the bench's routing {list(ids.shape)} is not one of {layers} layers, {experts} "
+                f"experts and {top_k} of them for a token"
+            )
+    if not found:
+        raise BenchRoutingRefused("the bench's file has no routing")
+    return [torch.from_numpy(ids.astype(np.int32)) for ids in found]

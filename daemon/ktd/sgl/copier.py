@@ -3,6 +3,10 @@
 A slot being written is not mapped. Where slots are on a GPU, copies also wait for the steps that
 were launched before the unmapping (copy_lane.py); beyond that nothing here is ordered against
 inference. The outcome is published as the acknowledgement of the batch in the rank file.
+
+A GPU's link works on while one batch ends and the next begins: a second thread waits for what the
+first has enqueued. So between two batches of a busy engine, whose scheduler has the interpreter's
+lock most of the time, nothing is idle.
 """
 
 from __future__ import annotations
@@ -16,8 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ktd.sgl.copy_lane import CopyLane, HostLane
-from ktd.sgl.expert_layer import SlotCopy
+from ktd.sgl.copy_lane import CopyLane, HostLane, Mark
+from ktd.sgl.expert_layer import SlotCopy, plain_copies
 from ktd.sgl.slot_source import Copies
 
 logger = logging.getLogger(__name__)
@@ -39,8 +43,19 @@ class _Job:
     after: torch.cuda.Event | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What became of a batch as far as it was enqueued."""
+
+    batch_id: int
+    follows: bool = False
+    failed: str | None = None
+    refused: str | None = None
+    mark: Mark | None = None
+
+
 class Copier:
-    """One thread that works through batches of slot copies in order.
+    """Works through batches of slot copies in order.
 
     Args:
         finished: Called with ``(batch_id, error)`` when a batch is done; error is one sentence.
@@ -62,8 +77,15 @@ class Copier:
         self._rate = bytes_per_second
         self._lane: CopyLane = HostLane() if lane is None else lane
         self._stopping = threading.Event()
+        self._failed: str | None = None  # the batch that ended last
         self._jobs: queue.Queue[_Job | None] = queue.Queue()
         self._thread = threading.Thread(target=self._run, name="ktd-copier", daemon=True)
+        self._ends: queue.Queue[_End | None] | None = None
+        self._waiter: threading.Thread | None = None
+        if self._lane.runs_ahead:
+            self._ends = queue.Queue()
+            self._waiter = threading.Thread(target=self._wait, name="ktd-copied", daemon=True)
+            self._waiter.start()
         self._thread.start()
 
     def submit(self, batch_id: int, copies: Sequence[SlotCopy], *, follows: bool = False) -> None:
@@ -82,39 +104,70 @@ class Copier:
         self._jobs.put(_Job(batch_id, refused=sentence))
 
     def stop(self) -> None:
-        """Ends the thread after the piece it is copying."""
+        """Ends the threads after the piece that is being copied."""
         self._stopping.set()
         self._jobs.put(None)
         self._thread.join()
+        if self._waiter is not None:
+            self._waiter.join()
 
     def _run(self) -> None:
         failed: str | None = None
         while (job := self._jobs.get()) is not None:
             if job.refused is not None:
-                self._finished(job.batch_id, job.refused)
-                continue
-            if not job.follows:
-                failed = None
-            if failed is None:
-                failed = self._try(job)
-            self._finished(job.batch_id, failed)
+                end = _End(job.batch_id, refused=job.refused)
+            elif job.follows and failed is not None:
+                end = _End(job.batch_id, follows=True, failed=failed)
+            else:
+                end = self._try(job)
+                failed = end.failed
+            if self._ends is None:
+                self._end(end)
+            else:
+                self._ends.put(end)
+        if self._ends is not None:
+            self._ends.put(None)
 
-    def _try(self, job: _Job) -> str | None:
+    def _wait(self) -> None:
+        ends = self._ends
+        while ends is not None and (end := ends.get()) is not None:
+            self._end(end)
+
+    def _end(self, end: _End) -> None:
+        """Waits for what was enqueued and reports the batch; by one thread, in order."""
+        if end.refused is not None:
+            self._finished(end.batch_id, end.refused)
+            return
+        failed = end.failed
+        try:
+            if end.mark is not None:
+                end.mark.synchronize()
+        except Exception as error:  # the batch fails, the thread lives
+            logger.exception("copying batch %d failed", end.batch_id)
+            failed = failed or _sentence(error)
+        if end.follows and failed is None:
+            failed = self._failed
+        self._failed = failed
+        self._finished(end.batch_id, failed)
+
+    def _try(self, job: _Job) -> _End:
+        failed: str | None = None
+        mark: Mark | None = None
         try:
             self._lane.enter(job.after)
-            plain: Copies = []
-            for copy in job.copies:
-                addresses = copy.addresses()
-                if addresses is None:
-                    self._copy(copy)
-                else:
-                    plain += addresses
+            plain, others = plain_copies(job.copies)
+            for copy in others:
+                self._copy(copy)
             self._run_copies(plain)
-            self._lane.finish()
         except Exception as error:  # the batch fails, the thread lives
             logger.exception("copying batch %d failed", job.batch_id)
-            return f"copying into a slot failed: {error}"
-        return None
+            failed = _sentence(error)
+        try:
+            mark = self._lane.mark()  # also of a batch that failed: its slots are taken again
+        except Exception as error:
+            logger.exception("batch %d cannot be waited for", job.batch_id)
+            failed = failed or _sentence(error)
+        return _End(job.batch_id, job.follows, failed, mark=mark)
 
     def _run_copies(self, addresses: Copies) -> None:
         copies = self._lane.copies(addresses, self._chunk_bytes())
@@ -140,3 +193,7 @@ class Copier:
     def _chunk_bytes(self) -> int:
         # A slow limit is kept in steps of at most a tenth of a second, so that progress shows.
         return min(_CHUNK_BYTES, max(4096, int(self._rate / 10))) if self._rate else _CHUNK_BYTES
+
+
+def _sentence(error: Exception) -> str:
+    return f"copying into a slot failed: {error}"

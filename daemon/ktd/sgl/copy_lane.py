@@ -17,15 +17,32 @@ from ktd.sgl.slot_source import Copies, SlotPart
 # is so within a millisecond.
 _PIECE_BYTES = 16 << 20
 _PIECES = 4
-# Of plain copies, which one thread enqueues: 5 ms, as long as it may wait between two turns for the
-# interpreter's lock.
-_PLAIN_BYTES = 256 << 20
+# Of plain copies, which one thread enqueues: 10 ms, in which it may have to wait for the
+# interpreter's lock twice before it comes to the next batch.
+_PLAIN_BYTES = 512 << 20
 # That fill buffers while nothing else runs. Beside steps one does: the cores are the pool's.
 _LOADING_THREADS = 4
 
 
+class Mark(Protocol):
+    """A place in what was enqueued."""
+
+    def synchronize(self) -> None:
+        """Returns when everything before it is done.
+
+        Raises:
+            RuntimeError: It failed.
+        """
+        ...
+
+
 class CopyLane(Protocol):
     """What the copier needs to know of where slots are."""
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether copies are enqueued, and :meth:`mark` tells when they are done."""
+        ...
 
     def order(self) -> torch.cuda.Event | None:
         """Called by the scheduler when it has unmapped a batch's slots; what copies wait for."""
@@ -46,13 +63,15 @@ class CopyLane(Protocol):
         """Plain copies of a batch in pieces of so many bytes; the copying thread runs them."""
         ...
 
-    def finish(self) -> None:
-        """Returns when the whole batch is in its slots."""
+    def mark(self) -> Mark | None:
+        """Behind a batch: everything so far is in its slots when that is reached; None: it is."""
         ...
 
 
 class HostLane:
     """Slots in host memory: a piece is there when it has been written."""
+
+    runs_ahead = False
 
     def order(self) -> None:
         """Nothing is ahead: a step has finished when a control call runs."""
@@ -69,7 +88,7 @@ class HostLane:
         """Written in the calling thread, without the interpreter's lock."""
         return _native.SlotCopies(addresses, piece)
 
-    def finish(self) -> None:
+    def mark(self) -> None:
         """All is."""
 
 
@@ -77,8 +96,10 @@ class GpuLane:
     """Slots on a GPU, filled by DMA: from registered memory, and through pinned buffers from other.
 
     Copies wait on the device for the unmapping, which the scheduler enqueued between two steps; the
-    copying thread alone waits for them to end, and what is published after it needs no other order.
+    copier alone waits for them to end, and what is published after that needs no other order.
     """
+
+    runs_ahead = True
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -118,7 +139,7 @@ class GpuLane:
         if self._since < _PIECE_BYTES:
             return
         self._since = 0
-        self._pieces.append(self._mark())
+        self._pieces.append(self.mark())
         if len(self._pieces) > _PIECES:
             self._pieces.popleft().synchronize()
 
@@ -141,12 +162,8 @@ class GpuLane:
             most_ahead=_PLAIN_BYTES,
         )
 
-    def finish(self) -> None:
-        """Waits without spinning."""
-        self._pieces.clear()
-        self._mark().synchronize()
-
-    def _mark(self) -> torch.cuda.Event:
+    def mark(self) -> torch.cuda.Event:
+        """An event on the current stream, waited for without spinning."""
         event = new_event(blocking=True)
         event.record(torch.cuda.current_stream(self._device))
         return event

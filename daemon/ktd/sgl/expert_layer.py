@@ -7,10 +7,13 @@ calls between two steps. A slot that is being written is in neither direction of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
+import numpy as np
 import torch
 
 from ktd.sgl.copy_lane import CopyLane
@@ -40,16 +43,6 @@ class SlotCopy:
         tensors = {name: tensor[self.slot] for name, tensor in self.slots.items()}
         return self.source.parts(self.expert, tensors)
 
-    def addresses(self) -> Copies | None:
-        """As plain copies, if it is that."""
-        if self.places is None:
-            return None
-        expert, slot = self.expert, self.slot
-        return [
-            (at.to + slot * at.to_pitch, at.source + expert * at.source_pitch, at.size)
-            for at in self.places
-        ]
-
     @property
     def num_bytes(self) -> int:
         """Bytes that are written."""
@@ -59,6 +52,30 @@ class SlotCopy:
         """Fills the slot; on a GPU, on the current stream."""
         for part in self.parts:
             lane.put(part, 0, part.units)
+
+
+def plain_copies(copies: Sequence[SlotCopy]) -> tuple[Copies, Sequence[SlotCopy]]:
+    """Those that are plain copies, as such, and the others.
+
+    A batch has thousands, and whoever makes them shares the interpreter with the scheduler: what
+    lies in one layer is computed together.
+    """
+    plain: list[Copies] = [np.empty((0, 3), np.int64)]
+    others: list[SlotCopy] = []
+    for places, group in itertools.groupby(copies, key=attrgetter("places")):
+        of_layer = list(group)
+        if places is None:
+            others += of_layer
+            continue
+        experts = np.array([copy.expert for copy in of_layer], np.int64)
+        slots = np.array([copy.slot for copy in of_layer], np.int64)
+        for at in places:
+            rows = np.empty((len(of_layer), 3), np.int64)
+            rows[:, 0] = at.to + slots * at.to_pitch
+            rows[:, 1] = at.source + experts * at.source_pitch
+            rows[:, 2] = at.size
+            plain.append(rows)
+    return np.concatenate(plain), others
 
 
 @dataclass(slots=True)

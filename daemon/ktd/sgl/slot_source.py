@@ -13,13 +13,14 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ktd.experts import _native
 from ktd.experts.scattered import ExpertTensor, ScatteredTensor
 from ktd.experts.weights import WeightFormat
 
-# Destination, source and bytes of each.
-Copies: TypeAlias = list[tuple[int, int, int]]
+# int64 [copies, 3]: addresses of destination and source, and bytes.
+Copies: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)

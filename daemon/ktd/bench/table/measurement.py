@@ -1,4 +1,4 @@
-"""A whole table: an engine for each routing, and its cells one after the other.
+"""A whole table: one engine for both routings, and its cells one after the other.
 
 The engine has as many slots as the largest ratio needs. A cell is a placement that uses some of
 them; the streams run on while it is changed.
@@ -21,8 +21,8 @@ from ktd.bench.decode_load import DecodeLoad, Stretch
 from ktd.bench.prompts import Prompts
 from ktd.bench.servers import bench_server
 from ktd.bench.table.cells import Cell, Measured, ResultFile
-from ktd.bench.table.placements import POLICIES, cell_placement, slots_needed
-from ktd.bench.table.routing import LayerSizes, Routing
+from ktd.bench.table.placements import LEARNING, POLICIES, cell_placement, slots_needed
+from ktd.bench.table.routing import SHIFTING, STRETCH, LayerSizes, Routing, RoutingFile
 from ktd.model.facts import read_facts
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class Load:
         tokens: Of one run.
         runs: Of a cell.
         settle: Tokens before a cell is measured.
-        settle_policy: The same for policies, which have to learn first.
+        settle_policy: The same for policies.
+        learn: The same for the first cell of a policy that keeps what it has learned.
         longest: Seconds of one run, at most.
     """
 
@@ -53,7 +54,12 @@ class Load:
     runs: int
     settle: int
     settle_policy: int
+    learn: int
     longest: float
+
+    def tokens_of(self, kind: str) -> int:
+        """Of one run: where routing shifts, whole stretches, of which each part is another."""
+        return -(-self.tokens // STRETCH) * STRETCH if kind == SHIFTING else self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +124,7 @@ class TableBench:
         self._deadline = deadline
         self._took: list[float] = []
         self._left = 0
+        self._learned: tuple[str, str] | None = None  # routing and policy of the cell before
 
     async def run(self, cells: Sequence[Cell]) -> bool:
         """True when all of them are done; False when the time was over before.
@@ -129,39 +136,34 @@ class TableBench:
         self._left = len(todo)
         self._progress(f"{len(todo)} of {len(cells)} cells to measure")
         try:
-            for kind in dict.fromkeys(cell.kind for cell in todo):
-                of_engine = [cell for cell in todo if cell.kind == kind and not cell.check]
-                if of_engine:
-                    self._check_time()
-                    await self._engine(kind, of_engine, ["--num-gpu-experts", str(self._slots)])
+            if cells_of_table := [cell for cell in todo if not cell.check]:
+                self._check_time()
+                await self._engine(cells_of_table, ["--num-gpu-experts", str(self._slots)])
             for cell in todo:
                 if cell.check:
                     self._check_time()
-                    words = ["--gpu-experts-ratio", f"{cell.ratio:g}"]
-                    await self._engine(cell.kind, [cell], words)
+                    await self._engine([cell], ["--gpu-experts-ratio", f"{cell.ratio:g}"])
         except OutOfTime:
             self._progress(f"the time is over: {self._left} cells are left")
             return False
         return True
 
-    async def _engine(self, kind: str, cells: Sequence[Cell], slots: Sequence[str]) -> None:
-        routing = self._routings[kind]
+    async def _engine(self, cells: Sequence[Cell], slots: Sequence[str]) -> None:
         checks = cells[0].check
-        self._progress(f"starting an engine, {kind} routing, {' '.join(slots)}")
-        async with self._started(routing, [*self._engines.arguments, *slots], checks) as run:
+        self._learned = None
+        self._progress(f"starting an engine, {' '.join(slots)}")
+        async with self._started([*self._engines.arguments, *slots], checks) as run:
             for cell in cells:
                 self._check_time()
                 began = time.monotonic()
-                measured = await self._cell(run, cell, routing)
+                measured = await self._cell(run, cell)
                 self._file.add(cell, measured)
                 self._took.append(time.monotonic() - began)
                 self._left -= 1
                 self._progress(self._said(cell, measured))
 
     @contextlib.asynccontextmanager
-    async def _started(
-        self, routing: Routing, arguments: Sequence[str], checks: bool
-    ) -> AsyncIterator[_Running]:
+    async def _started(self, arguments: Sequence[str], checks: bool) -> AsyncIterator[_Running]:
         # A host that measures kernels alone has no gRPC.
         from ktd.client import KtdClient  # noqa: PLC0415
 
@@ -169,7 +171,7 @@ class TableBench:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ktd-bench-"))
             # Nobody who finds the file later, or has one of an earlier run, can use it.
             run_id, path = secrets.token_hex(16), Path(folder) / "routing.npz"
-            routing.write(path, run_id)
+            routing = RoutingFile(path, run_id, self._routings)
             server = stack.enter_context(
                 bench_server(
                     self._engines.model,
@@ -188,29 +190,36 @@ class TableBench:
                 )
             )
             async with KtdClient(server.socket) as client:
-                yield _Running(client, load)
+                yield _Running(client, load, routing)
 
-    async def _cell(self, run: _Running, cell: Cell, routing: Routing) -> Measured:
+    async def _cell(self, run: _Running, cell: Cell) -> Measured:
         load = self._load
+        run.routing.choose(cell.kind)
         policy = cell.column if cell.column in POLICIES else _OFF
-        await run.client.set_policy(_OFF)
+        learned, self._learned = self._learned, (cell.kind, policy)
+        if policy not in LEARNING or learned != self._learned:
+            await run.client.set_policy(_OFF)  # forgets
         if not cell.check:
+            known = self._routings[cell.kind].known
             experts = cell_placement(
-                cell.column, cell.ratio, self._engines.sizes, self._slots, routing.known
+                cell.column, cell.ratio, self._engines.sizes, self._slots, known
             )
             await run.place(dict(zip(self._engines.moe_layers, experts, strict=True)))
+        settle, longest = load.settle, 2 * load.longest
         if policy != _OFF:
             await run.client.set_policy(policy, threshold=max(1, load.prompt // 2))
-        settle = load.settle if policy == _OFF else load.settle_policy
+            settle = load.settle_policy
         if policy == "dynamic":
-            # It learns from prompts alone: every stream reads one.
+            # It looks at prompts alone: every stream reads one.
             settle = max(settle, load.streams * load.output)
-        await asyncio.to_thread(run.load.measure_tokens, settle, longest=2 * load.longest)
+        elif policy in LEARNING and learned != self._learned:
+            settle, longest = max(settle, load.learn), 10 * load.longest
+        await asyncio.to_thread(run.load.measure_tokens, settle, longest=longest)
         before = await run.pairs()
         stretches: list[Stretch] = []
         for _ in range(load.runs):
             stretch = await asyncio.to_thread(
-                run.load.measure_tokens, load.tokens, longest=load.longest
+                run.load.measure_tokens, load.tokens_of(cell.kind), longest=load.longest
             )
             stretches.append(stretch)
         inside, outside = (b - a for a, b in zip(before, await run.pairs(), strict=True))
@@ -242,6 +251,7 @@ class _Running:
 
     client: KtdClient
     load: DecodeLoad
+    routing: RoutingFile
 
     async def place(self, layers: Mapping[int, Sequence[int]]) -> None:
         """Moves what is not there yet; waits until it is."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ktd.bench.table.cells import Cell, Measured
+from ktd.bench.table.cells import SAME, Cell, Measured
 from ktd.bench.table.routing import SHIFTING, STRETCH, Routing
 
 _RANKS_SHOWN = 8
@@ -31,8 +31,12 @@ class Report:
     routings: Mapping[str, Routing]
 
     def row(self, kind: str, ratio: float) -> list[Measured | None]:
-        """One row's cells."""
-        return [self.results.get(Cell(kind, ratio, column)) for column in self.columns]
+        """One row's cells; where all placements are the same, it was measured once."""
+        row = [self.results.get(Cell(kind, ratio, column)) for column in self.columns]
+        if ratio in SAME:
+            once = next((measured for measured in row if measured is not None), None)
+            return [once] * len(row)
+        return row
 
     def title(self, kind: str) -> str:
         """Above a table."""
@@ -91,6 +95,8 @@ class Report:
             lines += ["", f"## {self.title(kind)}", "", _line(self.header())]
             lines.append(_line(["---:"] * len(self.header())))
             lines += [_line(row) for row in self.rows(kind)]
+        if any(ratio in SAME for ratio in self.ratios):
+            lines += ["", "At 0 % and at 100 % all columns are one placement, measured once."]
         if self.checks():
             lines += ["", "## Checked against engines started at a ratio", ""]
             lines += [f"- {line}" for line in self.check_lines()]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,9 +51,25 @@ class Routing:
     known: NDArray[np.int64]
     ranks: NDArray[np.int16] | None = None
 
-    def write(self, path: Path, run_id: str) -> None:
-        """For :mod:`ktd.sgl.bench_routing`."""
-        np.savez(path, ids=self.ids, run_id=run_id)
+
+class RoutingFile:
+    """Routings for :mod:`ktd.sgl.bench_routing`, one of which holds at a time.
+
+    Args:
+        path: ``.npz``; a file beside it says which.
+        run_id: Of this run.
+        routings: By kind; the first holds at first.
+    """
+
+    def __init__(self, path: Path, run_id: str, routings: Mapping[str, Routing]) -> None:
+        ids: dict[str, Any] = {f"ids_{kind}": routing.ids for kind, routing in routings.items()}
+        np.savez(path, run_id=run_id, **ids)
+        self._kinds = list(routings)
+        self._which = np.memmap(path.with_suffix(".which"), np.int64, "w+", shape=(1,))
+
+    def choose(self, kind: str) -> None:
+        """From the next step on, tokens have routing of this kind."""
+        self._which[0] = self._kinds.index(kind)
 
 
 def zipf_routing(kind: str, sizes: LayerSizes, seed: int) -> Routing:
