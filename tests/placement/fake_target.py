@@ -123,8 +123,12 @@ class FakeTarget:
         assert all(table == tables[0] for table in tables), "ranks disagree"
         return tables[0]
 
-    async def prepare(self, batch_id: int, moves: Sequence[Move]) -> None:
+    async def prepare(
+        self, batch_id: int, moves: Sequence[Move], *, publish: int | None = None
+    ) -> None:
         self._moves[batch_id] = tuple(moves)
+        if publish is not None:
+            await self._step("publish", publish, lambda rank: rank.publish(publish))
         await self._step("prepare", batch_id, lambda rank: rank.prepare(batch_id, moves))
 
     async def wait_copied(self, batch_id: int) -> int:

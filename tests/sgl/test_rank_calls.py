@@ -60,8 +60,8 @@ class OneRank:
         assert ack.sequence == self._sequence
         return ack
 
-    def prepare(self, batch, *moves):
-        return self.call("prepare", batch=batch, moves=[list(move) for move in moves])
+    def prepare(self, batch, *moves, **fields):
+        return self.call("prepare", batch=batch, moves=[list(move) for move in moves], **fields)
 
     def copied(self, batch):
         while self.reader.copy_ack().sequence < batch:
@@ -120,6 +120,40 @@ def test_a_third_batch_waits_for_the_first(rank):
     rank.call("publish", batch=2)
     rank.call("publish", batch=4)
     assert rank.slots() == {1: [5, 6], 4: [6, -1]}
+
+
+def test_a_batch_is_published_and_another_prepared_in_one_call(rank):
+    """Mapped and unmapped in one pause; what the second one evicts, the first may have loaded."""
+    rank.prepare(1, (1, -1, 5), (4, -1, 6))
+    rank.copied(1)
+    assert rank.prepare(2, (1, 5, 7), publish=1).status is Status.OK
+    assert rank.slots() == {1: [-1, -1], 4: [6, -1]}
+    rank.copied(2)
+    assert rank.prepare(3, (4, 6, 2), publish=2).status is Status.OK
+    rank.copied(3)
+    rank.call("publish", batch=3)
+    assert rank.slots() == {1: [7, -1], 4: [2, -1]}
+
+
+def test_a_batch_that_cannot_be_published_lets_none_be_prepared(rank):
+    """Nobody waits for copies that never begin, and nothing is mapped or unmapped."""
+    rank.swap(1, (1, -1, 5))
+    ack = rank.prepare(2, (1, 5, 7), publish=9)
+    assert ack.text == rank.copied(2).text == "rank 0: batch 9 was not prepared"
+    assert rank.slots()[1] == [5, -1]
+
+
+def test_a_batch_that_is_refused_leaves_the_one_before_it_published(rank):
+    """A roll-back empties its slots as if they had been published alone."""
+    rank.prepare(1, (1, -1, 5))
+    rank.copied(1)
+    ack = rank.prepare(2, (4, 0, 7), publish=1)
+    assert ack.text == "rank 0: expert 0 of layer 4 is not in a slot"
+    assert rank.slots()[1] == [5, -1]
+    rank.copied(2)
+    rank.call("abort", batch=2, moves=[(4, 0, 7)])
+    rank.call("abort", batch=1, moves=[(1, -1, 5)])
+    assert rank.slots() == {1: [-1, -1], 4: [-1, -1]}
 
 
 def test_open_batches_can_both_be_taken_back(rank):

@@ -138,8 +138,10 @@ class EngineBridge:
         except grpc.aio.AioRpcError as error:
             raise ConnectionError(error.details() or error.code().name) from error
 
-    async def prepare(self, batch_id: int, moves: Sequence[Move]) -> None:
-        """Unmaps the victims and starts the copies, on every rank."""
+    async def prepare(
+        self, batch_id: int, moves: Sequence[Move], *, publish: int | None = None
+    ) -> None:
+        """Unmaps the victims and starts the copies, on every rank; ``publish`` a batch before."""
         request = pb.PrepareMovesRequest(
             batch_id=batch_id,
             moves=[
@@ -150,6 +152,7 @@ class EngineBridge:
                 )
                 for move in moves
             ],
+            publish_batch_id=publish,
         )
         await self._call(self._stub.PrepareMoves, request, _CALL_SECONDS)
 

@@ -144,28 +144,32 @@ class SwapRunner:
         """Prepares each batch while the one before it is copied, so that copies never pause."""
         context = self._context
         waiting = deque(context.limits.split(self.swap.moves, context.shape.expert_bytes))
-        while waiting or self._open:
-            while waiting and len(self._open) < _OPEN_BATCHES:
-                await self._prepare(waiting.popleft())
-            await self._publish_first(last=not waiting and len(self._open) == 1)
+        while waiting and len(self._open) < _OPEN_BATCHES:
+            await self._prepare(waiting.popleft())
+        while self._open:
+            batch_id, _ = self._open[0]
+            self._check_cancel()
+            await self._call(context.target.wait_copied(batch_id))
+            if waiting:
+                # A call waits for the end of a step, and copies do not wait for two of them.
+                await self._prepare(waiting.popleft(), publish=batch_id)
+            else:
+                self._check_cancel()
+                if len(self._open) == 1:
+                    self._update(state=SwapState.COMMITTING)
+                await self._call(context.target.publish(batch_id))
+            self._first_is_published()
 
-    async def _prepare(self, batch: tuple[Move, ...]) -> None:
+    async def _prepare(self, batch: tuple[Move, ...], *, publish: int | None = None) -> None:
         self._check_cancel()
         batch_id = next(self._context.batch_ids)
         self._open.append((batch_id, batch))
         self._context.residency.unmapped(batch)
-        await self._call(self._context.target.prepare(batch_id, batch))
+        await self._call(self._context.target.prepare(batch_id, batch, publish=publish))
 
-    async def _publish_first(self, *, last: bool) -> None:
-        batch_id, batch = self._open[0]
-        self._check_cancel()
-        await self._call(self._context.target.wait_copied(batch_id))
-        self._check_cancel()
-        if last:
-            self._update(state=SwapState.COMMITTING)
-        await self._call(self._context.target.publish(batch_id))
+    def _first_is_published(self) -> None:
+        _, batch = self._open.popleft()
         self._context.residency.published(batch)
-        self._open.popleft()
         self._published.append(batch)
         self._advance(batch, 1)
 

@@ -23,8 +23,14 @@ class SwapTarget(Protocol):
     be open, prepared and not published; they are copied and published in order.
     """
 
-    async def prepare(self, batch_id: int, moves: Sequence[Move]) -> None:
-        """Unmaps the victims on every rank and starts the copies."""
+    async def prepare(
+        self, batch_id: int, moves: Sequence[Move], *, publish: int | None = None
+    ) -> None:
+        """Unmaps the victims on every rank and starts the copies.
+
+        In the same pause between two steps, and before that, it can ``publish`` a batch: a step is
+        as long as a third of a batch's copies. Where either fails on a rank the call does.
+        """
         ...
 
     async def wait_copied(self, batch_id: int) -> int:

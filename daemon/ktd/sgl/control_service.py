@@ -80,7 +80,10 @@ class ControlService(control_pb2_grpc.EngineControlServiceServicer):
             )
         moves = [[move.layer, move.evict, move.load] for move in request.moves]
         self._batches.append(_Batch(request.batch_id, moves, calls.swap_bytes()))
-        await self._call(context, "prepare", batch=request.batch_id, moves=moves)
+        also = {}
+        if request.HasField("publish_batch_id"):
+            also = {"publish": request.publish_batch_id}
+        await self._call(context, "prepare", batch=request.batch_id, moves=moves, **also)
         return pb.PrepareMovesResponse()
 
     async def WaitCopied(  # noqa: N802

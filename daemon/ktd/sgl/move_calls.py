@@ -53,10 +53,17 @@ class MoveCalls:
 
     def _prepare(self, fields: dict[str, Any]) -> None:
         batch_id = fields["batch"]
+        if "publish" in fields:
+            try:
+                self._map(fields["publish"])
+            except Exception as error:
+                self._copier.refuse(batch_id, f"rank {self._rank}: {error}")
+                raise
         opened = [batch.id for batch in self._batches.values() if not batch.published]
         if len(opened) >= MOST_OPEN:
             sentence = f"batches {opened[0]} and {opened[1]} are still open"
             self._copier.refuse(batch_id, f"rank {self._rank}: {sentence}")
+            self._moved()
             raise MoveRefused(sentence)
         unmapped: list[tuple[ExpertLayer, int, int]] = []
         copies: list[SlotCopy] = []
@@ -89,14 +96,18 @@ class MoveCalls:
         return self._layers[layer]
 
     def _publish(self, fields: dict[str, Any]) -> None:
-        batch = self._batches.get(fields["batch"])
+        self._map(fields["batch"])
+        self._moved()
+
+    def _map(self, batch_id: int) -> None:
+        """Publishes, but for telling anybody that mappings have changed."""
+        batch = self._batches.get(batch_id)
         if batch is None or batch.published:
-            raise MoveRefused(f"batch {fields['batch']} was not prepared")
+            raise MoveRefused(f"batch {batch_id} was not prepared")
         for copy in batch.copies:
             self._layers[copy.layer].publish(copy.expert)
         self._batches = {at: of for at, of in self._batches.items() if not of.published}
         batch.published = True
-        self._moved()
 
     def _abort(self, fields: dict[str, Any]) -> None:
         """Leaves the slots of a batch empty, whether it was prepared here, published, or neither.

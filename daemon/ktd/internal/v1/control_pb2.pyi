@@ -121,7 +121,12 @@ class PrepareMovesRequest(_message.Message):
 
     BATCH_ID_FIELD_NUMBER: _builtins.int
     MOVES_FIELD_NUMBER: _builtins.int
+    PUBLISH_BATCH_ID_FIELD_NUMBER: _builtins.int
     batch_id: _builtins.int
+    publish_batch_id: _builtins.int
+    """A batch whose copies have finished, to be published in the same pause between two steps; it
+    comes first. Where either fails the call does.
+    """
     @_builtins.property
     def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostMove]: ...
     def __init__(
@@ -129,12 +134,15 @@ class PrepareMovesRequest(_message.Message):
         *,
         batch_id: _builtins.int = ...,
         moves: _abc.Iterable[Global___HostMove] | None = ...,
+        publish_batch_id: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_publish_batch_id", b"_publish_batch_id", "publish_batch_id", b"publish_batch_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_id", b"batch_id", "moves", b"moves"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_publish_batch_id", b"_publish_batch_id", "batch_id", b"batch_id", "moves", b"moves", "publish_batch_id", b"publish_batch_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__publish_batch_id: _TypeAlias = _typing.Literal["publish_batch_id"]  # noqa: Y015
+    _WhichOneofArgType__publish_batch_id: _TypeAlias = _typing.Literal["_publish_batch_id", b"_publish_batch_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__publish_batch_id) -> _WhichOneofReturnType__publish_batch_id | None: ...
 
 Global___PrepareMovesRequest: _TypeAlias = PrepareMovesRequest  # noqa: Y015
 
