@@ -48,15 +48,16 @@ class Rig:
         self.share = PrefillShare(0.0, num_experts=8, top_k=2)
         self.clock = PrefillClock(self.share, lambda: self.seconds, self.device.event)
 
-    def launch(self, tokens, *, layers=3, gap_ms=2.0, experts=6):
-        """One step of layers that are ``gap_ms`` apart and wait 5 ms for the pool."""
+    def launch(self, tokens, *, gaps_ms=(2.0, 2.0, 2.0), experts=6):
+        """One step of layers that are so far apart and wait 5 ms for the pool."""
+        layers = len(gaps_ms)
         self.clock.begin(tokens, layers, experts if tokens else 0)
         for _ in range(layers if tokens else 0):
             self.clock.copying()
             self.device.launched += 4.0
             self.clock.copied(8)
-        for _ in range(layers):
-            self.device.launched += gap_ms
+        for gap in gaps_ms:
+            self.device.launched += gap
             self.clock.published()
             self.device.launched += 5.0
             answered = self.clock.answered()
@@ -117,8 +118,16 @@ def test_a_pass_without_a_share_tells_about_the_link_alone(rig):
     assert rig.share.cost(1000) == (pytest.approx(8 * 0.004 / 8), 0.0)
 
 
+def test_kernels_that_are_compiled_on_the_way_count_for_little(rig):
+    """Seconds in one layer of the first pass; if they were believed, the CPU would get nothing."""
+    rig.launch(1000, gaps_ms=(2.0, 2.0, 3000.0, 2.0, 2.0, 2.0))
+    rig.run(0.015)
+    rig.clock.look()
+    assert rig.share.cost(1000)[1] == pytest.approx((4 * 0.002 + 4 * 0.002) / 5)
+
+
 def test_a_single_layer_has_nothing_between(rig):
-    rig.launch(1000, layers=1)
+    rig.launch(1000, gaps_ms=(2.0,))
     rig.run(0.015)
     rig.clock.look()
     assert rig.share.cost(1000)[1] == 0.0

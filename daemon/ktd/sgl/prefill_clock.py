@@ -9,6 +9,7 @@ counts the seconds of its long calls.
 from __future__ import annotations
 
 import logging
+import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from typing import Protocol, Self
 from ktd.sgl.prefill_share import PassTimes, PrefillShare
 
 logger = logging.getLogger(__name__)
+
+_MOST = 4  # times the median
 
 
 class TimedEvent(Protocol):
@@ -158,9 +161,16 @@ class PrefillClock:
 
 
 def _between(answered: Sequence[TimedEvent], published: Sequence[TimedEvent]) -> float:
-    """Seconds, mean, from an answer to the next layer's call; 0 of a single layer."""
+    """Seconds, mean, from an answer to the next layer's call; 0 of a single layer.
+
+    In the first pass some kernels are compiled on the way, which takes seconds: no layer counts for
+    more than a few times the middle one.
+    """
     gaps = [
         1e-3 * before.elapsed_time(after)
         for before, after in zip(answered, published[1:], strict=False)
     ]
-    return sum(gaps) / len(gaps) if gaps else 0.0
+    if not gaps:
+        return 0.0
+    most = _MOST * statistics.median(gaps)
+    return statistics.fmean(min(gap, most) for gap in gaps)

@@ -9,6 +9,7 @@ them costs is what earlier passes took.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 # Of a new measurement, beside those before it.
@@ -18,7 +19,9 @@ _NEW = 0.5
 _UNKNOWN = 8
 # A pass in which the CPU had nothing to do measures nothing of it: so that a disturbed pass does
 # not end the share for good, such a pass takes some of what is known for less.
-_FORGET = 0.98
+_FORGET = 0.9
+# Sizes of passes that are learnt about apart: so many for each doubling of the tokens.
+_SIZES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class PrefillShare:
             answers = times.layers * self._answer(times.tokens, times.experts / times.layers)
             link = times.copy_seconds / (times.copied + answers)
             self._link = link if self._link is None else self._link + _NEW * (link - self._link)
-        size = times.tokens.bit_length()
+        size = _size(times.tokens)
         known = self._costs.get(size)
         if times.experts == 0:
             if known is not None:
@@ -101,9 +104,9 @@ class PrefillShare:
         """
         if not self._costs:
             return _UNKNOWN * self.link_seconds, 0.0
-        size = tokens.bit_length()
+        size = _size(tokens)
         nearest = min(self._costs, key=lambda known: abs(known - size))
-        known, times = self._costs[nearest], 2.0 ** max(0, size - nearest)
+        known, times = self._costs[nearest], 2.0 ** max(0.0, (size - nearest) / _SIZES)
         return times * known.cpu, times * known.other
 
     def layer_seconds(self, tokens: int, absent: int, experts: int) -> float:
@@ -116,10 +119,21 @@ class PrefillShare:
 
     def experts(self, tokens: int, absent: int) -> int:
         """How many of a layer's ``absent`` experts, those without a slot, the CPU computes."""
-        return min(
-            range(absent + 1), key=lambda experts: self.layer_seconds(tokens, absent, experts)
-        )
+        cpu, other = self.cost(tokens)
+        best, least = 0, self.layer_seconds(tokens, absent, 0)
+        for experts in range(1, absent + 1):
+            # More of them take the CPU longer still.
+            if other + experts * cpu >= least:
+                break
+            seconds = self.layer_seconds(tokens, absent, experts)
+            if seconds < least:
+                best, least = experts, seconds
+        return best
 
     def _answer(self, tokens: int, experts: float) -> float:
         """The CPU's answer for a layer, in experts: a row for each token that chose one of its."""
         return tokens * (1 - (1 - experts / self._num_experts) ** self._top_k) * self._row
+
+
+def _size(tokens: int) -> int:
+    return round(_SIZES * math.log2(tokens))
