@@ -63,6 +63,18 @@ def test_both_ways_take_equally_long_once_their_costs_are_known(share):
         assert share.layer_seconds(8192, ABSENT, neighbour) >= max(ways)
 
 
+@pytest.mark.parametrize("row", [0.0, ROW, 6 * ROW, 30 * ROW])
+@pytest.mark.parametrize("cpu", [0.0, LINK / 5, LINK, 5 * LINK])
+@pytest.mark.parametrize("other", [0.0, 0.004, 0.03])
+def test_no_other_number_makes_a_shorter_layer(row, cpu, other):
+    """Whatever the costs, up to answers that are larger than all they save."""
+    share = PrefillShare(row, num_experts=EXPERTS, top_k=TOP_K)
+    share.learn(PassTimes(2048, 1, 1, cpu, other, copied=1, copy_seconds=LINK))
+    for absent in (0, 1, 2, 60, 127):
+        seconds = [share.layer_seconds(2048, absent, number) for number in range(absent + 1)]
+        assert seconds[share.experts(2048, absent)] == pytest.approx(min(seconds))
+
+
 def test_what_stands_between_two_calls_is_reckoned_with(share):
     """Without it a layer would wait for the CPU longer than the link takes for all its experts."""
     chosen = settled(share, 8192, 0.0007, 0.006)

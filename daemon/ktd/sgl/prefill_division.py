@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from ktd.cuda.pinned_ring import PinnedRing
@@ -12,6 +14,8 @@ from ktd.sgl.expert_layer import EMPTY, ExpertLayer
 # While one buffer's copy is behind a pass that runs, the next pass is divided in the other.
 _BUFFERS = 2
 _WORD = 8
+
+Flags = npt.NDArray[np.bool_]
 
 
 class PrefillDivision:
@@ -27,9 +31,10 @@ class PrefillDivision:
     """
 
     def __init__(self, device: torch.device, layers: int, experts: int) -> None:
-        self._everywhere = torch.arange(experts, dtype=torch.int32, device="cpu")
-        self._tables = self._everywhere.to(device).repeat(layers, 1)
-        self._on_cpu = torch.zeros(layers, experts, dtype=torch.bool, device="cpu")
+        everywhere = torch.arange(experts, dtype=torch.int32, device="cpu")
+        self._everywhere = everywhere.numpy()
+        self._tables = everywhere.to(device).repeat(layers, 1)
+        self._on_cpu = np.zeros((layers, experts), bool)
         num_bytes = self._tables.numel() * self._tables.element_size()
         self._ring = PinnedRing(
             device, buffers=_BUFFERS, buffer_bytes=-(-num_bytes // _WORD) * _WORD
@@ -39,15 +44,15 @@ class PrefillDivision:
         """int32 ``[E]`` on the device: an expert's id, or -1 if the CPU has it in this pass."""
         return self._tables[position]
 
-    def on_cpu(self, position: int) -> torch.Tensor:
-        """Bool ``[E]`` in host memory: whether the CPU has an expert in this pass."""
+    def on_cpu(self, position: int) -> Flags:
+        """``[E]`` in host memory: whether the CPU has an expert in this pass."""
         return self._on_cpu[position]
 
     def divide(
         self,
         positions: Sequence[int],
         layers: Sequence[ExpertLayer],
-        counts: torch.Tensor,
+        counters: torch.Tensor,
         share: Callable[[int], int],
     ) -> int:
         """Divides a pass that is about to be launched on the current stream.
@@ -55,33 +60,29 @@ class PrefillDivision:
         Args:
             positions: Of the layers that take part, among the MoE layers.
             layers: Those.
-            counts: int64 ``[MoE layers, E]`` in host memory: how often experts were chosen so far.
+            counters: int64 ``[kinds, MoE layers, E, tiers]`` in host memory: how often experts were
+                chosen so far.
             share: From a number of experts without a slot, how many of them are the CPU's.
 
         Returns:
             How many experts the CPU has, of all layers together.
         """
-        absent = torch.stack([layer.table for layer in layers]) == EMPTY
-        numbers = absent.sum(1).tolist()
+        # By numpy, which takes the calling thread alone: the cores of a team are the pool's.
+        absent = np.stack([layer.table.numpy() for layer in layers]) == EMPTY
+        numbers = absent.sum(axis=1).tolist()
         shares = {number: share(number) for number in set(numbers)}
-        wanted = torch.tensor([shares[number] for number in numbers], device="cpu")
-        last = torch.iinfo(counts.dtype).max
-        numbered = counts[list(positions)].masked_fill(~absent, last)
-        coldest = numbered.argsort(dim=1, stable=True)
-        chosen = torch.zeros_like(absent)
-        chosen.scatter_(1, coldest, self._everywhere < wanted[:, None])
-        on_cpu = torch.zeros_like(self._on_cpu)
-        on_cpu[list(positions)] = chosen
-        if not torch.equal(on_cpu, self._on_cpu):
+        wanted = [shares[number] for number in numbers]
+        chosen = counters.numpy().sum(axis=(0, 3))[list(positions)]
+        coldest = np.where(absent, chosen, np.iinfo(chosen.dtype).max).argsort(1, kind="stable")
+        on_cpu = np.zeros_like(self._on_cpu)
+        for position, number, order in zip(positions, wanted, coldest, strict=True):
+            on_cpu[position, order[:number]] = True
+        if not np.array_equal(on_cpu, self._on_cpu):
             self._on_cpu = on_cpu
             # Behind the passes that read the former tables, and nobody waits for it.
             self._ring.upload(self._tables, self._fill)
-        return int(wanted.sum())
+        return sum(wanted)
 
     def _fill(self, start: int, count: int, memory: torch.Tensor) -> None:
-        torch.where(
-            self._on_cpu[start : start + count],
-            torch.full_like(self._everywhere, EMPTY),
-            self._everywhere,
-            out=memory,
-        )
+        on_cpu = self._on_cpu[start : start + count]
+        memory.numpy()[:] = np.where(on_cpu, np.int32(EMPTY), self._everywhere)

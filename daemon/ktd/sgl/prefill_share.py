@@ -9,6 +9,7 @@ them costs is what earlier passes took.
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
 
@@ -111,24 +112,28 @@ class PrefillShare:
 
     def layer_seconds(self, tokens: int, absent: int, experts: int) -> float:
         """What a layer takes with so many of its ``absent`` experts on the CPU."""
-        link = self.link_seconds * (absent - experts + self._answer(tokens, experts))
-        if experts == 0:
-            return link
-        cpu, other = self.cost(tokens)
-        return max(link, other + experts * cpu)
+        return max(self._ways(tokens, absent, experts))
 
     def experts(self, tokens: int, absent: int) -> int:
         """How many of a layer's ``absent`` experts, those without a slot, the CPU computes."""
+
+        def waits_longer(experts: int) -> bool:
+            link, waiting = self._ways(tokens, absent, experts)
+            return waiting >= link
+
+        # The link's way is a concave function of the number and the other a straight line that
+        # rises, so they cross once, and the shorter layer is beside the crossing, or at an end.
+        crossing = bisect.bisect_left(range(1, absent + 1), x=True, key=waits_longer) + 1
+        numbers = {0, crossing - 1, min(crossing, absent)}
+        return min(sorted(numbers), key=lambda number: self.layer_seconds(tokens, absent, number))
+
+    def _ways(self, tokens: int, absent: int, experts: int) -> tuple[float, float]:
+        """Seconds of a layer on the link, and on the way that waits for the CPU."""
+        if experts == 0:
+            return self.link_seconds * absent, 0.0
         cpu, other = self.cost(tokens)
-        best, least = 0, self.layer_seconds(tokens, absent, 0)
-        for experts in range(1, absent + 1):
-            # More of them take the CPU longer still.
-            if other + experts * cpu >= least:
-                break
-            seconds = self.layer_seconds(tokens, absent, experts)
-            if seconds < least:
-                best, least = experts, seconds
-        return best
+        link = self.link_seconds * (absent - experts + self._answer(tokens, experts))
+        return link, other + experts * cpu
 
     def _answer(self, tokens: int, experts: float) -> float:
         """The CPU's answer for a layer, in experts: a row for each token that chose one of its."""

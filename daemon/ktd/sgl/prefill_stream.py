@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 
 from ktd.cuda.driver import copy_async
@@ -170,7 +171,7 @@ class PrefillStream:
             experts = self._division.divide(
                 self._positions,
                 self._layers,
-                counters.sum(dim=(0, 3)),
+                counters,
                 partial(self.clock.share.experts, tokens),
             )
             self.clock.begin(tokens, len(self._layers), experts)
@@ -236,7 +237,7 @@ class PrefillStream:
         stream = self._stream.cuda_stream
         part = slice(piece.first, piece.first + piece.count)
         on_cpu = self._division.on_cpu(position)[part]
-        table: list[int] = layer.table[part].masked_fill(on_cpu, _ON_CPU).tolist()
+        table: list[int] = np.where(on_cpu, _ON_CPU, layer.table[part].numpy()).tolist()
         copied = 0
         for start, end, slot in runs(table):
             if slot == _ON_CPU:
