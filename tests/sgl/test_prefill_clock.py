@@ -126,6 +126,14 @@ def test_kernels_that_are_compiled_on_the_way_count_for_little(rig):
     assert rig.share.cost(1000)[1] == pytest.approx((4 * 0.002 + 4 * 0.002) / 5)
 
 
+def test_calls_that_the_pool_does_not_count_are_not_taken_for_free(rig):
+    """Of few tokens, where the threshold is as low."""
+    rig.launch(100)
+    rig.run(0.0)
+    rig.clock.look()
+    assert rig.share.cost(100) == UNKNOWN
+
+
 def test_a_single_layer_has_nothing_between(rig):
     rig.launch(1000, gaps_ms=(2.0,))
     rig.run(0.015)

@@ -130,7 +130,7 @@ class PrefillClock:
         """Learns from what has ended; called before the results of every step are used.
 
         Where several steps ended at once nobody knows whose the CPU's seconds are, and none of them
-        teaches anything.
+        teaches anything; nor does a pass too short for the pool to count its calls.
         """
         ended = []
         while self._running and self._running[0].end.query():
@@ -140,7 +140,7 @@ class PrefillClock:
         spent = self._spent()
         took, self._before = spent - self._before, spent
         last = ended[-1]
-        if len(ended) > 1 or not last.tokens:
+        if len(ended) > 1 or not last.tokens or (last.experts and not took):
             return
         times = PassTimes(
             last.tokens,

@@ -46,7 +46,8 @@ class PrefillDivision:
 
     def on_cpu(self, position: int) -> Flags:
         """``[E]`` in host memory: whether the CPU has an expert in this pass."""
-        return self._on_cpu[position]
+        found: Flags = self._on_cpu[position]
+        return found
 
     def divide(
         self,
