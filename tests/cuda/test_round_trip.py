@@ -50,10 +50,13 @@ def test_the_answer_is_the_pools_own(rig, divide, rows, padded):
     x, ids, weights, base = rig.hidden(rows), rig.ids(rows), rig.weights(rows), rig.hidden(rows)
     plain = divide(ids, layer.table, tokens)
     out = base.clone()
+    began, answered = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     with step(rig.channel):
+        began.record()
         slots = rig.channel.split(layer, x, ids, weights, count)
-        rig.channel.collect(out, count)
+        rig.channel.collect(out, count, answered=answered)
     rig.channel.check()
+    assert began.elapsed_time(answered) > 0
     assert torch.equal(slots.cpu(), plain.slots)
     assert torch.equal(layer.counters.cpu(), plain.counters)
     share = rig.pools_share(0, x, plain.cpu_ids, weights)

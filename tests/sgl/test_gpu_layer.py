@@ -25,6 +25,7 @@ from ktd.sgl.cuda_formats import VERBATIM
 from ktd.sgl.cuda_side import CudaSide, Streams
 from ktd.sgl.cuda_step import CudaStep, StreamedLayer
 from ktd.sgl.expert_layer import ExpertLayer
+from ktd.sgl.prefill_share import PassTimes
 from ktd.sgl.slot_source import PlainSource
 from tests.sgl.gpu_sglang import stand_alone
 from tests.sgl.quantised_models import nibbles
@@ -208,6 +209,18 @@ class Layer:
         self.side.check(None)
         return out
 
+    def says_the_cpu_is_fast(self, rows):
+        """So that it gets experts of a layer as small as this one, whose answer is as large."""
+        times = PassTimes(
+            rows, layers=1, experts=1, cpu_seconds=0, other_seconds=0, copied=1, copy_seconds=1
+        )
+        for _ in range(40):
+            self.side.stream.clock.share.learn(times)
+
+    def on_cpu(self):
+        """Experts that the last streamed pass left to the pool."""
+        return int((self.side.stream.table(0) < 0).sum())
+
 
 def error(found, wanted):
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
@@ -240,10 +253,41 @@ def test_a_streamed_layer_is_the_runner_alone(form, in_slots, experts_at_once, s
     size = sum(t[0].numel() * t.element_size() for t in weights_of(form, None).values())
     layer = Layer(form, in_slots, runner, buffer=2 * experts_at_once * size, share=share)
     for rows in (7, 700):
+        if share:
+            layer.says_the_cpu_is_fast(rows)
         dispatch = layer.batch(rows)
         found = layer.hybrid(dispatch, decode=False, threshold=1)
         wanted = layer.stock(dispatch)
         assert error(found, wanted) < TOLERANCES[form]
+        assert share or layer.on_cpu() == 0
+        # A single expert may be smaller than the answer.
+        assert layer.on_cpu() > 0 or not share or in_slots == 15
+
+
+def test_a_share_learns_and_follows_slots_that_move(runner):
+    """Beside steps that are not streamed, and with experts that lose and gain slots between two."""
+    layer = Layer(WeightFormat.BF16, 6, runner, share=True)
+    share = layer.side.stream.clock.share
+    for _ in range(6):
+        layer.says_the_cpu_is_fast(700)
+        believed = share.cost(700)
+        dispatch = layer.batch(700)
+        found = layer.hybrid(dispatch, decode=False, threshold=1)
+        assert error(found, layer.stock(dispatch)) < TOLERANCES[WeightFormat.BF16]
+        assert layer.on_cpu() > 0
+        assert share.cost(700) > believed  # the pool took longer than the nothing it was told
+        learnt = share.cost(700)
+        dispatch = layer.batch(1000)
+        found = layer.hybrid(dispatch, decode=False)
+        assert error(found, layer.stock(dispatch)) < TOLERANCES[WeightFormat.BF16]
+        assert share.cost(700) == learnt
+        if -1 in layer.layer.mapped():
+            expert = next(e for e in range(EXPERTS) if not layer.layer.is_mapped(e))
+            layer.layer.reserve(expert).run(layer.lane)
+            layer.layer.publish(expert)
+        else:
+            layer.layer.unmap(max(layer.layer.mapped()))
+        layer.side.write_tables([(0, layer.layer)])
 
 
 def test_bf16_splits_are_as_exact_as_the_runner(runner):

@@ -2,76 +2,135 @@
 
 import pytest
 
-from ktd.sgl.prefill_share import PrefillShare
+from ktd.sgl.prefill_share import PassTimes, PrefillShare
 
-EXPERT, LINK = 10_000_000, 50e9  # 0.2 ms an expert
-
-
-class Pool:
-    """Takes ``cost`` seconds an expert."""
-
-    def __init__(self):
-        self.seconds, self.num_bytes = 0.0, 0
-
-    def spent(self):
-        return self.seconds, self.num_bytes
-
-    def compute(self, experts, cost):
-        self.seconds += experts * cost
-        self.num_bytes += experts * EXPERT
-
-
-@pytest.fixture(name="pool")
-def pool_fixture():
-    return Pool()
+LINK, ROW = 0.0002, 0.0005
+EXPERTS, TOP_K, LAYERS, ABSENT = 128, 8, 10, 115
 
 
 @pytest.fixture(name="share")
-def share_fixture(pool):
-    return PrefillShare(EXPERT, LINK, pool.spent)
+def share_fixture():
+    return PrefillShare(ROW, num_experts=EXPERTS, top_k=TOP_K)
 
 
-def test_before_anything_is_known_a_fifth_goes_to_the_cpu(share):
+def answer(tokens, experts):
+    """Of a layer, over the link, in seconds."""
+    return LINK * ROW * tokens * (1 - (1 - experts / EXPERTS) ** TOP_K)
+
+
+def teach(share, tokens, experts, cpu, other):
+    """A pass on a host that costs so much, with ``experts`` of each layer on the CPU."""
+    copied = ABSENT - experts
+    share.learn(
+        PassTimes(
+            tokens,
+            LAYERS,
+            LAYERS * experts,
+            cpu_seconds=LAYERS * experts * cpu,
+            other_seconds=other,
+            copied=LAYERS * copied,
+            copy_seconds=LAYERS * (copied * LINK + answer(tokens, experts)),
+        )
+    )
+
+
+def settled(share, tokens, cpu, other, *, passes=6):
+    """The experts of a layer after some passes on such a host."""
+    for _ in range(passes):
+        teach(share, tokens, share.experts(tokens, ABSENT), cpu, other)
+    return share.experts(tokens, ABSENT)
+
+
+def test_before_anything_is_known_a_ninth_goes_to_the_cpu():
     """Enough to learn from, too little to hold a pass up for long."""
-    assert share.experts(1024, 100) == 20
+    assert PrefillShare(0.0, num_experts=EXPERTS, top_k=TOP_K).experts(1024, 99) == 11
 
 
-def test_both_sides_take_equally_long_once_the_cost_is_known(pool, share):
-    share.begin(1024)
-    pool.compute(20, 0.0002)
-    share.begin(1024)
-    assert share.experts(1024, 100) == 50
-    pool.compute(50, 0.0002)
-    share.begin(1024)
-    assert share.cpu_seconds(1024) == pytest.approx(0.0002)
+def test_the_link_is_known_from_the_first_pass_whatever_answers_pass_beside_it(share):
+    for experts in (12, 0, 40):
+        teach(share, 8192, experts, 0.0007, 0.004)
+        assert share.link_seconds == pytest.approx(LINK)
 
 
-def test_more_tokens_cost_more_until_they_are_measured(pool, share):
-    share.begin(1024)
-    pool.compute(20, 0.0002)
-    share.begin(8192)
-    assert share.cpu_seconds(8192) == pytest.approx(8 * 0.0002)
-    assert share.cpu_seconds(512) == pytest.approx(0.0002)
-    pool.compute(10, 0.001)
-    share.begin(8192)
-    assert share.cpu_seconds(8192) == pytest.approx(0.001)
-    assert share.cpu_seconds(1024) == pytest.approx(0.0002)
+def test_both_ways_take_equally_long_once_their_costs_are_known(share):
+    """What the answer adds to the link, and what stands between two calls, among them."""
+    cpu, other = 0.0007, 0.004
+    chosen = settled(share, 8192, cpu, other)
+    ways = other + chosen * cpu, (ABSENT - chosen) * LINK + answer(8192, chosen)
+    assert abs(ways[0] - ways[1]) < cpu + LINK
+    assert share.layer_seconds(8192, ABSENT, chosen) == pytest.approx(max(ways))
+    for neighbour in (chosen - 1, chosen + 1):
+        assert share.layer_seconds(8192, ABSENT, neighbour) >= max(ways)
 
 
-def test_costs_follow_a_host_that_changes(pool, share):
-    share.begin(1024)
-    for cost in (0.0002, 0.0004, 0.0004, 0.0004, 0.0004, 0.0004):
-        pool.compute(30, cost)
-        share.begin(1024)
-    assert share.cpu_seconds(1024) == pytest.approx(0.0004, rel=0.05)
+@pytest.mark.parametrize("row", [0.0, ROW, 6 * ROW, 30 * ROW])
+@pytest.mark.parametrize("cpu", [0.0, LINK / 5, LINK, 5 * LINK])
+@pytest.mark.parametrize("other", [0.0, 0.004, 0.03])
+def test_no_other_number_makes_a_shorter_layer(row, cpu, other):
+    """Whatever the costs, up to answers that are larger than all they save."""
+    share = PrefillShare(row, num_experts=EXPERTS, top_k=TOP_K)
+    share.learn(PassTimes(2048, 1, 1, cpu, other, copied=1, copy_seconds=LINK))
+    for absent in (0, 1, 2, 60, 127):
+        seconds = [share.layer_seconds(2048, absent, number) for number in range(absent + 1)]
+        assert seconds[share.experts(2048, absent)] == pytest.approx(min(seconds))
 
 
-def test_a_pass_that_has_not_run_yet_teaches_nothing(pool, share):
-    share.begin(1024)
-    share.begin(1024)
-    pool.compute(20, 0.0002)
-    share.begin(1024)
-    assert share.cpu_seconds(1024) == pytest.approx(0.0002)
+def test_what_stands_between_two_calls_is_reckoned_with(share):
+    """Without it a layer would wait for the CPU longer than the link takes for all its experts."""
+    chosen = settled(share, 8192, 0.0007, 0.006)
+    assert chosen > 0
+    assert 0.006 + chosen * 0.0007 < ABSENT * LINK
+
+
+def test_a_cpu_too_slow_to_save_anything_gets_nothing(share):
+    assert settled(share, 8192, 0.005, 0.0225) == 0
+
+
+def test_an_answer_larger_than_what_it_saves_is_not_asked_for():
+    """Of experts in few bits: the row of a token is as large as before."""
+    share = PrefillShare(20 * ROW, num_experts=EXPERTS, top_k=TOP_K)
+    share.learn(PassTimes(8192, 1, 12, 12 * 4 * LINK, 0.0, copied=103, copy_seconds=103 * LINK))
+    assert share.experts(8192, ABSENT) == 0
+
+
+def test_a_cpu_faster_than_the_link_gets_the_larger_part(share):
+    assert settled(share, 1024, LINK / 4, 0.0) > ABSENT / 2
+
+
+def test_prompts_somewhat_longer_are_not_taken_for_those_that_were_measured(share):
+    """Where a prompt is half as long again, the CPU would hold each layer up by as much."""
+    chosen = settled(share, 4200, 0.0003, 0.002)
+    assert share.cost(6300)[0] == pytest.approx(1.5 * 0.0003, rel=0.1)
+    assert share.experts(6300, ABSENT) < chosen
+    teach(share, 6300, 10, 0.0004, 0.003)
+    assert share.cost(4200)[0] == pytest.approx(0.0003)
+
+
+def test_more_tokens_cost_more_until_they_are_measured(share):
+    teach(share, 1024, 10, 0.0002, 0.001)
+    assert share.cost(8192) == (pytest.approx(8 * 0.0002), pytest.approx(8 * 0.001))
+    assert share.cost(512) == (pytest.approx(0.0002), pytest.approx(0.001))
+    teach(share, 8192, 10, 0.0007, 0.002)
+    assert share.cost(8192) == (pytest.approx(0.0007), pytest.approx(0.002))
+    assert share.cost(1024) == (pytest.approx(0.0002), pytest.approx(0.001))
+
+
+def test_costs_follow_a_host_that_changes(share):
+    teach(share, 1024, 3, 0.0002, 0.001)
+    for _ in range(5):
+        teach(share, 1024, 3, 0.0004, 0.003)
+    assert share.cost(1024) == (
+        pytest.approx(0.0004, rel=0.05),
+        pytest.approx(0.003, rel=0.05),
+    )
+
+
+def test_one_disturbed_pass_does_not_end_the_share_for_good(share):
+    """Nothing is measured while the CPU has nothing, so what is known fades until it is tried."""
+    usual = settled(share, 8192, 0.0007, 0.004)
+    teach(share, 8192, 1, 10.0, 0.004)
+    assert share.experts(8192, ABSENT) == 0
+    assert settled(share, 8192, 0.0007, 0.004, passes=120) == pytest.approx(usual, abs=1)
 
 
 def test_all_in_slots_leaves_nothing_to_divide(share):

@@ -16,7 +16,9 @@ from ktd.model.facts import read_facts
 from ktd.sgl import prefill_stream
 from ktd.sgl.copy_lane import lane_to
 from ktd.sgl.expert_layer import ExpertLayer
-from ktd.sgl.prefill_stream import PrefillStream, runs
+from ktd.sgl.prefill_division import PrefillDivision
+from ktd.sgl.prefill_share import PassTimes
+from ktd.sgl.prefill_stream import CpuHelp, PrefillStream, runs
 from ktd.sgl.slot_source import PlainSource
 
 EXPERTS, SLOTS = 7, 3
@@ -57,16 +59,28 @@ def layer_of(number: int, in_slots: list[int]) -> tuple[ExpertLayer, dict[str, t
     return layer, host
 
 
+def stream_of(layers: int, budget: int = 1 << 20, help_: CpuHelp | None = None) -> PrefillStream:
+    device = torch.device("cuda")
+    return PrefillStream(device, 1, budget, PrefillDivision(device, layers, EXPERTS), help_)
+
+
+def counters(*counts: list[int]) -> torch.Tensor:
+    """As a rank's, with all that was counted in one kind and tier."""
+    found = torch.zeros(2, len(counts), EXPERTS, 2, dtype=torch.int64)
+    found[1, :, :, 1] = torch.tensor(counts)
+    return found
+
+
 @pytest.mark.parametrize("rows", [EXPERTS, 3, 1])
 def test_a_pass_sees_every_expert_of_every_layer(rows):
     """Whatever is in slots, in pieces of any size, pass after pass, also after one broken off."""
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU that torch can use")
-    stream = PrefillStream(torch.device("cuda"), threshold=1, budget=2 * rows * 8)
+    stream = stream_of(3, budget=2 * rows * 8)
     layers = [layer_of(number, chosen) for number, chosen in enumerate(([], [6, 1], [0, 1, 2]))]
     places = [stream.add_layer(number, *layer) for number, layer in enumerate(layers)]
     for broken in (False, True, False, False):
-        stream.begin(8, torch.zeros(3, EXPERTS, dtype=torch.int64))
+        stream.begin(8, counters(*[[0] * EXPERTS] * 3))
         for place, (_, host) in zip(places, layers, strict=True):
             seen = torch.zeros(EXPERTS, 2)
             for _ in range(stream.pieces_of(place)):
@@ -82,10 +96,14 @@ def test_the_coldest_experts_without_a_slot_go_to_the_cpu():
     """They are not copied, and the table of the pass says so; the next pass divides anew."""
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU that torch can use")
-    stream = PrefillStream(torch.device("cuda"), 1, 1 << 20, spent=lambda: (0.0, 0))
+    stream = stream_of(1, help_=CpuHelp(spent=lambda: 0.0, row_bytes=0, top_k=2))
     place = stream.add_layer(0, *layer_of(0, [0, 3]))
-    counts = torch.tensor([[0, 9, 1, 0, 8, 7, 6]])
-    stream.begin(1000, counts)  # a fifth of five
+    assert stream.clock is not None
+    share = stream.clock.share
+    share.learn(PassTimes(1000, 1, 1, 3.0, 0.0, copied=1, copy_seconds=1.0))
+    assert share.experts(1000, 5) == 1
+    counts = [0, 9, 1, 0, 8, 7, 6]
+    stream.begin(1000, counters(counts))
     with stream.next_piece(place) as piece:
         table = stream.table(place).tolist()
         assert table == [0, 1, -1, 3, 4, 5, 6]
@@ -93,7 +111,7 @@ def test_the_coldest_experts_without_a_slot_go_to_the_cpu():
     host = torch.arange(EXPERTS * 2, dtype=torch.float32).view(EXPERTS, 2)
     kept = [0, 1, 3, 4, 5, 6]
     assert torch.equal(copied[kept], host[kept])
-    stream.begin(1000, counts.flip(1))
+    stream.begin(1000, counters(counts[::-1]))
     with stream.next_piece(place):
         assert stream.table(place).tolist() == [0, 1, 2, 3, 4, 5, -1]
 
@@ -101,10 +119,10 @@ def test_the_coldest_experts_without_a_slot_go_to_the_cpu():
 def test_layers_out_of_turn_are_refused():
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU that torch can use")
-    stream = PrefillStream(torch.device("cuda"), threshold=1, budget=1 << 20)
+    stream = stream_of(2)
     for number in range(2):
         stream.add_layer(number, *layer_of(number, []))
-    stream.begin(8, torch.zeros(2, EXPERTS, dtype=torch.int64))
+    stream.begin(8, counters(*[[0] * EXPERTS] * 2))
     refused = pytest.raises(RuntimeError, match="layer 1 was not expected")
     with refused, stream.next_piece(1):
         pass
@@ -122,7 +140,7 @@ def test_buffer_is_what_a_start_reckons_with(monkeypatch, experts_that_fit, rank
     # Made without a GPU: only what it reserves is looked at.
     monkeypatch.setattr(prefill_stream, "_Half", lambda tensors: SimpleNamespace(tensors=tensors))
     stream = object.__new__(PrefillStream)
-    stream._halves, stream._budget, stream._device, stream._spent = [], budget, "meta", None
+    stream._halves, stream._budget, stream._device, stream._help = [], budget, "meta", None
     part = width // ranks
     stream._reserve(
         {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Protocol
 
 import torch
 
@@ -40,6 +41,14 @@ class ChannelError(IntEnum):
     CALL_FAILED = 2
     BAD_EXPERT = 3
     LIMIT = 4
+
+
+class Recorded(Protocol):
+    """An event."""
+
+    def record(self) -> None:
+        """Behind everything that the current stream has."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +249,12 @@ class LayerChannel:
         return slots
 
     def collect(
-        self, out: torch.Tensor, num_tokens: torch.Tensor | None = None, *, add: bool = True
+        self,
+        out: torch.Tensor,
+        num_tokens: torch.Tensor | None = None,
+        *,
+        add: bool = True,
+        answered: Recorded | None = None,
     ) -> None:
         """Wait for the answer to the last ``split`` and add it, in float32, to ``out``.
 
@@ -252,6 +266,8 @@ class LayerChannel:
             num_tokens: As given to ``split``.
             add: False: the layer has no slots, so ``out`` holds nothing and is written completely,
                 with zeros where nobody computes.
+            answered: Recorded when the answer is there, before it is added; of a few rows, which
+                one kernel waits for and adds, behind that.
 
         Raises:
             ValueError: An argument is not as described, or the batch is too large.
@@ -269,8 +285,12 @@ class LayerChannel:
         if blocks <= _WAITING_BLOCKS:
             threads = _ADD_THREADS + _WARP  # the last warp waits
             self._kernels.collect.launch(blocks, threads, stream, self._arguments, total)
+            if answered is not None:
+                answered.record()
             return
         self._kernels.wait.launch(1, _WARP, stream, self._arguments)
+        if answered is not None:
+            answered.record()
         blocks = min(blocks, self._most_blocks)
         self._kernels.add.launch(blocks, _ADD_THREADS, stream, self._arguments, total)
 
@@ -279,10 +299,9 @@ class LayerChannel:
         """The first error of the steps that have finished; it stays."""
         return ChannelError(self._told.value)
 
-    def long_calls(self) -> tuple[float, int]:
-        """Seconds that calls of 256 tokens and more have taken, and bytes of weights they read."""
-        server = self._server()
-        return server.long_seconds, server.long_bytes
+    def long_seconds(self) -> float:
+        """What calls of 256 tokens and more have taken so far."""
+        return self._server().long_seconds
 
     def check(self) -> None:
         """Look at the error word, once a step, before its results are used.

@@ -18,15 +18,19 @@ from ktd.cuda.layer_channel import ChannelError, DeviceLayer, LayerChannel
 from ktd.cuda.streams import has_passed, new_event, new_stream
 from ktd.enginespec import EngineSpec
 from ktd.errors import CudaFailed
+from ktd.experts import _native
 from ktd.experts.pool import ExpertPool
 from ktd.rankfile import Kind
 from ktd.sgl.counter_copier import CounterCopier
 from ktd.sgl.expert_layer import ExpertLayer
-from ktd.sgl.prefill_stream import PrefillStream
+from ktd.sgl.prefill_clock import PrefillClock
+from ktd.sgl.prefill_division import PrefillDivision
+from ktd.sgl.prefill_stream import CpuHelp, PrefillStream
 from ktd.sgl.scratch_expert import ScratchExpert
 
 # Rows of a step beyond a chunk of prefill: with mixed batches each running request adds one.
 _MIXED_ROWS = 1024
+_ANSWER_BYTES = 4  # float32
 # SGLang's own choices for the largest chunk, where nobody gave one: by the GPU's memory.
 _CHUNK, _LARGE_CHUNK, _LARGE_GPU = 8192, 16384, 160_000 << 20
 
@@ -97,14 +101,21 @@ class CudaSide:
         )
         self.num_tokens = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.first_decode_row = 0
+        _, layers, experts, _ = counters.shape
         self.stream: PrefillStream | None = None
         if streams is not None:
-            spent = self.channel.long_calls if streams.cpu_share else None
-            self.stream = PrefillStream(self.device, streams.threshold, streams.buffer_bytes, spent)
+            self.stream = PrefillStream(
+                self.device,
+                streams.threshold,
+                streams.buffer_bytes,
+                PrefillDivision(self.device, layers, experts),
+                CpuHelp(self.channel.long_seconds, hidden * _ANSWER_BYTES, top_k)
+                if streams.cpu_share
+                else None,
+            )
         self.streaming = False
         self.scratch: dict[Hashable, ScratchExpert] = {}
         self._host_counters = counters
-        _, layers, experts, _ = counters.shape
         self._tables = torch.full((layers, experts), -1, dtype=torch.int32, device=self.device)
         self._counters = torch.zeros(counters.shape, dtype=torch.int64, device=self.device)
         # Written by every step, for a graph cannot be told later that somebody asks.
@@ -206,15 +217,25 @@ class CudaSide:
             and self.first_decode_row >= stream.threshold
             and rows <= self.max_rows
         )
-        if stream is not None and self.streaming:
-            stream.begin(rows, self._host_counters.sum(dim=(0, 3)))
+        if stream is None:
+            return
+        if self.streaming:
+            stream.begin(rows, self._host_counters)
+        elif self._clock is not None and rows >= _native.LONG_CALL:
+            self._clock.begin()
 
     def launched(self) -> None:
         """It has been launched."""
         event = self._spare.pop() if self._spare else new_event()
         event.record()
         self._running.append(event)
+        if self._clock is not None:
+            self._clock.launched()
         self._copier.step_launched(event)
+
+    @property
+    def _clock(self) -> PrefillClock | None:
+        return None if self.stream is None else self.stream.clock
 
     def idle(self) -> None:
         """The scheduler has nothing to do: what was launched ends, and the pool may sleep."""
@@ -250,6 +271,8 @@ class CudaSide:
             torch.cuda.current_stream(self.device).synchronize()
         else:
             done.synchronize()
+        if self._clock is not None:
+            self._clock.look()
         self.channel.check()
         failed = None if self._errors is None else self._errors.first()
         if failed is not None:

@@ -126,6 +126,9 @@ class CudaStep:
     ) -> torch.Tensor:
         experts, weights = self._split(streamed.device, dispatch_output, None)
         stream, place = streamed.stream, streamed.place
+        clock = stream.clock
+        if clock is not None:
+            clock.published()
         if stream.pieces_of(place) == 1:
             with stream.next_piece(place) as piece:
                 out = self._piece(layer, dispatch_output, piece, experts, weights)
@@ -138,7 +141,7 @@ class CudaStep:
                     rows = _within(experts, piece)
                     total += self._piece(layer, dispatch_output, piece, rows, weights)
             out = total.to(dispatch_output.hidden_states.dtype)
-        self._side.channel.collect(out)
+        self._side.channel.collect(out, answered=None if clock is None else clock.answered())
         return out
 
     def _piece(

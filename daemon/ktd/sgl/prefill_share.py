@@ -1,73 +1,144 @@
-"""Which experts of a long prefill the CPU computes while the others pass over the link.
+"""How many experts of a layer the CPU computes in a long prefill, while others pass over the link.
 
-Both work at the same time, so a layer is done soonest when both take equally long: with n of N
-experts on the CPU, ``n * cpu = (N - n) * link``. What an expert costs the link is its bytes at the
-measured rate; what it costs the CPU depends on the tokens, and is what earlier calls took.
+The link copies layer after layer without a pause. The CPU's part of a layer begins when the layer
+before it is complete and attention and the router have run, and the next layer waits for its
+answer. With n of N experts on the CPU the link is busy for ``(N - n) * link + answer(n)``, and the
+way that waits for the CPU takes ``other + n * cpu``; a layer is done when both are. What each of
+them costs is what earlier passes took.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import bisect
+import math
+from dataclasses import dataclass
 
 # Of a new measurement, beside those before it.
 _NEW = 0.5
+# Before anything is measured an expert is taken to cost so many times the link's time: a ninth of
+# the experts teaches what they really cost, and holds a pass up for little where they cost more.
+_UNKNOWN = 8
+# A pass in which the CPU had nothing to do measures nothing of it: so that a disturbed pass does
+# not end the share for good, such a pass takes some of what is known for less.
+_FORGET = 0.9
+# Sizes of passes that are learnt about apart: so many for each doubling of the tokens.
+_SIZES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class PassTimes:
+    """A pass that has ended.
+
+    Attributes:
+        tokens: Of it.
+        layers: That passed through the stream.
+        experts: That the CPU had, of all layers together, chosen by a token or not.
+        cpu_seconds: That it took for them.
+        other_seconds: Of a layer, mean: from the CPU's last answer to the next layer's call.
+        copied: Experts that passed over the link.
+        copy_seconds: That it took for them and for what passed beside them.
+    """
+
+    tokens: int
+    layers: int
+    experts: int
+    cpu_seconds: float
+    other_seconds: float
+    copied: int
+    copy_seconds: float
+
+
+@dataclass(slots=True)
+class _Cost:
+    """Seconds: of an expert on the CPU, and of a layer without its experts."""
+
+    cpu: float
+    other: float
 
 
 class PrefillShare:
-    """Learns what an expert costs the pool, for each size of a prefill, and divides by it.
+    """Learns what passes of each size cost, and divides the next ones by it.
 
     Args:
-        expert_bytes: In host memory.
-        link_bytes_per_second: Measured.
-        spent: Gives the seconds that the pool's long calls have taken, and the bytes of experts
-            that they read.
+        row: Bytes of one token's answer, as a part of an expert's bytes.
+        num_experts: Of a layer.
+        top_k: Of a token.
     """
 
-    def __init__(
-        self,
-        expert_bytes: int,
-        link_bytes_per_second: float,
-        spent: Callable[[], tuple[float, int]],
-    ) -> None:
-        self._expert_bytes = expert_bytes
-        self.link_seconds = expert_bytes / link_bytes_per_second
-        self._spent = spent
-        self._before = spent()
-        self._size: int | None = None
-        self._cpu_seconds: dict[int, float] = {}
+    def __init__(self, row: float, *, num_experts: int, top_k: int) -> None:
+        self._row = row
+        self._num_experts = num_experts
+        self._top_k = top_k
+        self._link: float | None = None
+        self._costs: dict[int, _Cost] = {}
 
-    def begin(self, tokens: int) -> None:
-        """A pass of so many tokens is about to be launched; the one before it may have ended.
+    @property
+    def link_seconds(self) -> float:
+        """Of an expert; 1 before the first pass, when all other costs are multiples of it."""
+        return 1.0 if self._link is None else self._link
 
-        Two passes of different sizes that overlap are taken for one of the former size.
+    def learn(self, times: PassTimes) -> None:
+        """A pass has ended."""
+        if times.copied:
+            # The answers passed over the link beside the copies.
+            answers = times.layers * self._answer(times.tokens, times.experts / times.layers)
+            link = times.copy_seconds / (times.copied + answers)
+            self._link = link if self._link is None else self._link + _NEW * (link - self._link)
+        size = _size(times.tokens)
+        known = self._costs.get(size)
+        if times.experts == 0:
+            if known is not None:
+                known.cpu *= _FORGET
+                known.other *= _FORGET
+            return
+        cpu = times.cpu_seconds / times.experts
+        if known is None:
+            self._costs[size] = _Cost(cpu, times.other_seconds)
+            return
+        known.cpu += _NEW * (cpu - known.cpu)
+        known.other += _NEW * (times.other_seconds - known.other)
+
+    def cost(self, tokens: int) -> tuple[float, float]:
+        """Seconds of an expert on the CPU, and of a layer's other work on the way that waits.
+
+        Of a size that was not measured, as of the nearest that was; with more tokens, more.
         """
-        seconds, num_bytes = self._spent()
-        took, read = seconds - self._before[0], num_bytes - self._before[1]
-        if self._size is not None and read > 0:
-            cost = took * self._expert_bytes / read
-            known = self._cpu_seconds.get(self._size)
-            self._cpu_seconds[self._size] = (
-                cost if known is None else _NEW * cost + (1 - _NEW) * known
-            )
-        if read > 0 or self._size is None:
-            self._before = seconds, num_bytes
-            self._size = tokens.bit_length()
+        if not self._costs:
+            return _UNKNOWN * self.link_seconds, 0.0
+        size = _size(tokens)
+        nearest = min(self._costs, key=lambda known: abs(known - size))
+        known, times = self._costs[nearest], 2.0 ** max(0.0, (size - nearest) / _SIZES)
+        return times * known.cpu, times * known.other
 
-    def cpu_seconds(self, tokens: int) -> float:
-        """What an expert costs the pool in a prefill of so many tokens.
-
-        Where nobody knows yet: as the nearest size that was measured, and else four times the link,
-        of which a pass is enough to learn the truth.
-        """
-        size = tokens.bit_length()
-        if size in self._cpu_seconds:
-            return self._cpu_seconds[size]
-        if not self._cpu_seconds:
-            return 4 * self.link_seconds
-        nearest = min(self._cpu_seconds, key=lambda known: abs(known - size))
-        return self._cpu_seconds[nearest] * 2.0 ** max(0, size - nearest)
+    def layer_seconds(self, tokens: int, absent: int, experts: int) -> float:
+        """What a layer takes with so many of its ``absent`` experts on the CPU."""
+        return max(self._ways(tokens, absent, experts))
 
     def experts(self, tokens: int, absent: int) -> int:
         """How many of a layer's ``absent`` experts, those without a slot, the CPU computes."""
-        cpu = self.cpu_seconds(tokens)
-        return int(absent * self.link_seconds / (self.link_seconds + cpu))
+
+        def waits_longer(experts: int) -> bool:
+            link, waiting = self._ways(tokens, absent, experts)
+            return waiting >= link
+
+        # The link's way is a concave function of the number and the other a straight line that
+        # rises, so they cross once, and the shorter layer is beside the crossing, or at an end.
+        crossing = bisect.bisect_left(range(1, absent + 1), x=True, key=waits_longer) + 1
+        numbers = {0, crossing - 1, min(crossing, absent)}
+        return min(sorted(numbers), key=lambda number: self.layer_seconds(tokens, absent, number))
+
+    def _ways(self, tokens: int, absent: int, experts: int) -> tuple[float, float]:
+        """Seconds of a layer on the link, and on the way that waits for the CPU."""
+        if experts == 0:
+            return self.link_seconds * absent, 0.0
+        cpu, other = self.cost(tokens)
+        link = self.link_seconds * (absent - experts + self._answer(tokens, experts))
+        return link, other + experts * cpu
+
+    def _answer(self, tokens: int, experts: float) -> float:
+        """The CPU's answer for a layer, in experts: a row for each token that chose one of its."""
+        return tokens * (1 - (1 - experts / self._num_experts) ** self._top_k) * self._row
+
+
+def _size(tokens: int) -> int:
+    return round(_SIZES * math.log2(tokens))

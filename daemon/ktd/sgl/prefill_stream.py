@@ -13,17 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
+import numpy as np
 import torch
 
 from ktd.cuda.driver import copy_async
 from ktd.cuda.streams import new_event, new_stream
 from ktd.sgl.expert_layer import EMPTY, ExpertLayer
+from ktd.sgl.prefill_clock import PrefillClock
+from ktd.sgl.prefill_division import PrefillDivision
 from ktd.sgl.prefill_share import PrefillShare
 
 _BUFFERS = 2
 _ON_CPU = -2  # in the place of a slot: not copied
-_LINK_SAMPLE = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,21 @@ class Piece:
     first: int
     count: int
     tensors: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class CpuHelp:
+    """The CPU that takes a share of long prefills.
+
+    Attributes:
+        spent: Seconds that the pool's calls of many tokens have taken so far.
+        row_bytes: Of its answer for one token, which passes over the link too.
+        top_k: Experts of a token.
+    """
+
+    spent: Callable[[], float]
+    row_bytes: int
+    top_k: int
 
 
 @dataclass(slots=True)
@@ -56,7 +74,11 @@ class PrefillStream:
         device: Where.
         threshold: Tokens of prefill from which a step is computed so.
         budget: Bytes of the buffer, both halves, at most: a layer with more comes in pieces.
-        spent: Seconds and bytes of the pool's long calls; None: the CPU gets no share.
+        division: Between the buffer and the CPU.
+        help_: None: the CPU gets no share.
+
+    Attributes:
+        clock: Measures passes of which the CPU has a share, from the first layer on; or None.
     """
 
     def __init__(
@@ -64,9 +86,11 @@ class PrefillStream:
         device: torch.device,
         threshold: int,
         budget: int,
-        spent: Callable[[], tuple[float, int]] | None = None,
+        division: PrefillDivision,
+        help_: CpuHelp | None = None,
     ) -> None:
         self.threshold = threshold
+        self.clock: PrefillClock | None = None
         self._device = device
         self._budget = budget
         self._stream = new_stream(device)
@@ -74,10 +98,8 @@ class PrefillStream:
         self._layers: list[ExpertLayer] = []
         self._host: list[Mapping[str, torch.Tensor]] = []
         self._positions: list[int] = []
-        self._tables: list[torch.Tensor] = []
-        self._on_cpu: list[tuple[int, ...]] = []
-        self._spent = spent
-        self._share: PrefillShare | None = None
+        self._division = division
+        self._help = help_
         self._rows = 0
         self._planned: Iterator[tuple[int, int]] = iter(())
         self._ahead: list[tuple[int, Piece, _Half]] = []
@@ -108,13 +130,11 @@ class PrefillStream:
         self._layers.append(layer)
         self._host.append(host)
         self._positions.append(position)
-        self._tables.append(torch.arange(layer.num_experts, dtype=torch.int32, device=self._device))
-        self._on_cpu.append(())
         return len(self._layers) - 1
 
     def table(self, place: int) -> torch.Tensor:
         """int32 ``[E]`` on the device: an expert's id, or -1 if the CPU has it in this pass."""
-        return self._tables[place]
+        return self._division.table(self._positions[place])
 
     def _reserve(self, host: Mapping[str, torch.Tensor]) -> None:
         num_experts = next(iter(host.values())).shape[0]
@@ -128,40 +148,33 @@ class PrefillStream:
                 for name, tensor in host.items()
             }
             self._halves.append(_Half(tensors))
-        if self._spent is not None:
-            self._share = PrefillShare(expert_bytes, self._link_speed(host), self._spent)
-
-    def _link_speed(self, host: Mapping[str, torch.Tensor]) -> float:
-        """Bytes per second from the host store into the buffer."""
-        name, source = max(host.items(), key=lambda item: item[1].numel())
-        target = self._halves[0].tensors[name]
-        row_bytes = source[0].numel() * source.element_size()
-        rows = max(1, min(self._rows, _LINK_SAMPLE // row_bytes))
-        best = 0.0
-        with torch.cuda.stream(self._stream):
-            for _ in range(3):
-                before, after = new_event(timing=True), new_event(timing=True)
-                before.record()
-                address = self._stream.cuda_stream
-                copy_async(target.data_ptr(), source.data_ptr(), rows * row_bytes, address)
-                after.record()
-                after.synchronize()
-                best = max(best, rows * row_bytes / (before.elapsed_time(after) * 1e-3))
-        return best
+        if self._help is not None:
+            share = PrefillShare(
+                self._help.row_bytes / expert_bytes,
+                num_experts=num_experts,
+                top_k=self._help.top_k,
+            )
+            self.clock = PrefillClock(share, self._help.spent, lambda: new_event(timing=True))
 
     # --- a pass ----------------------------------------------------------------------------
 
-    def begin(self, tokens: int, counts: torch.Tensor) -> None:
+    def begin(self, tokens: int, counters: torch.Tensor) -> None:
         """A pass through all layers is about to be launched on the current stream.
 
         Args:
             tokens: Of the pass.
-            counts: int64 ``[MoE layers, E]`` in host memory: how often experts were chosen so far.
+            counters: int64 ``[kinds, MoE layers, E, tiers]`` in host memory: how often experts were
+                chosen so far.
         """
-        if self._share is not None:
-            self._share.begin(tokens)
-            for place, position in enumerate(self._positions):
-                self._divide(place, tokens, counts[position], self._share)
+        if self.clock is not None:
+            self.clock.look()
+            experts = self._division.divide(
+                self._positions,
+                self._layers,
+                counters,
+                partial(self.clock.share.experts, tokens),
+            )
+            self.clock.begin(tokens, len(self._layers), experts)
         # What an earlier pass left unused has nobody waiting for it.
         self._ahead.clear()
         self._planned = (
@@ -173,20 +186,6 @@ class PrefillStream:
             half.free.record(torch.cuda.current_stream(self._device))
         for _ in range(_BUFFERS):
             self._fill_next()
-
-    def _divide(self, place: int, tokens: int, counts: torch.Tensor, share: PrefillShare) -> None:
-        """The CPU gets those of a layer's experts without a slot that were chosen least."""
-        absent = (self._layers[place].table == EMPTY).nonzero()[:, 0]
-        count = share.experts(tokens, len(absent))
-        coldest = counts[absent].argsort(stable=True)[:count]
-        chosen: tuple[int, ...] = tuple(sorted(absent[coldest].tolist()))
-        if chosen == self._on_cpu[place]:
-            return
-        self._on_cpu[place] = chosen
-        table = torch.arange(len(counts), dtype=torch.int32, device="cpu")
-        table[list(chosen)] = EMPTY
-        # Behind the passes that read the former table; from pinned memory, so that nobody waits.
-        self._tables[place].copy_(table.pin_memory(), non_blocking=True)
 
     def pieces_of(self, place: int) -> int:
         """In how many pieces a layer passes."""
@@ -219,7 +218,11 @@ class PrefillStream:
         piece = Piece(first, min(self._rows, layer.num_experts - first), half.tensors)
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(half.free)
-            self._copy(layer, self._host[place], piece, self._on_cpu[place])
+            if self.clock is not None:
+                self.clock.copying()
+            copied = self._copy(layer, self._host[place], piece, self._positions[place])
+            if self.clock is not None:
+                self.clock.copied(copied)
             half.filled.record(self._stream)
         self._ahead.append((place, piece, half))
 
@@ -228,16 +231,18 @@ class PrefillStream:
         layer: ExpertLayer,
         host: Mapping[str, torch.Tensor],
         piece: Piece,
-        on_cpu: Sequence[int],
-    ) -> None:
+        position: int,
+    ) -> int:
+        """Returns how many experts come from the host store."""
         stream = self._stream.cuda_stream
-        table: list[int] = layer.table[piece.first : piece.first + piece.count].tolist()
-        for expert in on_cpu:
-            if piece.first <= expert < piece.first + piece.count:
-                table[expert - piece.first] = _ON_CPU
+        part = slice(piece.first, piece.first + piece.count)
+        on_cpu = self._division.on_cpu(position)[part]
+        table: list[int] = np.where(on_cpu, _ON_CPU, layer.table[part].numpy()).tolist()
+        copied = 0
         for start, end, slot in runs(table):
             if slot == _ON_CPU:
                 continue
+            copied += end - start if slot == EMPTY else 0
             for name, buffer in piece.tensors.items():
                 if slot == EMPTY:
                     source = host[name][piece.first + start : piece.first + end]
@@ -249,6 +254,7 @@ class PrefillStream:
                     source.numel() * source.element_size(),
                     stream,
                 )
+        return copied
 
 
 def runs(table: Sequence[int]) -> Iterator[tuple[int, int, int]]:
