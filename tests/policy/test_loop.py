@@ -293,6 +293,12 @@ async def test_setting_it_again_keeps_what_was_learned():
         assert facts["copy_cost_pairs"] == 7.0
         here.loop.set(PolicyOptions())
         assert here.loop.explain().facts == {}
+        await here.turns(5)
+        here.loop.set(PolicyOptions(name="dynamic", threshold=100))
+        here.loop.set(ADAPTIVE)
+        assert here.loop.explain().facts["tokens_seen"] == seen
+        await here.turns(5)
+        assert here.loop.explain().facts["tokens_seen"] > seen
 
 
 async def test_run_ticks_until_it_is_cancelled():

@@ -11,6 +11,7 @@ import structlog
 
 from ktd.errors import KtdError
 from ktd.placement.swap import BatchLimits
+from ktd.policy.adaptive import Adaptive
 from ktd.policy.grid import mapped_of
 from ktd.policy.journal import Entry, Journal
 from ktd.policy.options import OFF, PolicyOptions
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ktd.placement.manager import PlacementManager
-    from ktd.policy.base import Choice
+    from ktd.policy.base import Choice, Policy
     from ktd.policy.counted import Counters
 
 TICK_SECONDS = 0.1
@@ -95,6 +96,7 @@ class PolicyLoop:
         )
         self.journal = Journal()
         self._advice = advice
+        self._learned: Policy | None = None  # by the adaptive policy that ran last
         self._session = self._begun(options or PolicyOptions(), None)
 
     @property
@@ -169,4 +171,6 @@ class PolicyLoop:
         if note := self._advice(options):
             _log.warning("policy", note=note)
         self._around.on_condition(NOT_FIRING, note or None)
-        return PolicySession(options, self._around, self.journal, before)
+        if before is not None and isinstance(before.policy, Adaptive):
+            self._learned = before.policy
+        return PolicySession(options, self._around, self.journal, before, self._learned)

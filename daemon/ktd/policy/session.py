@@ -67,7 +67,8 @@ class PolicySession:
         options: What was set.
         around: What it works with.
         journal: Where it writes down its moves.
-        before: The session that it replaces: an adaptive policy keeps what it has learned.
+        before: The session that it replaces.
+        known: An adaptive policy that ran before: one that is set again keeps what it has learned.
     """
 
     def __init__(
@@ -76,9 +77,10 @@ class PolicySession:
         around: Surroundings,
         journal: Journal,
         before: PolicySession | None = None,
+        known: Policy | None = None,
     ) -> None:
         self.options = options
-        self.policy: Policy | None = _continued(before.policy, options) if before else None
+        self.policy: Policy | None = _continued(known, options)
         self._around = around
         self._journal = journal
         self._shape: ModelShape | None = None

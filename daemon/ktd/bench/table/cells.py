@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ktd.bench.table.placements import POLICIES
 from ktd.errors import ConfigError
 
 # Shares of experts in slots at which every strategy means the same.
@@ -116,25 +115,16 @@ def planned(
 ) -> list[Cell]:
     """All cells in the order in which they are measured: those of an engine together.
 
-    Policies come after strategies, each with all its ratios, ascending. With nothing in slots, or
-    with everything, there is one placement for all columns, and it is measured once.
+    A row's cells follow each other, so that what disturbs a host for a while does so to all of
+    them. With nothing in slots, or with everything, there is one placement for all columns, and it
+    is measured once.
     """
-    fixed = [column for column in columns if column not in POLICIES]
-    cells = []
-    for kind in kinds:
-        # One after the other, so that what disturbs a host for a while does so to a whole row.
-        cells += [
-            Cell(kind, ratio, column)
-            for ratio in ratios
-            for column in ([columns[0]] if ratio in SAME else fixed)
-        ]
-        cells += [
-            Cell(kind, ratio, column)
-            for column in columns
-            if column in POLICIES
-            for ratio in ratios
-            if ratio not in SAME
-        ]
+    cells = [
+        Cell(kind, ratio, column)
+        for kind in kinds
+        for ratio in ratios
+        for column in (columns[:1] if ratio in SAME else columns)
+    ]
     checked = _some(ratios, checks) if "uniform" in columns else []
     return cells + [Cell(kinds[0], ratio, "uniform", check=True) for ratio in checked]
 

@@ -124,7 +124,7 @@ class TableBench:
         self._deadline = deadline
         self._took: list[float] = []
         self._left = 0
-        self._learned: tuple[str, str] | None = None  # routing and policy of the cell before
+        self._learned: set[tuple[str, str]] = set()  # routing and policy
 
     async def run(self, cells: Sequence[Cell]) -> bool:
         """True when all of them are done; False when the time was over before.
@@ -150,7 +150,7 @@ class TableBench:
 
     async def _engine(self, cells: Sequence[Cell], slots: Sequence[str]) -> None:
         checks = cells[0].check
-        self._learned = None
+        self._learned.clear()
         self._progress(f"starting an engine, {' '.join(slots)}")
         async with self._started([*self._engines.arguments, *slots], checks) as run:
             for cell in cells:
@@ -196,9 +196,7 @@ class TableBench:
         load = self._load
         run.routing.choose(cell.kind)
         policy = cell.column if cell.column in POLICIES else _OFF
-        learned, self._learned = self._learned, (cell.kind, policy)
-        if policy not in LEARNING or learned != self._learned:
-            await run.client.set_policy(_OFF)  # forgets
+        await run.client.set_policy(_OFF)
         if not cell.check:
             known = self._routings[cell.kind].known
             experts = cell_placement(
@@ -212,7 +210,8 @@ class TableBench:
         if policy == "dynamic":
             # It looks at prompts alone: every stream reads one.
             settle = max(settle, load.streams * load.output)
-        elif policy in LEARNING and learned != self._learned:
+        elif policy in LEARNING and (cell.kind, policy) not in self._learned:
+            self._learned.add((cell.kind, policy))
             settle, longest = max(settle, load.learn), 10 * load.longest
         await asyncio.to_thread(run.load.measure_tokens, settle, longest=longest)
         before = await run.pairs()

@@ -13,7 +13,7 @@ from ktd.placement.strategies.registry import initial_placement, strategy_named
 STATIC = ("random", "uniform", "front-loading", "frequency")
 POLICIES = ("dynamic", "adaptive")
 COLUMNS = (*STATIC, *POLICIES)
-# Those of the policies that remember; they keep what they learned from one ratio to the next.
+# Those of the policies that remember: they go on with what they have learned, whatever ran between.
 LEARNING = ("adaptive",)
 # What a policy begins with.
 _BEGINNING = "uniform"
