@@ -18,7 +18,7 @@ from ktd.experts._native import cpu_quota
 from ktd.experts.pool import ExpertPool, Split, split
 from ktd.experts.scattered import ExpertTensor
 from ktd.experts.store import HostStore
-from ktd.rankfile import KINDS, TIERS, Kind, RankFileWriter, Word, path_of
+from ktd.rankfile import KINDS, POOL_CALLS, TIERS, Kind, RankFileWriter, Word, path_of
 from ktd.sgl.bench_routing import BenchRouting, BenchRoutingRefused, bench_routing_of
 from ktd.sgl.copier import Copier
 from ktd.sgl.copy_lane import lane_to
@@ -107,6 +107,7 @@ class Rank:
             cpus=cores.cpus,
             spin_us=_SPIN_US if self.on_gpu else None,
         )
+        self.pool.native.log_calls(self.file.pool_calls_address(), POOL_CALLS)
         wanted = spec.cpu_expert_format
         self.quantiser = Quantiser(wanted, self.store, self.pool.place) if wanted else None
         self.lane = lane_to(spec.device)
