@@ -22,7 +22,7 @@ from ktd.rankfile import KINDS, POOL_CALLS, TIERS, Kind, RankFileWriter, Word, p
 from ktd.sgl.bench_routing import BenchRouting, BenchRoutingRefused, bench_routing_of
 from ktd.sgl.copier import Copier
 from ktd.sgl.copy_lane import lane_to
-from ktd.sgl.cores import pool_cores
+from ktd.sgl.cores import nodes_of_ranks, pool_cores
 from ktd.sgl.expert_layer import ExpertLayer, MoveRefused
 from ktd.sgl.hello import hello_of
 from ktd.sgl.move_calls import MoveCalls
@@ -98,7 +98,14 @@ class Rank:
         )
         self._weight_bytes_at_reset = 0
         self._slot_weight_bytes = 0
-        cores = pool_cores(spec.cpu_threads, rank, world_size, quota=cpu_quota(), gpu=self.on_gpu)
+        cores = pool_cores(
+            spec.cpu_threads,
+            rank,
+            world_size,
+            quota=cpu_quota(),
+            gpu=self.on_gpu,
+            nodes=nodes_of_ranks(),
+        )
         if cores.note:
             logger.warning("%s", cores.note)
         self.pool = ExpertPool(
