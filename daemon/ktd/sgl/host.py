@@ -125,10 +125,14 @@ class EngineHost:
         if self._spec.device == "cpu":
             os.environ.update(cores.core_environment(ranks))
             return
+        from ktd.cuda import error_words
+
         first, step = server_args.base_gpu_id, server_args.gpu_id_step
         gpus = range(first, first + ranks * step, step)
         os.environ.update(cores.gpu_core_environment(gpus))
         cores.keep_all_cores()
+        if ranks > 1:
+            error_words.provide(error_words.path_of(Path(self._spec.runtime_dir)), ranks)
 
     def _build_engine(self, server_args: Any) -> Any:
         from sglang.srt.entrypoints.engine import Engine

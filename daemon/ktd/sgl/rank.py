@@ -151,14 +151,15 @@ class Rank:
         if not self.on_gpu or self.side is not None:
             return
         # Imported here: on a host without a GPU nothing of it is needed.
-        from ktd.cuda.error_words import ErrorWords
+        from ktd.cuda import error_words
         from ktd.sgl.cuda_side import CudaSide, Streams
 
         errors = None
-        if self.world_size > 1:
-            errors = ErrorWords(Path(self.spec.runtime_dir) / "channel-errors", self.world_size)
         threshold = self.spec.prefill_threshold
         try:
+            if self.world_size > 1:
+                path = error_words.path_of(Path(self.spec.runtime_dir))
+                errors = error_words.ErrorWords(path, self.world_size)
             self.side = CudaSide(
                 self.pool,
                 self._counters,
