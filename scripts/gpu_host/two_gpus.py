@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,7 @@ _ON_GPU = (
     *("--chunked-prefill-size", "2048", "--enforce-disable-flashinfer-allreduce-fusion"),
 )
 _GIB = 1 << 30
-_PAGE = 2 << 20
+_TOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
 _BEGAN = time.monotonic()
 
 
@@ -195,15 +194,13 @@ def grow_memory(num_bytes: int) -> None:
     """Touches memory once: some virtual hosts have it only then, and ktd counts what is there."""
     cores = len(cores_allowed())
     share = num_bytes // cores
-
-    def touch(_: int) -> None:
-        with mmap.mmap(-1, share) as memory:
-            for at in range(0, share, mmap.PAGESIZE):
-                memory[at] = 1
-
-    if share >= _PAGE:
-        with ThreadPoolExecutor(cores) as threads:
-            list(threads.map(touch, range(cores)))
+    if share:
+        touch = f"import mmap; mmap.mmap(-1, {share}, flags={_TOUCHED})"
+        command = [sys.executable, "-c", touch]
+        processes = [subprocess.Popen(command) for _ in range(cores)]
+        statuses = [process.wait() for process in processes]
+        if any(statuses):
+            raise MemoryError(f"the host does not have {num_bytes / _GIB:.0f} GiB")
     say(f"- {num_bytes / _GIB:.0f} GiB touched")
 
 
