@@ -43,7 +43,7 @@ def read_at_once(
     ]
     try:
         _answers(processes)  # of each: its memory is there
-        found = []
+        found: list[float] = []
         for _ in range(rounds):
             rates = _ask(processes)
             # Each with the prefetch distance that is best while the others read too.
