@@ -135,7 +135,7 @@ def fit_of_model(
     where = detect_device(device)
     given = ((TOKENS_FLAG, kv_tokens), (CHUNK_FLAG, chunk))
     words = [f"{flag}={value}" for flag, value in given if value is not None]
-    facts = replace(read_facts(folder, device=where), mapped=mapped)
+    facts = replace(read_facts(folder, device=where, ranks=tp), mapped=mapped)
     demand = usual_demand(facts, words, device=where, ranks=tp)
     return fit_before_start(facts, demand, free_bytes(where, words, tp))
 

@@ -158,7 +158,9 @@ class EngineStarts:
             )
         folder = await self._find_model(self._settings)
         # Headers of hundreds of files are read.
-        facts = await asyncio.to_thread(read_facts, folder, device=self._device)
+        facts = await asyncio.to_thread(
+            read_facts, folder, device=self._device, ranks=self._settings.tp
+        )
         settings = self._settings
         facts = replace(facts, mapped=settings.host_memory == MMAP)
         self._check_deferral(facts)
