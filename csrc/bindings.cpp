@@ -176,6 +176,11 @@ void Place(ExpertPool& pool, std::uintptr_t address, std::int64_t experts, std::
   pool.Place(matrices, At<std::uint8_t>(address, "address"));
 }
 
+void LogCalls(ExpertPool& pool, std::uintptr_t address, std::int64_t records) {
+  KTD_CHECK(address != 0, "a log of calls cannot be at address 0");
+  pool.LogCalls({At<std::uint64_t>(address, "address"), Count(records, "records")});
+}
+
 std::unique_ptr<PoolMailbox> MakeMailbox(ExpertPool& pool, std::uintptr_t address) {
   KTD_CHECK(address != 0 && address % kCacheLine == 0,
             "a mailbox is at a multiple of 64 bytes, not at ", address);
@@ -277,6 +282,7 @@ PYBIND11_MODULE(_native, module) {
              return pool.many_from(
                  ktd::Named<ktd::WeightFormat>(format, ktd::kFormatNames, "weight format"));
            })
+      .def("log_calls", &ktd::LogCalls, py::arg("address"), py::arg("records"))
       .def_property_readonly("calls", &ExpertPool::calls)
       .def_property_readonly("bytes_read", &ExpertPool::bytes_read);
   module.def("split", &ktd::SplitAny, py::arg("ids"), py::arg("ids_are_int64"), py::arg("table"),

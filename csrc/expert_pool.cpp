@@ -33,6 +33,11 @@ constexpr std::size_t kDownUnit = kCacheLine / sizeof(float);  // so that no two
 constexpr std::size_t kWideTokens = 512;
 constexpr std::size_t kWideDownUnit = 64;
 
+std::uint64_t Nanoseconds() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return static_cast<std::uint64_t>(std::chrono::nanoseconds(now).count());
+}
+
 constexpr std::size_t Units(std::size_t rows, std::size_t unit) { return (rows + unit - 1) / unit; }
 
 // Spinning saves the wake-up between two layers of a step; when the pool has every CPU that the
@@ -113,6 +118,11 @@ void ExpertPool::BeatAlso(std::uint64_t* word) {
   also_beats_ = word;
 }
 
+void ExpertPool::LogCalls(const CallLog& log) {
+  const std::lock_guard lock(mutex_);
+  log_ = log;
+}
+
 void ExpertPool::Place(const LayerMatrices& matrices, std::uint8_t* memory) {
   CheckUsable();
   const std::lock_guard lock(mutex_);
@@ -141,7 +151,12 @@ const LayerWeights& ExpertPool::CheckCall(const ForwardCall& call) const {
 std::uint64_t ExpertPool::Forward(const ForwardCall& call) {
   CheckUsable();
   const std::lock_guard lock(mutex_);
-  return Compute(CheckCall(call), call);
+  const LayerWeights& layer = CheckCall(call);
+  if (!log_.in_use()) return Compute(layer, call);
+  const std::uint64_t began = Nanoseconds();
+  const std::uint64_t bytes = Compute(layer, call);
+  if (bytes > 0) log_.Add({began, Nanoseconds(), bytes, call.tokens});
+  return bytes;
 }
 
 std::uint64_t ExpertPool::Submit(const ForwardCall& call) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "aligned.h"
+#include "call_log.h"
 #include "expert_layout.h"
 #include "kernels/kernel_table.h"
 #include "numa.h"
@@ -95,6 +96,8 @@ class ExpertPool {
   const std::atomic<std::uint64_t>& heartbeat() const noexcept { return heartbeat_; }
   // Grows along with it, until another one, or null, takes its place. Not while a call computes.
   void BeatAlso(std::uint64_t* word);
+  // Every call that reads weights is added to it from now on.
+  void LogCalls(const CallLog& log);
   std::uint64_t calls() const noexcept { return calls_.load(std::memory_order_relaxed); }
   std::uint64_t bytes_read() const noexcept { return bytes_.load(std::memory_order_relaxed); }
 
@@ -153,6 +156,7 @@ class ExpertPool {
   std::vector<bool> seen_;  // by expert: counted in this call's bytes
   alignas(kCacheLine) std::atomic<std::uint64_t> heartbeat_{0};
   std::uint64_t* also_beats_ = nullptr;
+  CallLog log_;
   std::atomic<std::uint64_t> calls_{0};
   std::atomic<std::uint64_t> bytes_{0};
   std::mutex queue_mutex_;

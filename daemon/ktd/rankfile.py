@@ -2,7 +2,7 @@
 
 One file per rank lies in the engine's runtime directory. The rank writes, everybody else maps it
 read-only; nothing is sent per step, so a reader can never slow the engine. All integers are
-little-endian. Layout, version 2:
+little-endian. Layout, version 3:
 
 ====== ====== =========================================================================
 offset type   meaning
@@ -17,14 +17,18 @@ offset type   meaning
 1536   -      the same for the last finished copy
 2560   -      hello: u32 length, JSON text (0: the rank has not said hello)
 4096   u64    counters ``[kind, layer, expert, tier]``: (token, expert) pairs since the start
+then   u64    calls of the pool that read weights, since the start
+then   u64×4  the newest 8192 of them, a ring: see :class:`PoolCall`
 ====== ====== =========================================================================
 
-A block's sequence is written after its text, so a reader that sees a sequence sees its text.
+A block's sequence is written after its text, so a reader that sees a sequence sees its text; the
+same goes for the number of calls.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import mmap
 import os
@@ -33,10 +37,10 @@ import time
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 MAGIC = b"KTDRANK1"
-VERSION = 2
+VERSION = 3
 TIERS = ("gpu", "cpu")
 KINDS = ("prefill", "decode")
 _WORDS = 64
@@ -46,6 +50,8 @@ _HELLO = 2560
 _COUNTERS = 4096
 _BLOCK = struct.Struct("<QII")
 _TEXT_MAX = 1024 - _BLOCK.size
+POOL_CALLS = 8192
+_POOL_CALL = struct.Struct("<QQQQ")
 
 
 class Word(IntEnum):
@@ -90,6 +96,30 @@ class Ack:
     text: str
 
 
+class PoolCall(NamedTuple):
+    """One layer's call of a rank's pool.
+
+    Attributes:
+        began_ns: CLOCK_MONOTONIC, so calls of several ranks can be laid beside each other.
+        ended_ns: The same.
+        num_bytes: Of the distinct experts' weights.
+        tokens: Rows of the step.
+    """
+
+    began_ns: int
+    ended_ns: int
+    num_bytes: int
+    tokens: int
+
+
+def _counters_end(num_layers: int, num_experts: int) -> int:
+    return _COUNTERS + 8 * len(KINDS) * num_layers * num_experts * len(TIERS)
+
+
+def _file_size(num_layers: int, num_experts: int) -> int:
+    return _counters_end(num_layers, num_experts) + 8 + POOL_CALLS * _POOL_CALL.size
+
+
 def path_of(runtime_dir: Path, rank: int) -> Path:
     """Where the file of ``rank`` lies."""
     return runtime_dir / f"rank-{rank}.ktd"
@@ -116,12 +146,16 @@ class RankFileReader:
         )
         self.pid, self.start_time_ns = struct.unpack_from("<QQ", self._map, 32)
         (kinds,) = struct.unpack_from("<I", self._map, 48)
-        size = _COUNTERS + 8 * kinds * self.num_layers * self.num_experts * tiers
-        if tiers != len(TIERS) or kinds != len(KINDS) or len(self._map) < size:
+        if (
+            tiers != len(TIERS)
+            or kinds != len(KINDS)
+            or len(self._map) < _file_size(self.num_layers, self.num_experts)
+        ):
             raise ValueError(f"{path} is truncated")
+        self._calls = _counters_end(self.num_layers, self.num_experts)
         # A cast view reads a number in one load; struct would do it byte by byte, and see carries.
         self._words = memoryview(self._map)[_WORDS : _WORDS + 8 * 32].cast("Q")
-        self._counters = memoryview(self._map)[_COUNTERS:size].cast("Q")
+        self._counters = memoryview(self._map)[_COUNTERS : self._calls].cast("Q")
 
     def word(self, word: Word) -> int:
         """Current value of one word."""
@@ -139,6 +173,32 @@ class RankFileReader:
     def copy_ack(self) -> Ack:
         """Acknowledgement of the last finished copy."""
         return self._block(_COPY)
+
+    @property
+    def num_pool_calls(self) -> int:
+        """Calls of the pool that read weights, since the start."""
+        (count,) = struct.unpack_from("<Q", self._map, self._calls)
+        return int(count)
+
+    def pool_calls(self, since: int = 0) -> list[PoolCall]:
+        """The newest of them, oldest first, at most ``POOL_CALLS``.
+
+        Args:
+            since: Without the first so many since the start.
+        """
+        count = self.num_pool_calls
+        first = max(since, count - POOL_CALLS)
+        found = [
+            PoolCall._make(
+                _POOL_CALL.unpack_from(
+                    self._map, self._calls + 8 + index % POOL_CALLS * _POOL_CALL.size
+                )
+            )
+            for index in range(first, count)
+        ]
+        # Those that may have been overwritten meanwhile, and the one that is being written.
+        lost = self.num_pool_calls + 1 - POOL_CALLS - first
+        return found[max(0, lost) :]
 
     def hello(self) -> dict[str, Any] | None:
         """What the rank said when its model was loaded, or None before that."""
@@ -164,10 +224,11 @@ class RankFileReader:
 
 
 class RankFileWriter:
-    """Creates and writes one rank's file; ``counters_address`` is for native code."""
+    """Creates and writes one rank's file; the calls of the pool are written by native code."""
 
     def __init__(self, path: Path, *, rank: int, num_layers: int, num_experts: int) -> None:
-        size = _COUNTERS + 8 * len(KINDS) * num_layers * num_experts * len(TIERS)
+        size = _file_size(num_layers, num_experts)
+        self._calls = _counters_end(num_layers, num_experts)
         temporary = path.with_suffix(".tmp")
         with temporary.open("w+b") as file:
             os.fchmod(file.fileno(), 0o600)
@@ -178,9 +239,13 @@ class RankFileWriter:
         struct.pack_into("<QQ", self._map, 32, os.getpid(), time.time_ns())
         struct.pack_into("<I", self._map, 48, len(KINDS))
         self.words = memoryview(self._map)[_WORDS : _WORDS + 8 * 32].cast("Q")
-        self.counters = memoryview(self._map)[_COUNTERS:size]
+        self.counters = memoryview(self._map)[_COUNTERS : self._calls]
         # The name appears when the header is complete.
         temporary.rename(path)
+
+    def pool_calls_address(self) -> int:
+        """Where native code writes them (csrc/call_log.h), for as long as this object lives."""
+        return ctypes.addressof(ctypes.c_uint64.from_buffer(self._map, self._calls))
 
     def beat(self) -> None:
         """Says that the scheduler's loop is alive."""

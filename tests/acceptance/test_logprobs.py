@@ -22,7 +22,7 @@ from tests.acceptance.reference import Reference
 from tests.acceptance.storm import swapping
 from tests.device import on_gpu
 from tests.live import LiveDaemon, serve_arguments
-from tests.skips import needs_gpu
+from tests.skips import needs_gpu, two_ranks
 
 pytestmark = pytest.mark.engine
 
@@ -36,6 +36,8 @@ FORMATS = (
 # Activations are rounded to E4M3 before each product: without a GPU 0.0539 to 0.0542.
 CEILINGS = {"bf16": CEILING, "fp8_block": 0.07}
 BLOCK = 128
+SOME = ("--gpu-experts-ratio", "0.37")
+STREAMED = ("--gpu-prefill-token-threshold", "100", "--disable-radix-cache")
 
 
 @dataclass
@@ -110,10 +112,23 @@ def test_logprobs_agree_with_the_reference_at_a_ratio(ratio, served, require):
 @needs_gpu
 def test_logprobs_agree_where_a_gpu_computes_long_prompts(served, require):
     """Every text passes through the buffer, and those of its experts that are in slots do not."""
-    threshold = ("--gpu-prefill-token-threshold", "100", "--disable-radix-cache")
-    ratio = ("--gpu-experts-ratio", "0.37")
-    with LiveDaemon(*ratio, *threshold, *TOKENS, model=served.model) as daemon:
+    with LiveDaemon(*SOME, *STREAMED, *TOKENS, model=served.model) as daemon:
         require_placements(daemon, served.reference, require, "streamed")
+
+
+@two_ranks
+@pytest.mark.parametrize("served", ["bf16"], indirect=True)
+@pytest.mark.parametrize(
+    "streamed",
+    [pytest.param((), id="pool"), pytest.param(STREAMED, id="streamed", marks=needs_gpu)],
+)
+def test_logprobs_agree_on_two_ranks(streamed, served, require):
+    """Each computes its part of every expert, and what they sum up is the same answer."""
+    arguments = ("--tp", "2", *SOME, *streamed, *TOKENS)
+    with LiveDaemon(*arguments, model=served.model) as daemon:
+        decoded = decode_error_of(daemon.http_url, served.reference)
+        require(decoded, "two ranks, decoded", decoding=True)
+        require_placements(daemon, served.reference, require, "two ranks")
 
 
 def require_placements(daemon, reference, require, what):

@@ -116,7 +116,7 @@ async def test_layers_that_keep_their_cpu_path_have_their_buffer(gpus, made):
 def test_demand_is_read_off_sglangs_command_line(gpus):
     """And, where it does not say, off the size of the GPU."""
     gpus(1000, total=81559)
-    assert (usual_chunk("cuda", 1), usual_chunk("cpu", 1)) == (8192, 4096)
+    assert (usual_chunk("cuda", (), 1), usual_chunk("cpu", (), 1)) == (8192, 4096)
     assert (least().chunk, least().kv_tokens, least().gpu_bytes) == (8192, 8192, 81559 * MIB)
     assert usual_demand(FACTS, (), device="cuda", ranks=1).kv_tokens == 65536
     given = least("--chunked-prefill-size", "4096", "--mem-fraction-static=0.9", tp=2)

@@ -53,8 +53,9 @@ def test_each_part_of_the_sum():
     assert needs.kv_cache == 8192 * 2 * 48 * 4 * 128 * 2
     # SGLang: 512 + 1.5 a token + 2 a row of 256 + 1024 / 8 MiB of 80 GiB.
     assert needs.working == int((512 + 12288 + 512 + 128) * MIB / (80 * GIB) * 79 * GIB)
+    assert needs.routing == 48 * (8192 + 1024) * 8 * 2
     parts = (needs.others, needs.slots, needs.registered, needs.stream, needs.kv_cache)
-    assert needs.total == sum(parts) + needs.working + needs.context
+    assert needs.total == sum(parts) + needs.routing + needs.working + needs.context
 
 
 def test_activations_count_where_sglang_would_keep_less_free():
@@ -75,6 +76,7 @@ def test_ranks_share_experts_and_each_has_the_rest():
     one, both = (device_needs(FACTS, demand, slots=0, free=79 * GIB) for demand in (H100, two))
     assert (both.stream, both.registered, both.others) == (one.stream, one.registered, one.others)
     assert both.context == 2 * one.context
+    assert both.routing == 2 * one.routing
     assert activation_bytes(FACTS, H100) < activation_bytes(FACTS, two)
     assert activation_bytes(FACTS, two) < 2 * activation_bytes(FACTS, H100)
     # A large layer comes in pieces: then each rank's buffer is full.
@@ -112,8 +114,9 @@ def test_refused_with_the_sum_a_ratio_and_what_else_frees_memory():
     assert str(refused.value) == (
         "The model needs 3.0 GiB weights that are not experts + 43.9 GiB expert slots + 0.1 GiB "
         "for 54.0 GiB of registered host memory + 2.2 GiB that long prefills stream through + "
-        "6.0 GiB KV cache of 65536 tokens + 6.6 GiB kept free for steps of 8192 tokens + 1.5 GiB "
-        "CUDA and SGLang themselves = 63.4 GiB of device memory, and 40.0 GiB are free: "
+        "6.8 MiB for the routing of a step + 6.0 GiB KV cache of 65536 tokens + 6.6 GiB kept free "
+        "for steps of 8192 tokens + 1.5 GiB CUDA and SGLang themselves = 63.4 GiB of device "
+        "memory, and 40.0 GiB are free: "
         "--kt-gpu-experts-ratio 0.38 fits; --chunked-prefill-size 4096 frees 1.6 GiB; "
         "--max-total-tokens 32768 frees 3.0 GiB."
     )
@@ -144,7 +147,7 @@ def test_all_experts_in_slots_may_fit_where_fewer_do_not():
 
 
 def test_what_does_not_help_is_not_named():
-    """A bound of the user's own does not move with the chunk, and no cache can be halved."""
+    """A bound of the user's own does not move with the chunk; no cache is halved for a megabyte."""
     fixed = replace(H100, mem_fraction=0.5, kv_tokens=0)
     with pytest.raises(DoesNotFit) as refused:
         check_device_fits(FACTS, fixed, slots=6000, free=40 * GIB)

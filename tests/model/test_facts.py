@@ -91,6 +91,10 @@ class TestUnderstood:
         assert facts.cpu_expert_bytes == 3 * 192 * 96 * 17 // 32 + 2 * (2 * 96 + 192)
         assert facts.expert_bytes == 3 * 256 * 128 * 17 // 32 + 2 * (2 * 128 + 256)
         assert facts.host_store_bytes == 2 * 4 * facts.cpu_expert_bytes
+        # Each of two ranks pads 48 to 128.
+        both = read_facts(folder.path, device="cuda", ranks=2)
+        assert both.cpu_expert_bytes == facts.cpu_expert_bytes
+        assert both.expert_bytes == 3 * 256 * 256 * 17 // 32 + 2 * (2 * 256 + 256)
         with pytest.raises(ModelUnsupported, match="GptOssForCausalLM is not supported on cpu;"):
             read_facts(folder.path, device="cpu")
 

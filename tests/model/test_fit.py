@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ktd.app.sglang_words import gpus_of
 from ktd.model.demand import Demand
 from ktd.model.device_memory import device_bytes
 from ktd.model.device_needs import device_needs
@@ -174,9 +175,21 @@ def test_gpu_with_the_least_memory_decides(tmp_path):
     tool = tmp_path / "smi"
     tool.write_text("#!/bin/sh\necho 3000\necho 1000\necho 9\n")
     tool.chmod(0o700)
-    assert device_bytes(2, free=True, command=str(tool)) == 2 * 1000 << 20
-    assert device_bytes(4, free=True, command=str(tool)) == 0
-    assert device_bytes(1, free=False, command=str(tmp_path / "none")) == 0
+    assert device_bytes(range(2), free=True, command=str(tool)) == 2 * 1000 << 20
+    assert device_bytes(range(4), free=True, command=str(tool)) == 0
+    assert device_bytes([0], free=False, command=str(tmp_path / "none")) == 0
+
+
+def test_gpus_are_those_of_the_ranks(tmp_path):
+    """Wherever SGLang is told to begin."""
+    tool = tmp_path / "smi"
+    tool.write_text("#!/bin/sh\nseq 1 6\n")
+    tool.chmod(0o700)
+    words = ["--base-gpu-id", "1", "--gpu-id-step=2"]
+    assert list(gpus_of([], 2)) == [0, 1]
+    assert list(gpus_of(words, 3)) == [1, 3, 5]
+    assert device_bytes(gpus_of(words, 3), free=True, command=str(tool)) == 3 * 2 << 20
+    assert device_bytes(gpus_of(words, 4), free=True, command=str(tool)) == 0
 
 
 def test_only_gpus_that_the_engine_sees_count(tmp_path, monkeypatch):
@@ -185,7 +198,7 @@ def test_only_gpus_that_the_engine_sees_count(tmp_path, monkeypatch):
     tool.write_text('#!/bin/sh\necho "$@" >"$0.said"\necho 1000\n')
     tool.chmod(0o700)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 1,0")
-    assert device_bytes(1, free=True, command=str(tool)) == 1000 << 20
-    assert (tmp_path / "smi.said").read_text().split()[-2:] == ["-i", "3"]
-    assert device_bytes(2, free=True, command=str(tool)) == 0
+    assert device_bytes([1], free=True, command=str(tool)) == 1000 << 20
+    assert (tmp_path / "smi.said").read_text().split()[-2:] == ["-i", "1"]
+    assert device_bytes(range(2), free=True, command=str(tool)) == 0
     assert (tmp_path / "smi.said").read_text().split()[-2:] == ["-i", "3,1"]

@@ -1,9 +1,11 @@
 """Cores are divided among ranks."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
+from ktd.cuda import driver
 from ktd.sgl import cores as module
 from ktd.sgl.cores import PoolCores, core_environment, cores_allowed, pool_cores, share_of_cores
 
@@ -34,6 +36,14 @@ def test_only_allowed_cpus_are_divided(tmp_path):
         topology.mkdir(parents=True)
         (topology / "thread_siblings_list").write_text(f"{min(allowed)}-{max(allowed) + 64}\n")
     assert cores_allowed(tmp_path) == [allowed]
+
+
+def test_cores_of_a_node_stand_together(tmp_path, monkeypatch):
+    """On some hosts every second CPU is of the second node."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 4, 5})
+    for cpu in range(6):
+        (tmp_path / f"cpu{cpu}" / f"node{cpu % 2}").mkdir(parents=True)
+    assert cores_allowed(tmp_path) == [[0], [2], [4], [1], [3], [5]]
 
 
 def test_a_kernel_that_names_no_siblings_gives_one_core_per_cpu(tmp_path):
@@ -96,6 +106,7 @@ def test_one_rank_leaves_cores_to_the_pool():
         (4, float("inf"), 3),
         (2, 2.0, 1),
         (16, 5.5, 3),
+        (9, float("inf"), 8),
     ],
 )
 def test_beside_a_gpu_the_engine_keeps_an_eighth_of_the_cores(monkeypatch, cores, quota, threads):
@@ -110,3 +121,53 @@ def test_ranks_beside_gpus_share_what_is_left(monkeypatch):
     found = [pool_cores(None, rank, 2, quota=float("inf"), gpu=True) for rank in range(2)]
     assert [cores.threads for cores in found] == [14, 14]
     assert not set(found[0].cpus) & set(found[1].cpus)
+
+
+@pytest.mark.parametrize(("cores", "ranks", "threads"), [(9, 2, 3), (16, 4, 3), (4, 4, 1)])
+def test_each_rank_beside_a_gpu_has_a_core_for_its_scheduler(monkeypatch, cores, ranks, threads):
+    """As long as there are cores for that."""
+    monkeypatch.setattr(module, "cores_allowed", lambda: [[cpu] for cpu in range(cores)])
+    found = [pool_cores(None, rank, ranks, quota=float("inf"), gpu=True) for rank in range(ranks)]
+    assert [pool.threads for pool in found] == [threads] * ranks
+
+
+@pytest.mark.parametrize(
+    ("nodes", "firsts"),
+    [((), [0, 8]), ((0, 1), [0, 8]), ((1, 0), [8, 0]), ((1, 1), [0, 8])],
+)
+def test_a_rank_has_the_cores_of_its_gpus_node(monkeypatch, nodes, firsts):
+    """GPUs are not numbered as nodes are; whose node nobody knows gets its share in order."""
+    monkeypatch.setattr(module, "cores_allowed", lambda: [[cpu] for cpu in range(16)])
+    found = [
+        pool_cores(None, rank, 2, quota=float("inf"), gpu=True, nodes=nodes) for rank in range(2)
+    ]
+    assert [pool.cpus for pool in found] == [tuple(range(at, at + 8)) for at in firsts]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "known"), [({2: 1, 3: 0}, [1, 0]), ({2: 1, 3: None}, []), ({2: 0}, [])]
+)
+def test_ranks_are_told_the_nodes_of_all_gpus(monkeypatch, nodes, known):
+    """All or none: ranks that know different things would take the same cores."""
+    monkeypatch.setattr(driver, "host_node", nodes.__getitem__)
+    for name, value in module.gpu_core_environment(list(nodes)).items():
+        monkeypatch.setenv(name, value)
+    assert module.nodes_of_ranks() == known
+
+
+def test_sglang_binds_no_rank_to_a_node(monkeypatch):
+    """Whatever it finds out about GPUs: half the cores would be lost to the pool."""
+    numa_utils = pytest.importorskip("sglang.srt.utils.numa_utils", reason="SGLang is missing")
+    started = []
+    monkeypatch.setattr(numa_utils, "_is_numa_available", lambda: True)
+    monkeypatch.setattr(numa_utils, "_query_numa_node_for_gpu", lambda _: [0])
+    monkeypatch.setattr(numa_utils, "_numactl_cpu_mem_args", lambda *found: started.append(found))
+    arguments = SimpleNamespace(numa_node=None)
+    with numa_utils.configure_subprocess(arguments, 0):
+        assert started == [(0, 0)]
+    monkeypatch.setattr(
+        numa_utils, "get_numa_node_if_available", numa_utils.get_numa_node_if_available
+    )
+    module.keep_all_cores()
+    with numa_utils.configure_subprocess(arguments, 0):
+        assert started == [(0, 0)]

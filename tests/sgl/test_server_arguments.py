@@ -21,6 +21,7 @@ SWITCHED_ON = {
     "--pp-size": ["--pp-size", "2"],
     "--nnodes": ["--nnodes", "2"],
     "--use-ray": ["--use-ray"],
+    "--numa-node": ["--numa-node", "0"],
     "--moe-a2a-backend": ["--moe-a2a-backend", "deepep"],
     "--enable-eplb": ["--enable-eplb"],
     "--ep-num-redundant-experts": ["--ep-num-redundant-experts", "4"],

@@ -181,7 +181,7 @@ async def _daemon(
         command=command,
         in_flight=lambda: gate.in_flight,
     )
-    chunk = usual_chunk(device, settings.tp)
+    chunk = usual_chunk(device, settings.sglang_args, settings.tp)
     policies = PolicyLoop(
         manager,
         HubCounters(hub),

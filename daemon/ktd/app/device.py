@@ -21,7 +21,7 @@ def detect_device(wanted: str) -> str:
     if wanted == "cpu":
         return "cpu"
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
-    found = not hidden and device_bytes(1, free=False) > 0
+    found = not hidden and device_bytes([0], free=False) > 0
     if found:
         return "cuda"
     if wanted == "cuda":

@@ -22,6 +22,7 @@ from ktd.app.sglang_words import (
     TOKENS_FLAG,
     count_given,
     fraction_given,
+    gpus_of,
     number_given,
     text_given,
 )
@@ -38,14 +39,22 @@ from ktd.model.source import folder_or_id
 from ktd.placement.manager import PlacementManager
 
 
-def free_bytes(device: str, ranks: int) -> int:
-    """Memory that slots can be in."""
-    return HostMemory.read().available if device == "cpu" else device_bytes(ranks, free=True)
+def free_bytes(device: str, words: Sequence[str], ranks: int) -> int:
+    """Memory that slots can be in.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+        words: SGLang's command line.
+        ranks: Tensor-parallel ranks.
+    """
+    if device == "cpu":
+        return HostMemory.read().available
+    return device_bytes(gpus_of(words, ranks), free=True)
 
 
-def usual_chunk(device: str, ranks: int) -> int:
+def usual_chunk(device: str, words: Sequence[str], ranks: int) -> int:
     """Tokens of a step of prefill where SGLang's command line does not say."""
-    return default_chunk(_gpu_bytes(device, ranks))
+    return default_chunk(_gpu_bytes(device, words, ranks))
 
 
 def least_demand(facts: ModelFacts, words: Sequence[str], *, device: str, ranks: int) -> Demand:
@@ -57,7 +66,7 @@ def least_demand(facts: ModelFacts, words: Sequence[str], *, device: str, ranks:
         device: ``"cpu"`` or ``"cuda"``.
         ranks: Tensor-parallel ranks.
     """
-    gpu_bytes = _gpu_bytes(device, ranks)
+    gpu_bytes = _gpu_bytes(device, words, ranks)
     chunk = number_given(words, CHUNK_FLAG)
     if chunk is None:
         chunk = default_chunk(gpu_bytes)
@@ -92,7 +101,7 @@ def fit_for_start(
     """What ``--gpu-experts-ratio auto`` takes under these settings, on this host, now."""
     demand = _settings_demand(facts, settings, device)
     demand = replace(demand, every_layer_streams=every_layer_streams)
-    return fit_before_start(facts, demand, free_bytes(device, settings.tp))
+    return fit_before_start(facts, demand, free_bytes(device, settings.sglang_args, settings.tp))
 
 
 def fit_of_model(
@@ -126,13 +135,13 @@ def fit_of_model(
     where = detect_device(device)
     given = ((TOKENS_FLAG, kv_tokens), (CHUNK_FLAG, chunk))
     words = [f"{flag}={value}" for flag, value in given if value is not None]
-    facts = replace(read_facts(folder, device=where), mapped=mapped)
+    facts = replace(read_facts(folder, device=where, ranks=tp), mapped=mapped)
     demand = usual_demand(facts, words, device=where, ranks=tp)
-    return fit_before_start(facts, demand, free_bytes(where, tp))
+    return fit_before_start(facts, demand, free_bytes(where, words, tp))
 
 
-def _gpu_bytes(device: str, ranks: int) -> int:
-    return 0 if device == "cpu" else device_bytes(ranks, free=False) // ranks
+def _gpu_bytes(device: str, words: Sequence[str], ranks: int) -> int:
+    return 0 if device == "cpu" else device_bytes(gpus_of(words, ranks), free=False) // ranks
 
 
 def _settings_demand(facts: ModelFacts, settings: Settings, device: str) -> Demand:
@@ -179,5 +188,5 @@ class RunningFit:
             return fit_for_start(facts, self._settings, self._device)
         slots = self._manager.placement().shape.total_slots
         demand = _settings_demand(facts, self._settings, self._device)
-        free = free_bytes(self._device, self._settings.tp)
+        free = free_bytes(self._device, self._settings.sglang_args, self._settings.tp)
         return fit_while_running(facts, demand, slots, free)

@@ -15,6 +15,8 @@ NO_GRAPHS_FLAGS = ("--disable-cuda-graph", "--disable-decode-cuda-graph")
 GRAPHS_FLAG = "--cuda-graph-backend-decode"
 NO_GRAPHS = "disabled"
 GRAPH_ROWS_FLAGS = ("--cuda-graph-max-bs", "--cuda-graph-max-bs-decode")
+FIRST_GPU_FLAG = "--base-gpu-id"
+GPU_STEP_FLAG = "--gpu-id-step"
 # Tokens of a step of prefill where prompts are not cut into chunks.
 PREFILL_FLAG = "--max-prefill-tokens"
 DEFAULT_PREFILL = 16_384
@@ -49,3 +51,10 @@ def count_given(words: Sequence[str], flag: str, default: int) -> int:
     """The same where only a number above 0 says how many; ``default`` otherwise."""
     value = number_given(words, flag)
     return value if value is not None and value > 0 else default
+
+
+def gpus_of(words: Sequence[str], ranks: int) -> range:
+    """Ordinals of the ranks' GPUs, as SGLang gives them out."""
+    first = max(0, number_given(words, FIRST_GPU_FLAG) or 0)
+    step = count_given(words, GPU_STEP_FLAG, 1)
+    return range(first, first + ranks * step, step)

@@ -120,7 +120,8 @@ class EngineStarts:
         words = self._settings.sglang_args
         demand = least_demand(facts, words, device=self._device, ranks=ranks)
         demand = replace(demand, every_layer_streams=self._keeps_cpu_path)
-        check_device_fits(facts, demand, slots=slots, free=free_bytes(self._device, ranks))
+        free = free_bytes(self._device, words, ranks)
+        check_device_fits(facts, demand, slots=slots, free=free)
 
     @property
     def _keeps_cpu_path(self) -> bool:
@@ -157,7 +158,9 @@ class EngineStarts:
             )
         folder = await self._find_model(self._settings)
         # Headers of hundreds of files are read.
-        facts = await asyncio.to_thread(read_facts, folder, device=self._device)
+        facts = await asyncio.to_thread(
+            read_facts, folder, device=self._device, ranks=self._settings.tp
+        )
         settings = self._settings
         facts = replace(facts, mapped=settings.host_memory == MMAP)
         self._check_deferral(facts)

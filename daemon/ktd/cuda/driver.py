@@ -11,6 +11,7 @@ from ktd.errors import CudaFailed
 _Library = TypeVar("_Library", bound=ctypes.CDLL)
 
 _DEVICE_POINTER = 3  # CU_POINTER_ATTRIBUTE_DEVICE_POINTER
+_HOST_NODE = 134  # CU_DEVICE_ATTRIBUTE_HOST_NUMA_ID
 
 
 class Kernel:
@@ -82,6 +83,29 @@ def device_address(host_address: int) -> int:
         f"host memory at {host_address:#x} is not mapped for the device",
     )
     return address.value
+
+
+def host_node(gpu: int) -> int | None:
+    """Return the NUMA node of the host that a GPU is attached to; None where nobody says.
+
+    No context is made: whoever asks takes nothing of a GPU.
+
+    Args:
+        gpu: Its ordinal among those that this process sees.
+
+    Raises:
+        CudaFailed: There is no driver.
+    """
+    driver = _driver()
+    device, node = ctypes.c_int(), ctypes.c_int(-1)
+    for status in (
+        driver.cuInit(0),
+        driver.cuDeviceGet(ctypes.byref(device), gpu),
+        driver.cuDeviceGetAttribute(ctypes.byref(node), _HOST_NODE, device),
+    ):
+        if status:
+            return None
+    return node.value if node.value >= 0 else None
 
 
 def copy_async(destination: int, source: int, num_bytes: int, stream: int) -> None:

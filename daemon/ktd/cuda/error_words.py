@@ -17,24 +17,45 @@ from ktd.cuda.host_memory import register
 _STRIDE = 64
 
 
-class ErrorWords:
-    """A file in the engine's folder, mapped by every rank.
+def path_of(runtime_dir: Path) -> Path:
+    """Where the ranks of an engine find its words."""
+    return runtime_dir / "channel-errors"
+
+
+def provide(path: Path, ranks: int) -> None:
+    """Makes the words for the ranks that this process is about to start, and keeps them.
+
+    They are no file of the engine's folder: Linux lets no driver keep a page of a disk's file for
+    its device to write (since 6.5), so ``path`` leads to memory without a name.
 
     Args:
-        path: The file; made by the first.
+        path: See :func:`path_of`.
+        ranks: How many words.
+
+    Raises:
+        OSError: The link cannot be made.
+    """
+    memory = os.memfd_create("ktd-channel-errors")
+    os.ftruncate(memory, ranks * _STRIDE)
+    path.symlink_to(f"/proc/{os.getpid()}/fd/{memory}")
+
+
+class ErrorWords:
+    """The words, mapped by one rank and registered with its GPU.
+
+    Args:
+        path: As it was given to :func:`provide` in the process above.
         ranks: How many words.
 
     Raises:
         CudaFailed: The memory cannot be registered.
-        OSError: The file cannot be made.
+        OSError: There are no words.
     """
 
     def __init__(self, path: Path, ranks: int) -> None:
-        size = ranks * _STRIDE
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            os.ftruncate(file, size)
-            self._map = mmap.mmap(file, size)
+            self._map = mmap.mmap(file, ranks * _STRIDE)
         finally:
             os.close(file)
         self._words = torch.frombuffer(self._map, dtype=torch.int32)[:: _STRIDE // 4]

@@ -257,6 +257,16 @@ class Pool:
             0 before the first layer of the format.
         """
 
+    def log_calls(self, address: int, records: int) -> None:
+        """Adds every call that reads weights to a ring, from now on (csrc/call_log.h).
+
+        Args:
+            address: Of one uint64 that counts them, and behind it so many records of four each:
+                begin and end in nanoseconds of CLOCK_MONOTONIC, bytes of weights, tokens. Outlives
+                the pool.
+            records: At least one.
+        """
+
     @property
     def calls(self) -> int: ...
     @property

@@ -22,6 +22,11 @@ _BF16 = 2
 # Of one expert at once: its host rows, these turned round, what comes out, and what lies between.
 _SCRATCH_COPIES = 4
 _BUFFERS = 2
+# Rows of a step beyond a chunk, and bytes of an id: ktd.sgl.cuda_side has the same figures.
+_MIXED_ROWS = 1024
+_ID_BYTES = 2
+# What would free less than this part of what is missing is no advice.
+_WORTH_NAMING = 100
 # Rows [tokens, hidden] that live at once beside the experts': residual, attention's and the like.
 _OTHER_ROWS = 8
 # Most rows that logits are computed for in one step, each in bf16 and in float32.
@@ -38,6 +43,7 @@ class DeviceNeeds:
         registered: For host memory that GPUs read by themselves.
         stream: What long prefills stream through.
         scratch: What experts are repacked in on their way into slots.
+        routing: For the experts that a step's tokens have chosen, where recordings find them.
         working: For activations, and what SGLang keeps free beside them.
         context: Of CUDA and SGLang, before anything is loaded.
     """
@@ -47,6 +53,7 @@ class DeviceNeeds:
     registered: int
     stream: int
     scratch: int
+    routing: int
     kv_cache: int
     working: int
     context: int
@@ -59,7 +66,7 @@ class DeviceNeeds:
     @property
     def beside_slots(self) -> int:
         """Of all but the slots."""
-        kept = self.others + self.registered + self.stream + self.scratch
+        kept = self.others + self.registered + self.stream + self.scratch + self.routing
         return kept + self.kv_cache + self.working + self.context
 
     def sum_text(self, facts: ModelFacts, demand: Demand, *, slots: bool = True) -> str:
@@ -71,6 +78,7 @@ class DeviceNeeds:
             (self.registered, f"for {host} of registered host memory"),
             (self.stream, "that long prefills stream through"),
             (self.scratch, "that experts are repacked in"),
+            (self.routing, "for the routing of a step"),
             (self.kv_cache, f"KV cache of {demand.kv_tokens} tokens"),
             (self.working, f"kept free for steps of {demand.chunk} tokens"),
             (self.context, "CUDA and SGLang themselves"),
@@ -94,6 +102,7 @@ def device_needs(facts: ModelFacts, demand: Demand, *, slots: int, free: int) ->
         registered=facts.registered_bytes * BYTES_PER_REGISTERED_GIB // GIB,
         stream=_stream_bytes(facts, demand, slots),
         scratch=_SCRATCH_COPIES * facts.expert_bytes if demand.repacks else 0,
+        routing=_routing_bytes(facts, demand),
         kv_cache=facts.kv_cache.bytes_for(
             demand.kv_tokens, demand.ranks, value_bytes=demand.kv_value_bytes
         ),
@@ -154,7 +163,7 @@ def _hints(facts: ModelFacts, demand: Demand, slots: int, free: int) -> list[str
         half = getattr(demand, field) // 2
         less = replace(demand, **{field: half})
         freed = now - device_needs(facts, less, slots=slots, free=free).total
-        if freed > 0:
+        if freed * _WORTH_NAMING > now - free:
             hints.append(f"{flag} {half} frees {size_text(freed)}")
     return hints
 
@@ -185,6 +194,11 @@ def _stream_bytes(facts: ModelFacts, demand: Demand, slots: int) -> int:
     expert_bytes = facts.expert_bytes // demand.ranks
     rows = max(1, min(facts.num_experts, demand.buffer_bytes // (_BUFFERS * expert_bytes)))
     return demand.ranks * _BUFFERS * rows * expert_bytes
+
+
+def _routing_bytes(facts: ModelFacts, demand: Demand) -> int:
+    rows = demand.chunk + _MIXED_ROWS
+    return demand.ranks * len(facts.moe_layers) * rows * facts.experts_per_token * _ID_BYTES
 
 
 def _kept(demand: Demand, free: int) -> int:

@@ -130,8 +130,13 @@ class ModelFacts:
         return 0 if self.quantised else self.own_expert_bytes
 
 
-def read_facts(folder: Path, *, device: str) -> ModelFacts:
+def read_facts(folder: Path, *, device: str, ranks: int = 1) -> ModelFacts:
     """Reads and checks a model folder for serving on ``device``.
+
+    Args:
+        folder: The checkpoint.
+        device: ``"cpu"`` or ``"cuda"``.
+        ranks: Tensor-parallel ranks, which divide every expert.
 
     Raises:
         ModelUnsupported: it is missing, incomplete, dense, or uses something ktd does not
@@ -175,7 +180,7 @@ def read_facts(folder: Path, *, device: str) -> ModelFacts:
             f"expert width {width}, {top_k} of {num_experts} experts per token)."
         )
     expert_bytes = experts.expert_bytes(hidden, width)
-    slot_bytes = expert_bytes if device == "cpu" else experts.slot_bytes(hidden, width)
+    slot_bytes = expert_bytes if device == "cpu" else experts.slot_bytes(hidden, width, ranks)
     return ModelFacts(
         path=folder,
         architecture=architecture,

@@ -61,13 +61,14 @@ class ExpertFormat:
         zeros = scales // 2 if self.name in ("gptq", "awq") else 0
         return weights // 2 + _BF16_BYTES * scales + zeros
 
-    def slot_bytes(self, hidden: int, width: int) -> int:
-        """The same in a slot on a GPU, for a rank that has experts whole."""
+    def slot_bytes(self, hidden: int, width: int, ranks: int = 1) -> int:
+        """The same in slots on GPUs, over all ranks: where it is padded, each pads its part."""
         if self.runner != MARLIN:
             return self.expert_bytes(hidden, width)
+        part = -(-width // ranks)
         return self.expert_bytes(
             -(-hidden // _MARLIN_HIDDEN) * _MARLIN_HIDDEN,
-            -(-width // _MARLIN_WIDTH) * _MARLIN_WIDTH,
+            -(-part // _MARLIN_WIDTH) * _MARLIN_WIDTH * ranks,
         )
 
 

@@ -9,13 +9,18 @@ from pathlib import Path
 
 # Beside a GPU, one core of so many is not the pool's.
 _LEFT_TO_ENGINE = 8
+_RANK_NODES = "KTD_RANK_NODES"
 _SYSFS = Path("/sys/devices/system/cpu")
 
 
 def cores_allowed(sysfs: Path = _SYSFS) -> list[list[int]]:
-    """Physical cores that this process may use, each as its allowed logical CPUs, ascending."""
+    """Physical cores that this process may use, each as its allowed logical CPUs, ascending.
+
+    Those of a NUMA node stand together, whichever numbers they have.
+    """
     allowed = os.sched_getaffinity(0)
-    return [list(core) for core in sorted({_siblings(cpu, allowed, sysfs) for cpu in allowed})]
+    cores = {_siblings(cpu, allowed, sysfs) for cpu in allowed}
+    return [list(core) for core in sorted(cores, key=lambda core: (_node(core[0], sysfs), core))]
 
 
 def share_of_cores(cores: Sequence[Sequence[int]], rank: int, world_size: int) -> list[int]:
@@ -42,12 +47,19 @@ class PoolCores:
 
 
 def pool_cores(
-    limit: int | None, rank: int, world_size: int, *, quota: float, gpu: bool = False
+    limit: int | None,
+    rank: int,
+    world_size: int,
+    *,
+    quota: float,
+    gpu: bool = False,
+    nodes: Sequence[int] = (),
 ) -> PoolCores:
     """Threads and cores of one rank's pool: all allowed cores are divided among the ranks.
 
-    Beside a GPU an eighth of the cores, one at least, is left to the engine's own processes: its
-    scheduler launches steps all the time, and a pool thread that shares its core holds up a layer.
+    Beside a GPU an eighth of the cores, one at least for each rank, is left to the engine's own
+    processes: schedulers launch steps all the time, and a pool thread that shares the core of one
+    holds up a layer.
 
     Args:
         limit: Threads of all ranks that were asked for, or None.
@@ -55,13 +67,18 @@ def pool_cores(
         world_size: Of how many.
         quota: CPUs' worth of time that the cgroups give all ranks together.
         gpu: Whether slots are on a GPU.
+        nodes: NUMA node of each rank's GPU, for ranks to have the cores nearest to theirs; empty:
+            nobody knows.
     """
     if gpu and limit is None:
         cores = len(cores_allowed())
-        limit = max(world_size, int(min(cores, quota)) - max(1, cores // _LEFT_TO_ENGINE))
+        left = max(world_size, cores // _LEFT_TO_ENGINE)
+        limit = max(world_size, int(min(cores, quota)) - left)
     if world_size == 1:
         return PoolCores(limit or 0)
-    mine = tuple(share_of_cores(cores_allowed(), rank, world_size))
+    # As cores of a node stand together, so do ranks.
+    order = sorted(range(world_size), key=lambda other: (nodes[other] if nodes else 0, other))
+    mine = tuple(share_of_cores(cores_allowed(), order.index(rank), world_size))
     # A thread is pinned to one core, so there cannot be more of them.
     threads = min(max(1, limit // world_size) if limit else len(mine), len(mine))
     if limit or quota / world_size >= threads:
@@ -97,6 +114,43 @@ def core_environment(world_size: int) -> dict[str, str]:
         "SGLANG_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, s)) for s in shares),
         "SGLANG_NCCL_SO_PATH": os.devnull,
     }
+
+
+def gpu_core_environment(gpus: Sequence[int]) -> dict[str, str]:
+    """Variables with which SGLang's ranks on GPUs share the cores of a host.
+
+    Args:
+        gpus: The ordinal of each rank's.
+    """
+    from ktd.cuda.driver import host_node
+
+    nodes = [host_node(gpu) for gpu in gpus] if len(gpus) > 1 else []
+    known = ",".join(map(str, nodes)) if None not in nodes else ""
+    # In the way that is held off below, whatever the operator has set.
+    return {_RANK_NODES: known, "SGLANG_NUMA_BIND_V2": "true", "SGLANG_AUTO_NUMA_BIND": "false"}
+
+
+def nodes_of_ranks() -> list[int]:
+    """NUMA node of each rank's GPU, as the process above has found them; or none."""
+    return [int(node) for node in filter(None, os.environ.get(_RANK_NODES, "").split(","))]
+
+
+def keep_all_cores() -> None:
+    """SGLang's ranks, started from here on, may run on every core and use every node's memory.
+
+    SGLang would bind each to the node of its GPU: of a host with two nodes one rank's pool could
+    use half the cores, and its experts half the memory. Newer releases can be told so
+    (``SGLANG_AUTO_NUMA_BIND``), 0.5.17 cannot.
+    """
+    from sglang.srt.utils import numa_utils
+
+    numa_utils.get_numa_node_if_available = lambda *_: None
+
+
+def _node(cpu: int, sysfs: Path) -> int:
+    """The NUMA node of a CPU; 0 where the kernel does not say."""
+    found = [path.name.removeprefix("node") for path in (sysfs / f"cpu{cpu}").glob("node[0-9]*")]
+    return int(found[0]) if found else 0
 
 
 def _siblings(cpu: int, allowed: Collection[int], sysfs: Path) -> tuple[int, ...]:

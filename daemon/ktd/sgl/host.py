@@ -96,7 +96,6 @@ class EngineHost:
 
     def _serve(self) -> None:
         from ktd.sgl import openai_app
-        from ktd.sgl.cores import core_environment
         from ktd.sgl.server_arguments import ArgumentsRefused, parse
 
         try:
@@ -104,8 +103,7 @@ class EngineHost:
         except ArgumentsRefused as refused:
             raise StartFailed(refused.kind, str(refused)) from refused
         self._control.loading(torch=distribution_version("torch"))
-        if self._spec.device == "cpu":
-            os.environ.update(core_environment(server_args.tp_size))
+        self._prepare_ranks(server_args)
         engine = self._build_engine(server_args)
         engine.tokenizer_manager.signal_handler_class = self._signal_handlers()
         try:
@@ -118,6 +116,23 @@ class EngineHost:
             self._server.run()
         finally:
             engine.shutdown()
+
+    def _prepare_ranks(self, server_args: Any) -> None:
+        """Everything that ranks find when they start, and share."""
+        from ktd.sgl import cores
+
+        ranks = server_args.tp_size
+        if self._spec.device == "cpu":
+            os.environ.update(cores.core_environment(ranks))
+            return
+        from ktd.cuda import error_words
+
+        first, step = server_args.base_gpu_id, server_args.gpu_id_step
+        gpus = range(first, first + ranks * step, step)
+        os.environ.update(cores.gpu_core_environment(gpus))
+        cores.keep_all_cores()
+        if ranks > 1:
+            error_words.provide(error_words.path_of(Path(self._spec.runtime_dir)), ranks)
 
     def _build_engine(self, server_args: Any) -> Any:
         from sglang.srt.entrypoints.engine import Engine

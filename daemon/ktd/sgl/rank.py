@@ -18,11 +18,11 @@ from ktd.experts._native import cpu_quota
 from ktd.experts.pool import ExpertPool, Split, split
 from ktd.experts.scattered import ExpertTensor
 from ktd.experts.store import HostStore
-from ktd.rankfile import KINDS, TIERS, Kind, RankFileWriter, Word, path_of
+from ktd.rankfile import KINDS, POOL_CALLS, TIERS, Kind, RankFileWriter, Word, path_of
 from ktd.sgl.bench_routing import BenchRouting, BenchRoutingRefused, bench_routing_of
 from ktd.sgl.copier import Copier
 from ktd.sgl.copy_lane import lane_to
-from ktd.sgl.cores import pool_cores
+from ktd.sgl.cores import nodes_of_ranks, pool_cores
 from ktd.sgl.expert_layer import ExpertLayer, MoveRefused
 from ktd.sgl.hello import hello_of
 from ktd.sgl.move_calls import MoveCalls
@@ -98,7 +98,14 @@ class Rank:
         )
         self._weight_bytes_at_reset = 0
         self._slot_weight_bytes = 0
-        cores = pool_cores(spec.cpu_threads, rank, world_size, quota=cpu_quota(), gpu=self.on_gpu)
+        cores = pool_cores(
+            spec.cpu_threads,
+            rank,
+            world_size,
+            quota=cpu_quota(),
+            gpu=self.on_gpu,
+            nodes=nodes_of_ranks(),
+        )
         if cores.note:
             logger.warning("%s", cores.note)
         self.pool = ExpertPool(
@@ -107,6 +114,7 @@ class Rank:
             cpus=cores.cpus,
             spin_us=_SPIN_US if self.on_gpu else None,
         )
+        self.pool.native.log_calls(self.file.pool_calls_address(), POOL_CALLS)
         wanted = spec.cpu_expert_format
         self.quantiser = Quantiser(wanted, self.store, self.pool.place) if wanted else None
         self.lane = lane_to(spec.device)
@@ -143,14 +151,15 @@ class Rank:
         if not self.on_gpu or self.side is not None:
             return
         # Imported here: on a host without a GPU nothing of it is needed.
-        from ktd.cuda.error_words import ErrorWords
+        from ktd.cuda import error_words
         from ktd.sgl.cuda_side import CudaSide, Streams
 
         errors = None
-        if self.world_size > 1:
-            errors = ErrorWords(Path(self.spec.runtime_dir) / "channel-errors", self.world_size)
         threshold = self.spec.prefill_threshold
         try:
+            if self.world_size > 1:
+                path = error_words.path_of(Path(self.spec.runtime_dir))
+                errors = error_words.ErrorWords(path, self.world_size)
             self.side = CudaSide(
                 self.pool,
                 self._counters,

@@ -55,6 +55,7 @@ REFUSED = (
     RefusedOption("--dcp-size", "dcp_size", "context parallelism", _more_than_one),
     RefusedOption("--pp-size", "pp_size", "pipeline stages", _more_than_one),
     RefusedOption("--nnodes", "nnodes", "several nodes", _more_than_one),
+    RefusedOption("--numa-node", "numa_node", "ktd gives each rank its cores"),
     RefusedOption("--use-ray", "use_ray", "processes that ktd cannot watch"),
     RefusedOption("--moe-a2a-backend", "moe_a2a_backend", "all-to-all", _other_than("none")),
     RefusedOption("--enable-eplb", "enable_eplb", "expert load balancing moves experts itself"),

@@ -73,9 +73,13 @@ __device__ inline unsigned int ErrorOf(const State* state) {
   return *static_cast<const volatile unsigned int*>(&state->error);
 }
 
-// The first error stays. The host reads its copy when the step has finished.
+// The first error stays. The host reads its copy when the step has finished, and so does the host
+// process of every other rank, whose own GPU has had this layer's NaN by then: the word is to be
+// there before that goes out.
 __device__ inline void Fail(const Channel& channel, Error error) {
-  if (atomicCAS(&channel.state->error, kNone, error) == kNone) StoreRelaxed(channel.told, error);
+  if (atomicCAS(&channel.state->error, kNone, error) != kNone) return;
+  StoreRelaxed(channel.told, error);
+  __threadfence_system();
 }
 
 }  // namespace ktd_device
