@@ -1,6 +1,7 @@
 #include "bindings_copies.h"
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <chrono>
 #include <memory>
@@ -17,8 +18,9 @@ namespace {
 
 using Addresses = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
 
-std::unique_ptr<SlotCopies> Make(const Addresses& copies, std::int64_t piece, bool device,
-                                 std::uintptr_t stream, std::int64_t most_ahead) {
+std::unique_ptr<SlotCopies> Make(const Addresses& copies, std::int64_t piece,
+                                 const std::vector<std::uintptr_t>& streams,
+                                 std::int64_t most_ahead) {
   KTD_CHECK(piece > 0, "a piece has at least one byte, not ", piece);
   KTD_CHECK(most_ahead > 0, "at least one byte may be in flight, not ", most_ahead);
   KTD_CHECK(copies.ndim() == 2 && copies.shape(1) == 3,
@@ -33,7 +35,8 @@ std::unique_ptr<SlotCopies> Make(const Addresses& copies, std::int64_t piece, bo
     list.push_back({static_cast<std::uintptr_t>(to), static_cast<std::uintptr_t>(from),
                     static_cast<std::size_t>(size)});
   }
-  auto engine = device ? DeviceCopies(stream, static_cast<std::size_t>(most_ahead)) : HostCopies();
+  auto engine =
+      streams.empty() ? HostCopies() : DeviceCopies(streams, static_cast<std::size_t>(most_ahead));
   return std::make_unique<SlotCopies>(std::move(list), std::move(engine),
                                       static_cast<std::size_t>(piece));
 }
@@ -51,8 +54,9 @@ std::size_t Run(SlotCopies& copies, double seconds, double rate) {
 void BindCopies(py::module_& module) {
   py::class_<SlotCopies>(module, "SlotCopies")
       .def(py::init(&Make), py::arg("copies"), py::arg("piece"), py::kw_only(),
-           py::arg("device") = false, py::arg("stream") = 0, py::arg("most_ahead") = 64 << 20)
+           py::arg("streams") = std::vector<std::uintptr_t>(), py::arg("most_ahead") = 64 << 20)
       .def("run", &Run, py::arg("seconds"), py::arg("rate") = 0.0)
+      .def("finish", &SlotCopies::Finish)
       .def_property_readonly("done", &SlotCopies::done);
 }
 

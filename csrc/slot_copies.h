@@ -22,15 +22,20 @@ class CopyEngine {
   virtual ~CopyEngine() = default;
   // Copies, or enqueues that. Throws std::runtime_error.
   virtual void Copy(const SlotCopy& piece) = 0;
+  // Called behind the last copy, or when there will be no more; again, it does nothing.
+  virtual void Finish() {}
 };
 
 // At once, by the calling thread.
 std::unique_ptr<CopyEngine> HostCopies();
 
-// By CUDA's driver on a stream of the calling thread's context, from registered memory; the thread
-// waits where more than `most_ahead` bytes would be in flight. Throws std::runtime_error where
-// there is no driver.
-std::unique_ptr<CopyEngine> DeviceCopies(std::uintptr_t stream, std::size_t most_ahead);
+// By CUDA's driver on streams of the calling thread's context, from registered memory; the thread
+// waits where more than `most_ahead` bytes would be in flight. An expert is a few copies, and each
+// has a beginning and an end in which nothing crosses the link: on several streams, in turn, these
+// lie beside each other. All begin behind what the first stream has, and the first stream goes on
+// when all have ended. Throws std::runtime_error where there is no driver.
+std::unique_ptr<CopyEngine> DeviceCopies(std::vector<std::uintptr_t> streams,
+                                         std::size_t most_ahead);
 
 // One batch. Its memory stays valid until the object is gone and, with a device, the stream is
 // idle.
@@ -42,6 +47,10 @@ class SlotCopies {
   // Goes on for about `turn` and returns the bytes copied, or enqueued, in it. With a `rate` in
   // bytes per second (0: none) a piece takes as long as it should, which may be several turns.
   std::size_t Run(std::chrono::nanoseconds turn, double rate);
+
+  // Call it when no more turns follow, finished or not: with a device, the first stream then waits
+  // for what was enqueued.
+  void Finish() { engine_->Finish(); }
 
   // Everything is copied, or enqueued, and has taken its time.
   bool done() const { return next_ == copies_.size() && Clock::now() >= due_; }

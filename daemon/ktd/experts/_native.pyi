@@ -43,8 +43,8 @@ class SlotCopies:
         copies: int64 ``[N, 3]``: addresses of destination and source, and bytes, of memory that
             outlives this object.
         piece: Bytes of one copy at most.
-        device: Enqueued by CUDA's driver, from registered memory; else copied at once.
-        stream: Where, as the driver knows it.
+        streams: Where CUDA's driver enqueues them, in turn, from registered memory: all behind
+            what the first has now, which goes on when all are done. None: copied at once.
         most_ahead: Bytes that are in flight there before the thread waits.
 
     Raises:
@@ -56,8 +56,7 @@ class SlotCopies:
         copies: NDArray[np.int64],
         piece: int,
         *,
-        device: bool = False,
-        stream: int = 0,
+        streams: Sequence[int] = (),
         most_ahead: int = 67108864,
     ) -> None: ...
     def run(self, seconds: float, rate: float = 0.0) -> int:
@@ -70,6 +69,9 @@ class SlotCopies:
         Raises:
             RuntimeError: The driver refuses a copy, or reports what failed earlier.
         """
+
+    def finish(self) -> None:
+        """No more turns follow: the first stream waits for what the others have."""
 
     @property
     def done(self) -> bool:

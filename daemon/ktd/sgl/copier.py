@@ -171,10 +171,13 @@ class Copier:
 
     def _run_copies(self, addresses: Copies) -> None:
         copies = self._lane.copies(addresses, self._chunk_bytes())
-        while not copies.done:
-            self._copied(copies.run(_TURN_SECONDS, self._rate or 0.0))
-            if self._stopping.is_set() and not copies.done:
-                raise RuntimeError("the engine is stopping")
+        try:
+            while not copies.done:
+                self._copied(copies.run(_TURN_SECONDS, self._rate or 0.0))
+                if self._stopping.is_set() and not copies.done:
+                    raise RuntimeError("the engine is stopping")
+        finally:
+            copies.finish()
 
     def _copy(self, copy: SlotCopy) -> None:
         for part in copy.parts:

@@ -20,6 +20,8 @@ _PIECES = 4
 # Of plain copies, which one thread enqueues: 10 ms, in which it may have to wait for the
 # interpreter's lock twice before it comes to the next batch.
 _PLAIN_BYTES = 512 << 20
+# That such copies take in turn (csrc/slot_copies.h).
+_PLAIN_STREAMS = 4
 # That fill buffers while nothing else runs. Beside steps one does: the cores are the pool's.
 _LOADING_THREADS = 4
 
@@ -104,6 +106,7 @@ class GpuLane:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = new_stream(device)
+        self._beside = [new_stream(device) for _ in range(_PLAIN_STREAMS - 1)]
         self._pieces: deque[torch.cuda.Event] = deque()
         self._since = 0
         self._ring: PinnedRing | None = None  # most engines need none
@@ -157,8 +160,7 @@ class GpuLane:
         return _native.SlotCopies(
             addresses,
             piece,
-            device=True,
-            stream=self._stream.cuda_stream,
+            streams=[stream.cuda_stream for stream in (self._stream, *self._beside)],
             most_ahead=_PLAIN_BYTES,
         )
 

@@ -1,0 +1,132 @@
+"""Copies of experts on several streams: nothing begins too early, and nothing is forgotten.
+
+On a driver of the tests' own, in a process that has no other (late_driver.c).
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+PROGRAM = """
+import ctypes, json, sys
+import numpy as np
+from ktd.experts import _native
+
+driver = ctypes.CDLL("libcuda.so.1")
+for name in ("late_stream", "late_target"):
+    getattr(driver, name).restype = ctypes.c_size_t
+pointer = ctypes.c_void_p
+
+
+def event():
+    made = pointer()
+    driver.cuEventCreate(ctypes.byref(made), 0)
+    return made
+
+
+case = json.loads(sys.argv[1])
+streams = list(range(1, case["streams"] + 1))
+random = np.random.default_rng(0)
+sources = [random.integers(0, 256, size, dtype=np.uint8) for size in case["sizes"]]
+targets = [np.zeros_like(source) for source in sources]
+rows = [(t.ctypes.data, s.ctypes.data, s.nbytes) for t, s in zip(targets, sources)]
+
+# What the first stream has before: a copy of another batch, which an event of the steps precedes.
+early = np.zeros(8, np.uint8), np.full(8, 7, np.uint8)
+unmapped = event()
+driver.cuEventRecord(unmapped, pointer(9))
+driver.cuStreamWaitEvent(pointer(1), unmapped, 0)
+driver.cuMemcpyAsync(
+    ctypes.c_size_t(early[0].ctypes.data), ctypes.c_size_t(early[1].ctypes.data),
+    ctypes.c_size_t(8), pointer(1),
+)
+copies = _native.SlotCopies(
+    np.array(rows, np.int64).reshape(-1, 3), case["piece"], streams=streams,
+    most_ahead=case["most_ahead"],
+)
+turns = 0
+while not copies.done and turns < case["turns"]:
+    copies.run(1e-9 if case["turns"] < 99 else 0.05)
+    turns += 1
+copies.finish()
+copies.finish()
+done_before = driver.late_copies()
+mark = event()
+driver.cuEventRecord(mark, pointer(1))
+assert driver.cuEventSynchronize(mark) == 0
+log = [(driver.late_stream(n), driver.late_target(n)) for n in range(driver.late_copies())]
+print(json.dumps({
+    "whole": [bool((t == s).all()) for t, s in zip(targets, sources)],
+    "done_before": done_before,
+    "first_is_early": log[0][1] == early[0].ctypes.data,
+    "streams": sorted({stream for stream, _ in log[1:]}),
+    "copies": len(log) - 1,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    if COMPILER is None:
+        pytest.skip("there is no C compiler")
+    folder = tmp_path_factory.mktemp("driver")
+    source = Path(__file__).with_name("late_driver.c")
+    command = [COMPILER, "-shared", "-fPIC", "-Wall", "-Werror", "-o"]
+    subprocess.run([*command, str(folder / "libcuda.so.1"), str(source)], check=True)
+    return folder
+
+
+def run(driver, **case):
+    usual = {"streams": 4, "sizes": [], "piece": 1 << 20, "most_ahead": 1 << 30, "turns": 1000}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(usual | case)],
+        env=os.environ | {"LD_LIBRARY_PATH": str(driver)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+SIZES = [2000, 1000, 40, 20] * 6
+
+
+@pytest.mark.parametrize("streams", [1, 2, 4])
+@pytest.mark.parametrize("piece", [1 << 20, 300])
+def test_all_copies_are_done_behind_the_first_stream_and_none_before_it(driver, streams, piece):
+    """Whoever waits on the first stream has them all; they begin behind what it had before."""
+    found = run(driver, streams=streams, sizes=SIZES, piece=piece)
+    assert all(found["whole"])
+    assert found["first_is_early"]
+    assert found["streams"] == list(range(1, streams + 1))
+    assert found["copies"] == sum(-(-size // piece) for size in SIZES)
+    assert found["done_before"] == 0  # nothing waited
+
+
+def test_what_is_in_flight_is_limited(driver):
+    """The thread waits for the oldest part, here one of another stream than the first; what comes
+    before the batch has happened then."""
+    found = run(driver, sizes=[10, *SIZES], most_ahead=4000)
+    assert all(found["whole"])
+    assert found["done_before"] > 0
+    assert found["first_is_early"]
+
+
+def test_what_was_enqueued_before_a_batch_was_given_up_is_waited_for(driver):
+    """Its slots are taken again by others, so nothing may arrive in them later."""
+    found = run(driver, sizes=SIZES, turns=3)
+    assert 0 < found["copies"] < len(SIZES)
+    assert sum(found["whole"]) == found["copies"]
+
+
+def test_a_batch_of_nothing_enqueues_nothing(driver):
+    """Moves out of slots copy no expert."""
+    assert run(driver)["copies"] == 0
