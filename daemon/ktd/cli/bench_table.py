@@ -66,6 +66,8 @@ def add_parser(actions: Subparsers) -> None:
         help="tokens before a cell is measured (50)")  # fmt: skip
     add("--settle-policy", metavar="N", type=positive_int, default=500,
         help="the same where a policy runs (500)")  # fmt: skip
+    add("--settle-seconds", metavar="S", type=positive_float, default=10.0,
+        help="and so long at least there: a policy's moves are paced by time (10)")  # fmt: skip
     add("--learn", metavar="N", type=positive_int, default=4000,
         help="the same for the first cell of adaptive, which remembers (4000)")  # fmt: skip
     add("--longest", metavar="S", type=positive_float, default=60.0, help="of a run (60 s)")
@@ -90,6 +92,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         runs=args.runs,
         settle=args.settle,
         settle_policy=args.settle_policy,
+        settle_seconds=args.settle_seconds,
         learn=args.learn,
         longest=args.longest,
     )
@@ -152,6 +155,7 @@ def _request(
         "prompt and output tokens": [load.prompt, load.output],
         "tokens and runs": [load.tokens, load.runs],
         "settling tokens": [load.settle, load.settle_policy, load.learn],
+        "settling seconds of policies": load.settle_seconds,
     }
 
 

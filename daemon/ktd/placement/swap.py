@@ -126,10 +126,10 @@ class BatchLimits:
     def of_policy(cls, device: str) -> BatchLimits:
         """Limits for what a policy moves, two calls each half second.
 
-        A GPU's link brings a GiB in 20 ms, the time of a step; with the default's 256 MiB a policy
-        would take minutes to follow a workload that changes.
+        A GPU's link brings 2 GiB in 40 ms, the time of two steps; with the default's 256 MiB a
+        policy would take minutes to follow a workload that changes.
         """
-        return cls() if device == "cpu" else cls(moves=512, bytes=1 << 30)
+        return cls() if device == "cpu" else cls(moves=512, bytes=2 << 30)
 
     def split(self, moves: Sequence[Move], expert_bytes: int) -> list[tuple[Move, ...]]:
         """``moves`` in order, in batches of at most that many moves and bytes, at least one move.

@@ -43,6 +43,7 @@ class Load:
         runs: Of a cell.
         settle: Tokens before a cell is measured.
         settle_policy: The same for policies.
+        settle_seconds: And so long at least: a policy's moves are paced by time.
         learn: The same for the first cell of a policy that keeps what it has learned.
         longest: Seconds of one run, at most.
     """
@@ -54,6 +55,7 @@ class Load:
     runs: int
     settle: int
     settle_policy: int
+    settle_seconds: float
     learn: int
     longest: float
 
@@ -213,7 +215,11 @@ class TableBench:
         elif policy in LEARNING and (cell.kind, policy) not in self._learned:
             self._learned.add((cell.kind, policy))
             settle, longest = max(settle, load.learn), 10 * load.longest
+        began = time.monotonic()
         await asyncio.to_thread(run.load.measure_tokens, settle, longest=longest)
+        left = began + load.settle_seconds - time.monotonic()
+        if policy != _OFF and left > 0:
+            await asyncio.to_thread(run.load.measure, left)
         before = await run.pairs()
         stretches: list[Stretch] = []
         for _ in range(load.runs):
