@@ -94,6 +94,12 @@ async def test_fit_of_a_folder_needs_no_daemon(tmp_path: Path) -> None:
     assert "holds 1000000 tokens" in " ".join(large["assumptions"])
     mapped = (await ktd(*fit, "--host-memory", "mmap", socket=nowhere)).json
     assert "used from the page cache" in mapped["assumptions"][-2]
+    four = (await ktd(*fit, "--cpu-expert-format", "int4", socket=nowhere)).json
+    assert four["expert_bytes"] == small["expert_bytes"]  # slots hold the values in bf16
+    alike = (await ktd(*fit, "--cpu-expert-format", "checkpoint", socket=nowhere)).json
+    taken = [" ".join(value["assumptions"]) for value in (four, alike)]
+    assert ["takes 5.1 MiB experts" in text for text in taken] == [True, False]
+    assert ["takes 18.0 MiB experts" in text for text in taken] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +108,8 @@ async def test_fit_of_a_folder_needs_no_daemon(tmp_path: Path) -> None:
         (("--tp", "2"), 2, "--tp needs MODEL"),
         (("--chunked-prefill-size", "9"), 2, "--chunked-prefill-size needs MODEL"),
         (("--host-memory", "mmap"), 2, "--host-memory needs MODEL"),
+        (("--cpu-expert-format", "int8"), 2, "--cpu-expert-format needs MODEL"),
+        ((str(MODEL), "--cpu-expert-format", "int5"), 2, "invalid choice: 'int5'"),
         (("/no/such/folder",), 3, "There is no model folder /no/such/folder"),
         (("some/model",), 3, "some/model is not a folder here"),
         ((str(MODEL), "--device", "cuda"), 3, "--device cuda needs an NVIDIA GPU"),

@@ -34,6 +34,7 @@ from ktd.model.device_memory import device_bytes
 from ktd.model.facts import ModelFacts, read_facts
 from ktd.model.fit import Fit, fit_before_start, fit_while_running
 from ktd.model.memory import HostMemory
+from ktd.model.quantised import FORMATS, quantised
 from ktd.model.sglang_choice import default_chunk
 from ktd.model.source import folder_or_id
 from ktd.placement.manager import PlacementManager
@@ -112,6 +113,7 @@ def fit_of_model(
     kv_tokens: int | None,
     chunk: int | None = None,
     mapped: bool = False,
+    cpu_format: str | None = None,
 ) -> Fit:
     """For a model that nobody serves yet, as `ktd placement fit MODEL` asks it.
 
@@ -122,9 +124,11 @@ def fit_of_model(
         kv_tokens: Tokens that the KV cache must hold; None: what ktd gives SGLang.
         chunk: Tokens of a step of prefill; None: SGLang chooses.
         mapped: Experts are used from the page cache.
+        cpu_format: Of ``--cpu-expert-format``: what experts are quantised to while they are loaded;
+            any other word, or None: they are not.
 
     Raises:
-        ModelUnsupported: it is no folder of a model that can be served here.
+        ModelUnsupported: it is no folder of a model that can be served here, or so.
     """
     folder = folder_or_id(model)
     if isinstance(folder, str):
@@ -136,6 +140,8 @@ def fit_of_model(
     given = ((TOKENS_FLAG, kv_tokens), (CHUNK_FLAG, chunk))
     words = [f"{flag}={value}" for flag, value in given if value is not None]
     facts = replace(read_facts(folder, device=where, ranks=tp), mapped=mapped)
+    if cpu_format in FORMATS:
+        facts = quantised(facts, cpu_format, ranks=tp, named="--cpu-expert-format")
     demand = usual_demand(facts, words, device=where, ranks=tp)
     return fit_before_start(facts, demand, free_bytes(where, words, tp))
 

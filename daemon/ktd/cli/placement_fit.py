@@ -11,7 +11,7 @@ from ktd.cli.connection import client_of
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.quantities import bytes_text, share_text
 from ktd.cli.terminal import Terminal, out
-from ktd.config.options import HOST_MEMORY
+from ktd.config.options import CPU_EXPERT_FORMATS, HOST_MEMORY
 
 if TYPE_CHECKING:
     import argparse
@@ -70,6 +70,11 @@ def add_parser(subparsers: Subparsers) -> None:
         choices=HOST_MEMORY,
         help="with MODEL: what experts are in, as `ktd serve` takes it (default: copy)",
     )
+    parser.add_argument(
+        "--cpu-expert-format",
+        choices=CPU_EXPERT_FORMATS,
+        help="with MODEL: as `ktd serve` takes it (default: auto, which is checkpoint)",
+    )
     parser.add_argument("--device", help="with MODEL: auto, cpu or cuda (default: auto)")
 
 
@@ -99,6 +104,7 @@ def _of_folder(args: argparse.Namespace) -> dict[str, Any]:
         kv_tokens=args.max_total_tokens,
         chunk=args.chunked_prefill_size,
         mapped=args.host_memory == "mmap",
+        cpu_format=args.cpu_expert_format,
     )
     values = {name: getattr(fit, name) for name in _FIELDS if name != "largest_slots"}
     values["largest_slots"] = fit.largest
@@ -112,6 +118,7 @@ async def _of_engine(args: argparse.Namespace) -> dict[str, Any]:
         ("--tp", args.tp),
         ("--device", args.device),
         ("--host-memory", args.host_memory),
+        ("--cpu-expert-format", args.cpu_expert_format),
     ):
         if value is not None:
             raise UsageError(
