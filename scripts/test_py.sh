@@ -5,6 +5,8 @@
 #   VENV=.venv scripts/test_py.sh [PYTEST ARGUMENT ...]
 set -uo pipefail
 cd "$(dirname "$0")/.."
+# Some containers set it; each of the many processes that tests start would then compile ktd again.
+unset PYTHONDONTWRITEBYTECODE
 pytest=("${VENV:-.venv}/bin/python" -m pytest)
 [ $# -eq 0 ] || exec "${pytest[@]}" "$@"
 
