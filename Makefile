@@ -49,8 +49,8 @@ native-test: install ## C++ with warnings as errors, its tests under ASan/UBSan 
 	PATH="$(abspath $(VENV))/bin:$$PATH" tests/native/run.sh
 
 .PHONY: test-py
-test-py: install ## pytest; ARGS is passed on
-	$(PY) -m pytest $(ARGS)
+test-py: install ## pytest, several files at a time; with ARGS one pytest that gets them
+	scripts/test_py.sh $(ARGS)
 
 .PHONY: wheel-test
 wheel-test: install ## The wheel in an empty environment, without torch and SGLang

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import shutil
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.device import on_gpu
 from tests.live import MODEL, LiveDaemon
 
 # A run that was put into the background by a shell ignores SIGINT, and so would the processes that
@@ -20,6 +22,27 @@ from tests.live import MODEL, LiveDaemon
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LIVE_ARGS = ("--kt-gpu-experts-ratio", "0.25", "--max-total-tokens", "16384")
+# An engine on a CPU has three processes, of one GiB each; a worker may have started two.
+WORKER_BYTES = 8 << 30
+# Each engine's pool takes every core, so that more workers would wait for each other.
+MOST_WORKERS = 4
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """For ``-n auto``: as many as the host has cores and memory for; engines on GPUs are alone."""
+    if on_gpu():
+        return 1
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(len(os.sched_getaffinity(0)), memory // WORKER_BYTES, MOST_WORKERS))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Users of the session's daemon share a process as well: every worker would start its own."""
+    for item in items:
+        if "live_daemon" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.alone)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

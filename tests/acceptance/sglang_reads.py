@@ -1,4 +1,6 @@
-"""Reads recordings with SGLang's own code and prints what it found as JSON; run as a program.
+"""Reads recordings with SGLang's own code and prints what it found, a line of JSON for each.
+
+A program; its arguments are kinds and files: ``counts FILE passes FILE …``.
 
 A process of its own, because importing SGLang warns, and wants a whole process.
 """
@@ -76,5 +78,7 @@ def tokens(path: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    kind, name = sys.argv[1:]
-    print(json.dumps({"counts": counts, "passes": passes, "tokens": tokens}[kind](name)))
+    readers = {"counts": counts, "passes": passes, "tokens": tokens}
+    found = [readers[kind](path) for kind, path in zip(sys.argv[1::2], sys.argv[2::2], strict=True)]
+    for one in found:
+        print(json.dumps(one))

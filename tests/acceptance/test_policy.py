@@ -23,7 +23,7 @@ from tests.live import ROOT, LiveDaemon
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.alone]
 
 TEXTS = ("prose", "code", "docs")
 PROMPT = 500  # tokens of a request, and of a turn of the phase mixed

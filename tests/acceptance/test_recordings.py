@@ -26,6 +26,7 @@ SHAPE = ProfileShape(LAYERS, tuple(range(LAYERS)), EXPERTS)
 PROMPT, DECODED = 40, 9
 COUNTED = ("stat", "stat_approx", "per_pass")
 MODES = (*COUNTED, "per_token")
+READS = {"counts": ("stat", "stat_approx"), "passes": MODES[2:], "tokens": ("per_token",)}
 
 
 def prompt(seed: int) -> list[int]:
@@ -106,25 +107,29 @@ def test_a_dump_names_its_file_and_ktd_reads_it(files, mode):
     assert sums(read_counts(Path(path), SHAPE)) == [tokens * TOP_K] * LAYERS
 
 
-def sglang_reads(kind: str, path: str) -> Any:
-    """What SGLang's code finds in a file."""
+@pytest.fixture(scope="module")
+def sglang_reads(files) -> dict[tuple[str, str], Any]:
+    """What SGLang's code finds in each file, by kind and mode; one process, as it starts slowly."""
     pytest.importorskip("torch", reason="torch is not installed")
+    wanted = [(kind, mode) for kind, modes in READS.items() for mode in modes]
+    words = [word for kind, mode in wanted for word in (kind, *files[mode]["paths"])]
     # -P: this folder's openai.py must not stand for the package that SGLang imports.
     done = subprocess.run(
-        [sys.executable, "-P", str(Path(__file__).with_name("sglang_reads.py")), kind, path],
+        [sys.executable, "-P", str(Path(__file__).with_name("sglang_reads.py")), *words],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    found = done.stdout.splitlines()[-len(wanted) :]
+    return dict(zip(wanted, map(json.loads, found), strict=True))
 
 
-@pytest.mark.parametrize("mode", ["stat", "stat_approx"])
-def test_sglang_reads_the_counts(files, mode):
+@pytest.mark.parametrize("mode", READS["counts"])
+def test_sglang_reads_the_counts(files, sglang_reads, mode):
     """And places experts by them."""
     (path,) = files[mode]["paths"]
-    found = sglang_reads("counts", path)
+    found = sglang_reads["counts", mode]
     assert found["keys"] == ["rank", "logical_count", "average_utilization_rate_over_window"]
     assert found["dtype"] == "torch.int32"
     assert found["shape"] == [1000 if mode == "stat" else 2, LAYERS, EXPERTS]
@@ -133,10 +138,10 @@ def test_sglang_reads_the_counts(files, mode):
     assert [sorted(layer) for layer in found["places"]] == [list(range(EXPERTS))] * LAYERS
 
 
-@pytest.mark.parametrize("mode", MODES[2:])
-def test_sglang_reads_the_passes(files, mode):
+@pytest.mark.parametrize("mode", READS["passes"])
+def test_sglang_reads_the_passes(files, sglang_reads, mode):
     """The prefill, then a token a pass."""
-    found = sglang_reads("passes", files[mode]["paths"][0])
+    found = sglang_reads["passes", mode]
     count = files[mode]["written"]["passes"]
     assert found["shape"] == [count, LAYERS, EXPERTS]
     decoded = [[TOP_K] * LAYERS] * (count - 1)
@@ -144,9 +149,9 @@ def test_sglang_reads_the_passes(files, mode):
     assert found["ids"] == list(range(found["ids"][0], found["ids"][0] + count))
 
 
-def test_the_routing_of_each_token_is_what_sglangs_recorder_would_have_kept(files):
+def test_the_routing_of_each_token_is_what_sglangs_recorder_would_have_kept(files, sglang_reads):
     """Fields, shapes, types; the experts of the tokens add up to the counts of their pass."""
-    found = sglang_reads("tokens", files["per_token"]["paths"][0])
+    found = sglang_reads["tokens", "per_token"]
     assert set(found["agree"]) == {True}
     assert sorted(found["keys"]) == sorted(
         [

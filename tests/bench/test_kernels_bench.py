@@ -114,6 +114,7 @@ def test_a_busy_core_is_measured_and_its_process_ends(monkeypatch, capsys):
     """What is left is a share of the speed; the table and the remarks are printed."""
     monkeypatch.setitem(shapes.SHAPES, TINY.name, TINY)
     arguments = ["--shape", "tiny", "--tokens", "1", "--seconds", "0.1", "--no-torch"]
+    arguments += ["--format", "bf16"]
     before = _children()
     assert run(["bench", "kernels", *arguments, "--busy-core", "--threads", "2"]) == ExitCode.OK
     printed = capsys.readouterr()

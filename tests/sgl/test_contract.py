@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import pkgutil
+import sys
 from importlib.metadata import entry_points
 
 import pytest
@@ -291,3 +292,14 @@ def test_platform_seam_selects_by_entry_point_name():
     assert PlatformEnum.OOT
     assert any(ep.name == "ktd" for ep in entry_points(group="sglang.srt.platforms"))
     assert current_platform.device_type in ("cpu", "cuda"), moved("current_platform", "platform")
+
+
+def test_sglang_does_without_flashinfer_where_there_is_no_gpu():
+    """Every process of an engine would spend seconds on importing it."""
+    from sglang.srt.layers.quantization import fp4_utils
+    from sglang.srt.platforms import current_platform
+
+    if current_platform.device_type != "cpu":
+        pytest.skip("SGLang uses FlashInfer on a GPU")
+    assert fp4_utils.fp4_quantize is None, moved("the import of flashinfer", "platform")
+    assert not [name for name in sys.modules if name.startswith("flashinfer.")]
