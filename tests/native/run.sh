@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds csrc with warnings as errors and runs the native tests: plain, under ASan + UBSan, and
-# under TSan. `run.sh plain` (or asan, tsan) does one of them.
+# under TSan. `run.sh plain` (or asan, tsan) does one of them. Sanitizers see the same at -O1, for
+# which GCC takes an eighth of the time that -O2 takes for some kernels.
 set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -12,7 +13,8 @@ run() {
   build=$root/build/native-$name
   # shellcheck disable=SC2086 # two words, or none
   cmake -S "$root/csrc" -B "$build" $generator -DCMAKE_BUILD_TYPE="$type" -DKTD_BINDINGS=OFF \
-    -DKTD_TESTS=ON -DKTD_WERROR="${KTD_WERROR:-ON}" -DKTD_SANITIZE="$sanitize" >"$build.log" 2>&1 || {
+    -DKTD_TESTS=ON -DKTD_WERROR="${KTD_WERROR:-ON}" -DKTD_SANITIZE="$sanitize" \
+    -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g -DNDEBUG" >"$build.log" 2>&1 || {
     cat "$build.log"
     exit 1
   }
