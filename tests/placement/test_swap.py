@@ -291,7 +291,8 @@ def test_what_an_operator_applies_goes_in_batches_of_tens_of_milliseconds(device
 
 def test_a_policy_moves_as_much_as_a_link_brings_in_a_step():
     """On the CPU, where copies take the cores' time, no more than before."""
-    assert BatchLimits.of_policy("cpu") == BatchLimits()
-    of_gpu = BatchLimits.of_policy("cuda")
+    assert BatchLimits.of_policy("cpu", None) == BatchLimits()
+    of_gpu = BatchLimits.of_policy("cuda", None)
     assert of_gpu.moves > BatchLimits().moves
     assert of_gpu.bytes < BatchLimits.of_operator("cuda", None).bytes
+    assert BatchLimits.of_policy("cuda", 1e9).bytes == BatchLimits().bytes

@@ -189,7 +189,7 @@ async def _daemon(
         on_condition=board.report,
         copy_pairs=lambda: copy_pairs(evidence.costs(), manager.placement().shape.expert_bytes),
         advice=lambda options: never_fires(settings, options, chunk),
-        limits=BatchLimits.of_policy(device),
+        limits=BatchLimits.of_policy(device, settings.swap_rate),
         usual_copy_cost=usual_copy_cost(device),
         exchanges_only=bench is not None,
     )

@@ -114,22 +114,21 @@ class BatchLimits:
         GPU's link 3 GiB take 60 ms; at a limited ``rate``, bytes per second, a batch takes no
         longer than that either.
         """
-        default = cls()
-        if device == "cpu":
-            return default
-        most = 3 << 30
-        if rate is not None:
-            most = max(default.bytes, min(most, int(rate * 0.06)))
-        return cls(moves=1024, bytes=most)
+        return cls() if device == "cpu" else cls(moves=1024, bytes=cls._at(rate, 3 << 30))
 
     @classmethod
-    def of_policy(cls, device: str) -> BatchLimits:
-        """Limits for what a policy moves, two calls each half second.
+    def of_policy(cls, device: str, rate: float | None) -> BatchLimits:
+        """Limits for what a policy moves, two calls each half second; ``rate`` as above.
 
         A GPU's link brings 2 GiB in 40 ms, the time of two steps; with the default's 256 MiB a
         policy would take minutes to follow a workload that changes.
         """
-        return cls() if device == "cpu" else cls(moves=512, bytes=2 << 30)
+        return cls() if device == "cpu" else cls(moves=512, bytes=cls._at(rate, 2 << 30))
+
+    @classmethod
+    def _at(cls, rate: float | None, most: int) -> int:
+        """Bytes of 60 ms at a limited rate; not less than the default's, nor more than ``most``."""
+        return most if rate is None else max(cls().bytes, min(most, int(rate * 0.06)))
 
     def split(self, moves: Sequence[Move], expert_bytes: int) -> list[tuple[Move, ...]]:
         """``moves`` in order, in batches of at most that many moves and bytes, at least one move.
