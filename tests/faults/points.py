@@ -60,7 +60,7 @@ def _plant(watch: Watch) -> None:
     _before(Rank, "_upload_tables", fail_at("table-upload"))
     # Everything is copied and nothing is published.
     die = die_at("rank-death")
-    _before(Rank, "call", lambda _, request: _call_of(request) == "publish" and die())
+    _before(Rank, "call", lambda _, request: _publishes(request) and die())
     _before(Rank, "end_step", die_at("rank-death-in-step"))
     _fail_copies(Copier, watch)
     _fail_tasks(Rank, watch)
@@ -78,8 +78,10 @@ def _before(owner: type, name: str, action: Callable[..., object]) -> None:
     setattr(owner, name, method)
 
 
-def _call_of(request: str) -> str:
-    return str(json.loads(request)["call"])
+def _publishes(request: str) -> bool:
+    """Alone, or before it prepares the next batch."""
+    fields = json.loads(request)
+    return fields["call"] == "publish" or "publish" in fields
 
 
 def _fail_copies(copier: Any, watch: Watch) -> None:
