@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from ktd.bench.table.routing import Routing, RoutingFile
 from ktd.config.options import OPTIONS
 from tests.cli.running import environment
 from tests.live import MODEL, LiveDaemon
@@ -42,7 +43,9 @@ class BenchDaemon(LiveDaemon):
     def __init__(self, folder, *args, run_id="of this run", keep_cpu_path=True):
         super().__init__(*args)
         ids = np.tile(np.array(CHOSEN, np.int16), (50, 1, 1))
-        np.savez(folder / "routing.npz", ids=ids, run_id="of this run")
+        known = np.zeros((6, 32), np.int64)
+        routing = Routing("stationary", "test", ids, known)
+        RoutingFile(folder / "routing.npz", "of this run", {"stationary": routing})
         about = {"routing": str(folder / "routing.npz"), "run_id": run_id}
         self.line = json.dumps(about | {"keep_cpu_path": keep_cpu_path}).encode()
         self.command[1:4] = ["-m", MODULE]
