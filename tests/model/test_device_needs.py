@@ -215,3 +215,12 @@ def test_registering_costs_what_it_costs_on_the_other_side():
     """Two packages have the figure, as neither may import the other."""
     host_memory = pytest.importorskip("ktd.cuda.host_memory", reason="needs torch")
     assert host_memory.DEVICE_BYTES_PER_GIB == BYTES_PER_REGISTERED_GIB
+
+
+def test_rows_of_a_step_are_those_that_the_engine_makes_room_for():
+    """The sum may not import the engine's side, which needs torch, so the figure stands twice."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    from ktd.model import device_needs
+    from ktd.sgl import cuda_side
+
+    assert device_needs._MIXED_ROWS == cuda_side._MIXED_ROWS
