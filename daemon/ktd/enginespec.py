@@ -16,6 +16,9 @@ from pathlib import Path
 SPEC_VARIABLE = "KTD_ENGINE_SPEC"
 ID_VARIABLE = "KTD_ENGINE_ID"
 
+# What the host knows when SGLang tells it of an end; whoever else knows more knows it better.
+PROCESS_ENDED = "a process of SGLang ended while it served; its log says why"
+
 # Kinds of host memory that experts can be in.
 COPY = "copy"
 MMAP = "mmap"

@@ -49,31 +49,42 @@ _ENGINE_KILLS = f"{_KILLS}test_a_killed_engine_process_is_noticed_and_everything
 
 _TWO_RANKS = f"{_TESTS}/test_logprobs.py::test_logprobs_agree_on_two_ranks"
 _STREAMS = f"{_TESTS}/test_streams_during_swaps.py::test_streams_do_not_notice_a_thousand_swaps"
-_FAULTS = (
-    "test_a_step_of_a_swap_that_fails_is_taken_back[{}-prepare]",
-    "test_a_step_of_a_swap_that_fails_is_taken_back[{}-copy]",
-    "test_a_step_of_a_swap_that_fails_is_taken_back[{}-publish]",
-    "test_tables_that_do_not_reach_the_gpu_end_the_engine[{}]",
-    "test_a_step_that_fails_ends_the_engine_and_not_the_service[{}-cpu-task]",
-    "test_a_step_that_fails_ends_the_engine_and_not_the_service[{}-pool-thread]",
-    "test_a_step_that_fails_ends_the_engine_and_not_the_service[{}-rank-death]",
-    "test_a_rank_that_dies_between_copying_and_publishing[{}]",
-)
+_FAULTS = {
+    "swaps": (
+        "test_a_step_of_a_swap_that_fails_is_taken_back[{}-prepare]",
+        "test_a_step_of_a_swap_that_fails_is_taken_back[{}-copy]",
+        "test_a_step_of_a_swap_that_fails_is_taken_back[{}-publish]",
+    ),
+    "steps": (
+        "test_tables_that_do_not_reach_the_gpu_end_the_engine[{}]",
+        "test_a_step_that_fails_ends_the_engine_and_not_the_service[{}-cpu-task]",
+        "test_a_step_that_fails_ends_the_engine_and_not_the_service[{}-pool-thread]",
+    ),
+    "deaths": (
+        "test_a_step_that_fails_ends_the_engine_and_not_the_service[{}-rank-death]",
+        "test_a_rank_that_dies_between_copying_and_publishing[{}]",
+    ),
+}
 
 
-def _faults(ranks: str) -> tuple[str, ...]:
-    return tuple(f"{_TESTS}/test_faults.py::{test.format(ranks)}" for test in _FAULTS)
+def _faults(prefix: str, ranks: str) -> dict[str, tuple[str, ...]]:
+    return {
+        f"{prefix}-{what}": tuple(
+            f"{_TESTS}/test_faults.py::{test.format(ranks)}" for test in tests
+        )
+        for what, tests in _FAULTS.items()
+    }
 
 
 # The long ones first; a job is what shares servers, or fits beside another.
 JOBS: dict[str, tuple[str, ...]] = {
     # On a host with one GPU those of two ranks are skipped.
-    "two-faults": _faults("two-ranks"),
+    **_faults("two-faults", "two-ranks"),
     "two-streams": (f"{_STREAMS}[two-ranks]",),
     "two-logprobs": (f"{_TWO_RANKS}[pool-bf16]", f"{_TWO_RANKS}[streamed-bf16]"),
     "two-counts": (f"{_RECORDINGS}test_counts_do_not_grow_with_tensor_parallelism",),
     "streams": (f"{_STREAMS}[one-rank]",),
-    "faults": _faults("one-rank"),
+    **_faults("faults", "one-rank"),
     "bf16-some": (f"{_AT_RATIO}[bf16-0.37]", f"{_STREAMED}[bf16]"),
     "fp8-some": (f"{_AT_RATIO}[fp8_block-0.37]", f"{_STREAMED}[fp8_block]"),
     "fp8-ends": (f"{_AT_RATIO}[fp8_block-0]", f"{_AT_RATIO}[fp8_block-1]"),

@@ -7,6 +7,7 @@ later of the two ends.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,11 +82,11 @@ class RankCalls:
         if len(paths) != ranks:
             raise FileNotFoundError(f"{folder} has {len(paths)} rank files, not {ranks}")
         self.files = [RankFileReader(path) for path in paths]
-        self._read = [file.num_pool_calls for file in self.files]
+        self._read = self._settled()
 
     def mark(self) -> None:
         """What has been until now does not count."""
-        self._read = [file.num_pool_calls for file in self.files]
+        self._read = self._settled()
 
     def rate(self, tokens: int) -> PoolRate:
         """Of the steps of so many rows since the mark; those of another number are no decode.
@@ -93,6 +94,7 @@ class RankCalls:
         Raises:
             ValueError: As of :meth:`PoolRate.of`.
         """
+        self._settled()
         since = list(zip(self.files, self._read, strict=True))
         return PoolRate.of(
             [
@@ -100,6 +102,14 @@ class RankCalls:
                 for file, read in since
             ]
         )
+
+    def _settled(self) -> list[int]:
+        """How many calls each has, once no step is under way: an engine ends one it has begun."""
+        while True:
+            before = [file.num_pool_calls for file in self.files]
+            time.sleep(0.2)
+            if before == [file.num_pool_calls for file in self.files]:
+                return before
 
 
 def _took(call: PoolCall) -> int:

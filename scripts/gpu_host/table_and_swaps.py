@@ -1,15 +1,19 @@
 """The table of `ktd bench table` and `ktd bench swap` on one engine: a start takes minutes there.
 
     engine.sh run python3 scripts/gpu_host/table_and_swaps.py FOLDER MODEL [bench table option ...]
-        [--swap-rates none,100] [--swap-seconds 4] [--swap-ratio 0.6] [option of ktd serve ...]
+        [--swap-rates none,100] [--swap-seconds 4] [--swap-ratio 0.6] [--begin-after FILE]
+        [option of ktd serve ...]
 
 Swaps are measured before the cells, with --swap-ratio of all experts in slots and with the table's
-own routing. Leaves table.json, table.md, table.svg and swap-RATE.json in FOLDER.
+own routing; --swap-rates "" leaves them out. With --begin-after the engine starts at once and is
+measured when there is such a file: what else the host has to do is done meanwhile. Leaves
+table.json, table.md, table.svg and swap-RATE.json in FOLDER.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import sys
@@ -36,6 +40,12 @@ def say(text: str) -> None:
     print(f"{text} ({time.monotonic() - _BEGAN:.0f} s)", flush=True)
 
 
+def wait_for(file: Path | None) -> None:
+    """Returns when the file is there."""
+    while file is not None and not file.exists():
+        time.sleep(0.2)
+
+
 class WithSwaps(measurement.TableBench):
     """A table whose engines do one more thing before they end."""
 
@@ -43,12 +53,15 @@ class WithSwaps(measurement.TableBench):
     rates: Sequence[float | None]
     seconds: float
     ratio: float
+    begin_after: Path | None
 
     @contextlib.asynccontextmanager
     async def _started(self, *arguments: Any) -> AsyncIterator[Any]:
-        link = link_bytes_per_second()
         async with super()._started(*arguments) as run:
-            say(f"serving; the link alone {0 if link is None else link / 1e9:.1f} GB/s")
+            say("serving")
+            await asyncio.to_thread(wait_for, self.begin_after)
+            link = await asyncio.to_thread(link_bytes_per_second)
+            say(f"the link alone {0 if link is None else link / 1e9:.1f} GB/s")
             cell = cell_placement(
                 "uniform", self.ratio, self._engines.sizes, self._slots, np.zeros((0, 0), np.int64)
             )
@@ -79,11 +92,13 @@ def main() -> int:
     parser.add_argument("--swap-rates", default="none,100")
     parser.add_argument("--swap-seconds", type=float, default=4.0)
     parser.add_argument("--swap-ratio", type=float, default=0.6)
+    parser.add_argument("--begin-after", type=Path, metavar="FILE")
     args, rest = parser.parse_known_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     WithSwaps.folder, WithSwaps.seconds = args.folder, args.swap_seconds
-    WithSwaps.ratio = args.swap_ratio
-    WithSwaps.rates = [None if r == "none" else float(r) for r in args.swap_rates.split(",")]
+    WithSwaps.ratio, WithSwaps.begin_after = args.swap_ratio, args.begin_after
+    rates = args.swap_rates.split(",") if args.swap_rates else []
+    WithSwaps.rates = [None if rate == "none" else float(rate) for rate in rates]
     bench_table.TableBench = WithSwaps  # type: ignore[misc]
     files = ("--resume", f"{args.folder}/table.json", "--markdown", f"{args.folder}/table.md")
     return ktd(["bench", "table", *rest, *files, "--plot", f"{args.folder}/table.svg"])

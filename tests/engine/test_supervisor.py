@@ -11,7 +11,7 @@ import pytest
 
 from ktd.engine.leftovers import id_prefix, processes_of
 from ktd.engine.status import EnginePhase
-from ktd.enginespec import failure_text
+from ktd.enginespec import PROCESS_ENDED, failure_text
 from ktd.errors import EngineFailed, EngineNotStopped, ModelUnsupported
 
 READY, BACKOFF, FAILED, STOPPED = (
@@ -172,20 +172,32 @@ class TestCrash:
             # What runs on it, as a swap, fails with the cause.
             assert "scheduler of rank 1" in rig.engines.reasons[0]
 
-    @pytest.mark.parametrize("first", ["death", "report"])
-    async def test_what_others_report_after_a_rank_has_gone_is_not_the_cause(self, rig, first):
-        """They lose their connection to it; what is reported before a death explains that."""
+    @pytest.mark.parametrize(
+        ("before", "after", "cause"),
+        [
+            (None, "A connection was closed by its peer.", "scheduler of rank 0"),
+            ("A step failed.", None, "A step failed."),
+            (PROCESS_ENDED, None, "scheduler of rank 0"),
+        ],
+        ids=["death-first", "report-first", "host-heard-first"],
+    )
+    async def test_what_others_report_after_a_rank_has_gone_is_not_the_cause(
+        self, rig, before, after, cause
+    ):
+        """They lose their connection to it; what is reported before a death explains that.
+
+        But the host does not know more than that there was one.
+        """
         async with rig.supervised() as supervisor:
             status = await rig.until(supervisor, READY)
             report = Path(rig.engines.specs[0].runtime_dir) / "failure-1.json"
-            if first == "report":
-                report.write_text(failure_text("internal", "A step failed."))
+            if before:
+                report.write_text(failure_text("internal", before))
             os.kill(status.ranks[0].pid, signal.SIGKILL)
-            if first == "death":
+            if after:
                 await asyncio.sleep(0.1)
-                report.write_text(failure_text("internal", "A connection was closed by its peer."))
+                report.write_text(failure_text("internal", after))
             await self.restarted(rig, supervisor)
-            cause = "A step failed." if first == "report" else "scheduler of rank 0"
             assert cause in supervisor.status().conditions[0].message
 
     async def test_a_killed_host_leaves_no_orphan(self, rig):

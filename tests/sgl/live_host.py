@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import grpc
 
-from ktd.engine.launcher import child_environment
+from ktd.engine.launcher import child_environment, temporary_dir
 from ktd.enginespec import EngineSpec, Failure, read_failure
 from ktd.internal.v1 import control_pb2 as pb
 from ktd.internal.v1 import control_pb2_grpc
@@ -92,6 +92,7 @@ class LiveHost:
     def spawn(self) -> None:
         """Starts the host as the daemon would and returns at once."""
         self.spec.write()
+        temporary_dir(self.spec).mkdir(exist_ok=True)
         read_end, self.lifeline = os.pipe()
         environment = child_environment(self.spec, os.environ, read_end)
         with self.log.open("wb") as log:

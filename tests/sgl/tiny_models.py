@@ -238,6 +238,10 @@ def build(name: str, folder: Path, *, spread: float = 0.25, for_gpu: bool = Fals
     written = json.loads(path.read_text())
     if recipe.architecture is not None:
         written["architectures"] = [recipe.architecture]
+    if recipe.model_type == "qwen3_next":
+        # As the checkpoint on the hub has it; SGLang does not read the layers' types that newer
+        # releases of Transformers write instead.
+        written["full_attention_interval"] = 4
     path.write_text(json.dumps(written))
     for file in MODEL.glob("*token*"):
         shutil.copy(file, folder)

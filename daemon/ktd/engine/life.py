@@ -18,7 +18,7 @@ from ktd.engine.bridge import EngineBridge, HostState
 from ktd.engine.launcher import EngineProcess
 from ktd.engine.ranks import Ranks
 from ktd.engine.status import EnginePhase
-from ktd.enginespec import read_failure
+from ktd.enginespec import PROCESS_ENDED, read_failure
 from ktd.errors import KtdError
 from ktd.version import __version__
 
@@ -131,8 +131,12 @@ class EngineLife:
         if self._suspect.done():
             event = self._suspect.result()
         failure = read_failure(Path(self.process.spec.runtime_dir))
-        # What others report after a rank has gone is what followed from it.
-        if failure is not None and failure.time_ns < self._rank_gone_ns:
+        # What others report after a rank has gone is what followed from it, and so is what the host
+        # hears of SGLang: another rank may have told it before the death itself was seen here.
+        gone = self._rank_gone_ns
+        if failure is not None and failure.message == PROCESS_ENDED and gone < math.inf:
+            failure = None
+        if failure is not None and failure.time_ns < gone:
             return Ending(failure.kind, failure.message)
         if "SIGKILL" in event and _oom_kills() > self._kills:
             return Ending("memory", "The kernel killed an engine process because memory ran out.")

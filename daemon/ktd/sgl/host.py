@@ -18,7 +18,7 @@ from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import Any
 
-from ktd.enginespec import EngineSpec, read_failure, report_failure
+from ktd.enginespec import PROCESS_ENDED, EngineSpec, read_failure, report_failure
 
 LIFELINE_VARIABLE = "KTD_LIFELINE_FD"
 _WARM_UP_SECONDS = 600.0
@@ -90,7 +90,7 @@ class EngineHost:
                 host.stop()
 
             def running_phase_sigquit_handler(self, *_: Any) -> None:
-                host._give_up("a process of SGLang ended while it served; its log says why")
+                host._give_up(PROCESS_ENDED)
 
         return Handlers
 
