@@ -1,6 +1,9 @@
 """`scripts/gpu_host/pool_rates.py`: bandwidth of ranks that compute a layer together."""
 
 import importlib
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,3 +54,17 @@ def test_an_engine_without_all_its_ranks_is_refused(pool_rates, tmp_path):
         pool_rates.RankCalls(tmp_path, 2)
     with pytest.raises(ValueError, match="no pool was called"):
         pool_rates.RankCalls(tmp_path, 1).rate(1)
+
+
+def test_two_pools_read_what_one_reads(tmp_path):
+    """Halves of the same memory: as many bytes, call by call; rates are those of the host."""
+    command = [sys.executable, str(SCRIPTS / "two_pools.py"), "--json", str(tmp_path / "rates")]
+    command += ["--gib", "0.01", "--tokens", "1,2", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("of 0.95") == 2
+    found = json.loads((tmp_path / "rates").read_text())
+    for tokens in ("1", "2"):
+        one, two = (found["calls"][tokens][ranks] for ranks in ("1", "2"))
+        assert [call["num_bytes"] for call in one] == [call["num_bytes"] for call in two]
+        assert all(call["seconds"] > 0 for call in one + two)

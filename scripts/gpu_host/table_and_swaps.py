@@ -79,7 +79,7 @@ class WithSwaps(measurement.TableBench):
                 (self.folder / f"swap-{rate or 'unlimited'}.json").write_text(json.dumps(found))
                 names = (
                     *("bytes_per_second", "swap_bytes_per_second", "experts_per_second"),
-                    *("throughput_ratio", "p99_ratio"),
+                    *("throughput_ratio", "p99_ratio", "alone"),
                 )
                 say(f"swaps, {rate or 'no limit'}: {json.dumps({k: found[k] for k in names})}")
             yield run

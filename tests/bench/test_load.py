@@ -112,6 +112,28 @@ def test_streams_go_on_until_the_load_ends(server, endpoint):
     assert stretch.between_tokens.p50 >= 5
 
 
+def test_no_stream_decodes_while_a_load_is_paused(server, endpoint):
+    """Not even one that has begun; afterwards all go on, as often as that is done."""
+    server.pause = 0.005
+    with DecodeLoad(endpoint, lambda: [1], streams=3, tokens=1000) as load:
+        for _ in range(2):
+            with load.paused():
+                before, asked = load.tokens, len(server.bodies)
+                time.sleep(0.1)
+                assert (load.tokens, len(server.bodies)) == (before, asked)
+            assert load.measure(0.2).tokens > 6
+        assert len(server.bodies) == asked + 3
+
+
+def test_a_stream_that_dies_before_a_pause_is_told(server, endpoint):
+    """It would be waited for in vain."""
+    server.refuse = lambda _: len(server.bodies) > 1
+    with DecodeLoad(endpoint, lambda: [1], streams=1, tokens=3) as load:
+        time.sleep(0.2)
+        with pytest.raises(EngineFailed, match="a stream broke off"), load.paused():
+            pass
+
+
 def test_what_lies_between_two_completions_is_not_decoding():
     """Inside a stretch, across its begin, and across its end."""
     arrivals = [1.0, 1.1, 3.0, 3.1, 3.2, 6.0, 6.1]

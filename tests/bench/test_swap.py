@@ -87,4 +87,8 @@ def test_experts_move_while_streams_decode(rate):
         assert 0 < pair["swap_seconds"] < pair["seconds"]
         assert min(pair["busy"]["tokens"], pair["quiet"]["tokens"]) > 0
     if rate is not None:
+        assert result["alone"] is None
         assert result["experts_per_second"]["median"] < 1.6 * rate
+        return
+    assert result["alone"]["num_bytes"] % result["expert_bytes"] == 0
+    assert 0 < result["alone"]["swap_seconds"] < result["alone"]["seconds"]

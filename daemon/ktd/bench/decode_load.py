@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -78,6 +79,9 @@ class DecodeLoad:
         self._prompts = prompts
         self._tokens = tokens
         self._stop = threading.Event()
+        self._going = threading.Event()
+        self._going.set()
+        self._pausing = [threading.Event() for _ in range(streams)]
         self._lock = threading.Lock()
         self._complaint = ""
         # Of each stream: moments of arrival, and since when the one before it had come.
@@ -107,8 +111,31 @@ class DecodeLoad:
         traceback: TracebackType | None,
     ) -> None:
         self._stop.set()
+        self._going.set()
         for thread in self._threads:
             thread.join(_STOP_SECONDS)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """While the body runs, no stream asks for anything; those under way are broken off.
+
+        Raises:
+            EngineFailed: A stream has died, or does not end.
+        """
+        for pausing in self._pausing:
+            pausing.clear()
+        self._going.clear()
+        try:
+            deadline = time.monotonic() + _STOP_SECONDS
+            for pausing in self._pausing:
+                while not pausing.wait(_LOOK_SECONDS):
+                    self.check()
+                    if time.monotonic() > deadline:
+                        raise EngineFailed(f"a stream has not ended in {_STOP_SECONDS:.0f} s")
+            yield
+        finally:
+            self._going.set()
+        self.check()
 
     def check(self) -> None:
         """Raises what a stream died of.
@@ -161,9 +188,11 @@ class DecodeLoad:
     def _run(self, stream: int) -> None:
         try:
             while not self._stop.is_set():
-                self._complete(stream)
-        except _StoppedError:
-            pass
+                with contextlib.suppress(_StoppedError):
+                    self._complete(stream)
+                if not self._going.is_set():
+                    self._pausing[stream].set()
+                    self._going.wait()
         except (EngineFailed, OSError, ValueError) as error:
             with self._lock:
                 self._complaint = self._complaint or f"a stream broke off: {error}"
@@ -173,7 +202,7 @@ class DecodeLoad:
 
         def arrived(now: float) -> None:
             nonlocal last
-            if self._stop.is_set():
+            if self._stop.is_set() or not self._going.is_set():
                 raise _StoppedError
             self._gaps[stream].append(-1.0 if last is None else now - last)
             self._arrivals[stream].append(now)

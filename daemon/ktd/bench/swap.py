@@ -7,6 +7,7 @@ daemon's API, back and forth between two sets of experts, as fast as it goes or 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -46,11 +47,27 @@ class SwapPair:
 
 
 @dataclass(frozen=True, slots=True)
+class SwapAlone:
+    """A stretch of swaps in which nothing is decoded, so that nobody else reads the host's memory.
+
+    Attributes:
+        num_bytes: Copied into slots, over all ranks.
+        seconds: That it took, calls of the API and all.
+        swap_seconds: Of those, from the beginning of each swap to its end.
+    """
+
+    num_bytes: int
+    seconds: float
+    swap_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class SwapResult:
     """All pairs.
 
     Attributes:
         pairs: In the order in which they were measured.
+        alone: Swaps without streams; None where a rate was asked for.
         slots: Of all layers.
         expert_bytes: Of one, over all ranks.
         link_bytes_per_second: What the GPU reads of the host's memory when nothing else runs; None
@@ -60,6 +77,7 @@ class SwapResult:
     pairs: tuple[SwapPair, ...]
     slots: int
     expert_bytes: int
+    alone: SwapAlone | None = None
     link_bytes_per_second: float | None = None
 
     @property
@@ -204,7 +222,18 @@ async def measure_swaps(
         )
     slots = sum(row.slots for row in placement.layers)
     size = found[-1].num_bytes // max(1, found[-1].experts)
-    return SwapResult(tuple(found), slots, size)
+    alone = None if rate is not None else await _alone(load, mover, seconds)
+    return SwapResult(tuple(found), slots, size, alone)
+
+
+async def _alone(load: DecodeLoad, mover: _Mover, seconds: float) -> SwapAlone:
+    with contextlib.ExitStack() as stack:
+        await asyncio.to_thread(stack.enter_context, load.paused())
+        before, swapping = mover.moved, mover.seconds
+        begin = time.perf_counter()
+        await mover.run(begin + seconds)
+        took = time.perf_counter() - begin
+        return SwapAlone(mover.moved[1] - before[1], took, mover.seconds - swapping)
 
 
 class _Mover:

@@ -101,6 +101,7 @@ def _print(result: SwapResult) -> None:
             ("copied", f"{rate.median / 1e9:.2f} ({low:.2f} to {high:.2f}) GB/s, {size} an expert"),
             ("within swaps", f"{result.swap_bytes_per_second.median / 1e9:.2f} GB/s"),
             ("of the link", _of_link(result)),
+            ("nothing decoded", _alone(result)),
             ("slots", f"{result.slots}"),
             ("decode, with ÷ without", result.throughput_ratio.text(3)),
             ("p99 between tokens, with ÷ without", result.p99_ratio.text(2)),
@@ -121,3 +122,14 @@ def _of_link(result: SwapResult) -> str:
         f"{share:.3f}, within swaps {within:.3f}; measured before: {link / 1e9:.2f} GB/s from "
         "page-locked memory"
     )
+
+
+def _alone(result: SwapResult) -> str:
+    if result.alone is None:
+        return ""
+    rate = result.alone.num_bytes / result.alone.seconds
+    within = result.alone.num_bytes / result.alone.swap_seconds
+    text = f"{rate / 1e9:.2f} GB/s, within swaps {within / 1e9:.2f}"
+    if (link := result.link_bytes_per_second) is None:
+        return text
+    return f"{text}; of the link {rate / link:.3f}, within swaps {within / link:.3f}"
