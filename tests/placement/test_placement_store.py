@@ -106,6 +106,39 @@ async def test_corrupt_file_is_set_aside(store, tmp_path, text):
     assert json.loads(path.read_text())["revision"] == 1
 
 
+async def test_a_file_whose_undo_points_are_whole_is_read(store, tmp_path):
+    """As the first version wrote them; what is written now has the layers that differ."""
+    async with bench_of(store=store, model="m") as bench:
+        await bench.applied({1: (0, 4)}, partial=True)
+        await bench.applied({3: (5,)}, partial=True)
+        points = bench.manager.history.undo_points
+    path = tmp_path / "state" / "placement.json"
+    raw = json.loads(path.read_text())
+    assert [point["layers"] for point in raw["history"]["undo_points"]] == [
+        {"0": [0, 1]},
+        {"1": [0, 1]},
+    ]
+    raw["version"] = 1
+    raw["history"]["undo_points"] = [
+        {"revision": point.revision, "experts": point.experts} for point in points
+    ]
+    path.write_text(json.dumps(raw))
+    assert store.load().history.undo_points == points
+
+
+@pytest.mark.parametrize("layers", [{"2": [0]}, {"-1": [0]}, {"x": [0]}, {"0": 1}, [0], None])
+async def test_an_undo_point_of_layers_that_there_are_not_is_corrupt(store, tmp_path, layers):
+    """It is not taken for a way back to something else."""
+    async with bench_of(store=store, model="m") as bench:
+        await bench.applied({1: (0, 4)})
+    path = tmp_path / "state" / "placement.json"
+    raw = json.loads(path.read_text())
+    raw["history"]["undo_points"][0]["layers"] = layers
+    path.write_text(json.dumps(raw))
+    assert store.load() is None
+    assert list(path.parent.glob("placement.unreadable-*"))
+
+
 async def test_stored_placement_that_does_not_fit_its_slots_is_corrupt(store, tmp_path):
     """Valid JSON, impossible content."""
     async with bench_of(store=store, model="m"):

@@ -246,6 +246,7 @@ class _Mover:
         self._exchange = exchange
         self._steps: Sequence[Mapping[int, Sequence[int]]] = exchange.steps(self._moves)
         self._next = 0
+        self._etag: str | None = None  # None: of the placement now, whatever it is
         self.moved = (0, 0, 0)  # experts, bytes, calls
         self.seconds = 0.0  # of swaps
 
@@ -268,7 +269,8 @@ class _Mover:
             self._next = 0
         target = self._steps[self._next]
         self._next += 1
-        swap = await self._client.apply_and_wait(layers=target, partial=True)
+        swap = await self._client.apply_and_wait(layers=target, partial=True, etag=self._etag)
+        self._etag = swap.etag
         experts, size, calls = self.moved
         self.moved = (experts + swap.moves_total, size + swap.bytes_done, calls + 1)
         self.seconds += (swap.end_time.ToNanoseconds() - swap.create_time.ToNanoseconds()) / 1e9
