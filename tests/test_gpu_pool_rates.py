@@ -56,6 +56,28 @@ def test_an_engine_without_all_its_ranks_is_refused(pool_rates, tmp_path):
         pool_rates.RankCalls(tmp_path, 1).rate(1)
 
 
+def test_layers_are_told_apart_by_their_turn(pool_rates, monkeypatch):
+    """From the newest call back; what is no decode does not count."""
+
+    class File:
+        num_pool_calls = 6
+
+        def __init__(self, late):
+            self.late = late
+
+        def pool_calls(self, since):
+            begins = [10_000 * number for number in range(5)]
+            decode = calls(
+                *((at, at + 500 * (2 - number % 2) + self.late) for number, at in enumerate(begins))
+            )
+            return [*calls((0, 1), tokens=9), *decode][since:]
+
+    ranks = pool_rates.RankCalls.__new__(pool_rates.RankCalls)
+    ranks.files, ranks._read = [File(0), File(100)], [0, 0]
+    # The second call is the first layer's of the first whole step.
+    assert ranks.layer_rates(1, 2) == [pytest.approx(2000 / 600e-9), pytest.approx(2000 / 1100e-9)]
+
+
 def test_two_pools_read_what_one_reads(tmp_path):
     """Halves of the same memory: as many bytes, call by call; rates are those of the host."""
     command = [sys.executable, str(SCRIPTS / "two_pools.py"), "--json", str(tmp_path / "rates")]

@@ -27,7 +27,7 @@ from acceptance_report import JobResult, report
 
 ROOT = Path(__file__).resolve().parents[2]
 # The project's own settings name plugins that such a host need not have.
-PYTEST_INI = "[pytest]\nmarkers =\n    engine\n    soak\n    timeout\n"
+PYTEST_INI = "[pytest]\nmarkers =\n    engine\n    soak\n    timeout\n    alone\n"
 # From the interrupt to the end: daemons are told to stop and may take so long.
 GRACE_SECONDS = 30.0
 LANES = 8

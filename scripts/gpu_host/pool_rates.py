@@ -7,6 +7,7 @@ later of the two ends.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,13 +96,28 @@ class RankCalls:
             ValueError: As of :meth:`PoolRate.of`.
         """
         self._settled()
-        since = list(zip(self.files, self._read, strict=True))
-        return PoolRate.of(
-            [
-                [call for call in file.pool_calls(read) if call.tokens == tokens]
-                for file, read in since
-            ]
-        )
+        return PoolRate.of(self._since(tokens))
+
+    def _since(self, tokens: int) -> list[list[PoolCall]]:
+        return [
+            [call for call in file.pool_calls(read) if call.tokens == tokens]
+            for file, read in zip(self.files, self._read, strict=True)
+        ]
+
+    def layer_rates(self, tokens: int, layers: int) -> list[float]:
+        """Bytes a second of each layer, the median of its calls since the mark.
+
+        Memory need not be equally fast everywhere, and a layer's stays where it is.
+        """
+        calls = self._since(tokens)
+        steps = min(map(len, calls)) // layers
+        found: list[list[float]] = [[] for _ in range(layers)]
+        # From the end: a step of another number of rows may stand before.
+        together = zip(*(rank[len(rank) - steps * layers :] for rank in calls), strict=True)
+        for number, layer in enumerate(together):
+            num_bytes = sum(call.num_bytes for call in layer)
+            found[number % layers].append(num_bytes / _working(layer) * _SECOND)
+        return [statistics.median(rates) for rates in found]
 
     def _settled(self) -> list[int]:
         """How many calls each has, once no step is under way: an engine ends one it has begun."""

@@ -65,12 +65,14 @@ class Measured:
     Attributes:
         tokens_per_second: Of all streams together.
         rates: Of the pools.
+        layers: Bytes a second of each layer in the last run.
     """
 
     tokens_per_second: dict[int, list[float]] = field(
         default_factory=lambda: {ranks: [] for ranks in RANKS}
     )
     rates: dict[int, list[PoolRate]] = field(default_factory=lambda: {ranks: [] for ranks in RANKS})
+    layers: dict[int, list[float]] = field(default_factory=dict)
 
     def ratio(self) -> Summary:
         """Bandwidth of two ranks by that of one, run by run."""
@@ -100,6 +102,7 @@ class Engine:
         self.ranks = ranks
         self._server = server
         self._calls = RankCalls(daemon.runtime_dir, ranks)
+        self._layers = len(daemon.ktd_json("placement", "get")["layers"])
         self.pools = [
             {name: hello[name] for name in ("threads", "isa", "device")}
             for file in self._calls.files
@@ -119,6 +122,7 @@ class Engine:
         )
         measured.tokens_per_second[self.ranks] += rates[self._server.name]
         measured.rates[self.ranks].append(self._calls.rate(batch))
+        measured.layers[self.ranks] = self._calls.layer_rates(batch, self._layers)
 
 
 @contextlib.contextmanager
@@ -246,6 +250,13 @@ def report(loops: dict[str, list[float]], found: dict[int, Measured], model: str
             f"{Summary.of(measured.tokens_per_second[ranks]).text()} |"
             for ranks in RANKS
         ]
+    lines += ["\nBy layer, GB/s in the last run; two engines do not read the same memory:\n"]
+    lines += [
+        f"- {batch} stream(s), {ranks} rank(s): "
+        + ", ".join(f"{rate / 1e9:.0f}" for rate in measured.layers[ranks])
+        for batch, measured in found.items()
+        for ranks in RANKS
+    ]
     lines += ["\n| streams | bandwidth of two ranks : one | bar | | tokens/s of two : one |"]
     lines += ["|---|---|---|---|---|"]
     for batch, measured in found.items():
@@ -263,6 +274,7 @@ def as_json(found: dict[int, Measured]) -> dict[str, Any]:
         str(batch): {
             "tokens_per_second": measured.tokens_per_second,
             "ratio": asdict(measured.ratio()),
+            "layers": measured.layers,
             "pools": {
                 ranks: [
                     asdict(rate) | {"bytes_per_second": rate.bytes_per_second} for rate in rates
