@@ -29,11 +29,11 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "Glm4MoeForCausalLM": Architecture(("cpu",), tied_head=False),
+    "Glm4MoeForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
     # Its attention has sinks, for which SGLang has kernels on GPUs alone.
     "GptOssForCausalLM": Architecture(("cuda",), tied_head=False, clamps=("swiglu_limit",)),
     "GraniteMoeForCausalLM": Architecture(("cpu",)),
-    "MixtralForCausalLM": Architecture(("cpu",), tied_head=False),
+    "MixtralForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
     "OlmoeForCausalLM": Architecture(("cpu",), tied_head=False),
     "PhiMoEForCausalLM": Architecture(("cpu",), tied_head=False),
     "Qwen2MoeForCausalLM": Architecture(("cpu",), tied_head=False, dense_layers=False),
