@@ -241,7 +241,7 @@ class PlacementManager:
             goal: What to reach.
             etag: Of the placement that the caller has seen.
             validate_only: Check everything, start nothing; the result has no id.
-            request_id: A repeated id returns the first call's swap, for ten minutes.
+            request_id: A repeated id returns the first call's swap: see :class:`RequestLog`.
             actor: Who asks, for the history.
 
         Raises:

@@ -8,10 +8,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LIFETIME = 600.0
+_MOST = 1000
 
 
 class RequestLog:
-    """Ids of requests for ten minutes each."""
+    """Ids of requests for ten minutes each; of the newest thousand, so that it does not grow."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -27,11 +28,14 @@ class RequestLog:
         """Remembers a call that was accepted; calls without an id are not remembered."""
         if request_id:
             self._swaps[request_id] = (self._clock(), swap_id)
+        if len(self._swaps) > _MOST:
+            del self._swaps[next(iter(self._swaps))]
 
     def _expire(self) -> None:
         oldest = self._clock() - _LIFETIME
         # Insertion order is time order.
-        for request_id, (time, _) in list(self._swaps.items()):
-            if time > oldest:
+        while self._swaps:
+            request_id = next(iter(self._swaps))
+            if self._swaps[request_id][0] > oldest:
                 break
             del self._swaps[request_id]

@@ -128,7 +128,7 @@ def _encoded(stored: StoredPlacement) -> bytes:
     ).encode()
 
 
-@lru_cache(maxsize=1 << 13)
+@lru_cache(maxsize=1 << 10)
 def _layer_text(layer: tuple[int, ...]) -> str:
     # A placement shares most layers with the one before.
     return f"[{', '.join(map(str, layer))}]"

@@ -510,7 +510,9 @@ class ApplyPlacementRequest(_message.Message):
     validate_only: _builtins.bool
     """Check everything, change nothing; the returned Swap has no name."""
     request_id: _builtins.str
-    """A repeated id returns the first call's swap (kept for 10 minutes)."""
+    """A repeated id returns the first call's swap (kept for 10 minutes,
+    of the newest 1,000 calls).
+    """
     @_builtins.property
     def target(self) -> Global___PlacementTarget: ...
     @_builtins.property
