@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from ktd.bench.decode_load import DecodeLoad
 from ktd.bench.link import link_bytes_per_second
 from ktd.bench.swap import measure_swaps
 from ktd.bench.table import measurement
@@ -40,10 +41,11 @@ def say(text: str) -> None:
     print(f"{text} ({time.monotonic() - _BEGAN:.0f} s)", flush=True)
 
 
-def wait_for(file: Path | None) -> None:
-    """Returns when the file is there."""
-    while file is not None and not file.exists():
-        time.sleep(0.2)
+def rest_until(file: Path, load: DecodeLoad) -> None:
+    """Returns when the file is there; until then nothing is decoded."""
+    with load.paused():
+        while not file.exists():
+            time.sleep(0.2)
 
 
 class WithSwaps(measurement.TableBench):
@@ -59,7 +61,8 @@ class WithSwaps(measurement.TableBench):
     async def _started(self, *arguments: Any) -> AsyncIterator[Any]:
         async with super()._started(*arguments) as run:
             say("serving")
-            await asyncio.to_thread(wait_for, self.begin_after)
+            if self.begin_after is not None:
+                await asyncio.to_thread(rest_until, self.begin_after, run.load)
             link = await asyncio.to_thread(link_bytes_per_second)
             say(f"the link alone {0 if link is None else link / 1e9:.1f} GB/s")
             cell = cell_placement(
