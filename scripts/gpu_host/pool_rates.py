@@ -16,6 +16,7 @@ from pathlib import Path
 from ktd.rankfile import PoolCall, RankFileReader
 
 _SECOND = 1e9
+_LOOKS, _LOOK_SECONDS = 150, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +121,20 @@ class RankCalls:
         return [statistics.median(rates) for rates in found]
 
     def _settled(self) -> list[int]:
-        """How many calls each has, once no step is under way: an engine ends one it has begun."""
-        while True:
+        """How many calls each has, once no step is under way: an engine ends one it has begun.
+
+        Raises:
+            TimeoutError: There is always one.
+        """
+        for _ in range(_LOOKS):
             before = [file.num_pool_calls for file in self.files]
-            time.sleep(0.2)
+            time.sleep(_LOOK_SECONDS)
             if before == [file.num_pool_calls for file in self.files]:
                 return before
+        raise TimeoutError(
+            f"the engine has not come to rest in {_LOOKS * _LOOK_SECONDS:.0f} s: does "
+            "somebody else use it?"
+        )
 
 
 def _took(call: PoolCall) -> int:

@@ -43,6 +43,7 @@ CALLS = 192
 RANKS = (1, 2)
 BAR = 0.95
 _SPIN_US = 2000  # as of an engine's pool between two layers
+_LATE_SECONDS = 60.0
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -69,8 +70,10 @@ class Share:
     def wait_for_others(self, count: int) -> None:
         """Until each process has come to its call of this number."""
         self.arrivals[self.rank * 8] = count
+        deadline = time.monotonic() + _LATE_SECONDS
         while any(self.arrivals[other * 8] < count for other in range(self.ranks)):
-            pass
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"rank {self.rank}: another one has ended or hangs")
 
 
 def compute(share: Share, memory: torch.Tensor, asked: Connection) -> None:

@@ -32,7 +32,8 @@ def add_parser(actions: Subparsers) -> None:
         actions,
         "swap",
         "moving experts while streams decode, and what each costs the other",
-        "Moves experts through the placement API; stretches with and without that take turns.",
+        "Moves experts through the placement API; stretches with and without that take turns. "
+        "Without --rate, experts are moved with nothing decoded, too.",
         "ktd bench swap MODEL --gpu-experts-ratio 0.25\n"
         "ktd bench swap MODEL --gpu-experts-ratio 0.25 --rate 100 --batch 8 --json",
     )

@@ -133,10 +133,10 @@ class EngineLife:
         failure = read_failure(Path(self.process.spec.runtime_dir))
         # What others report after a rank has gone is what followed from it, and so is what the host
         # hears of SGLang: another rank may have told it before the death itself was seen here.
-        gone = self._rank_gone_ns
-        if failure is not None and failure.message == PROCESS_ENDED and gone < math.inf:
-            failure = None
-        if failure is not None and failure.time_ns < gone:
+        if failure is not None and self._rank_gone_ns < math.inf:
+            follows = failure.message == PROCESS_ENDED or failure.time_ns > self._rank_gone_ns
+            failure = None if follows else failure
+        if failure is not None:
             return Ending(failure.kind, failure.message)
         if "SIGKILL" in event and _oom_kills() > self._kills:
             return Ending("memory", "The kernel killed an engine process because memory ran out.")
