@@ -162,7 +162,7 @@ def test_all_cells_are_planned_and_the_checks_are_spread():
     for kind in (STATIONARY, SHIFTING):
         own = [cell for cell in cells if cell.kind == kind and not cell.check]
         assert [cell.column for cell in own] == [COLUMNS[0], *(9 * COLUMNS), COLUMNS[0]]
-        assert [cell.ratio for cell in own] == sorted(cell.ratio for cell in own)
+        assert [cell.ratio for cell in own] == sorted((cell.ratio for cell in own), reverse=True)
     assert [cell.ratio for cell in cells if cell.check] == [0.1, 0.5, 1.0]
     assert all(cell.column == "uniform" and cell.kind == STATIONARY for cell in cells[-3:])
     assert planned((STATIONARY,), (0.0,), COLUMNS, 3)[-1].check is False

@@ -168,7 +168,7 @@ def test_a_replayed_graph_follows_inputs_tables_and_padding(rig, divide, rows):
         assert torch.equal(layer.counters.cpu(), total)
 
 
-@pytest.mark.parametrize("rows", [2, 300])
+@pytest.mark.parametrize("rows", [2, 32, 300])
 def test_a_dead_pool_is_given_up(rig, rows):
     """NaN, the error word, and later layers that do not wait again, in a graph too."""
     from ktd.cuda.layer_channel import ChannelError

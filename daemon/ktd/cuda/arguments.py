@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctypes import Structure, c_int32, c_uint32, c_uint64, sizeof
 from typing import ClassVar
 
-STATE_BYTES = 16
+STATE_BYTES = 32
 
 
 class Channel(Structure):

@@ -116,13 +116,14 @@ def planned(
     """All cells in the order in which they are measured: those of an engine together.
 
     A row's cells follow each other, so that what disturbs a host for a while does so to all of
-    them. With nothing in slots, or with everything, there is one placement for all columns, and it
+    them. The largest ratio comes first: the tokens from which a policy learns take least there, and
+    a run whose time is over has most of its rows. With nothing in slots, or with everything, there is one placement for all columns, and it
     is measured once.
     """
     cells = [
         Cell(kind, ratio, column)
         for kind in kinds
-        for ratio in ratios
+        for ratio in sorted(ratios, reverse=True)
         for column in (columns[:1] if ratio in SAME else columns)
     ]
     checked = _some(ratios, checks) if "uniform" in columns else []

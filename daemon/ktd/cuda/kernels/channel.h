@@ -12,6 +12,7 @@ struct alignas(16) State {
   unsigned int error;    // of Error; stays, and every later layer returns at once
   unsigned int arrived;  // blocks of the split that have finished, and kRows for each with a row of
                          // the pool's
+  unsigned int awaited;  // epoch of the last call whose answer, or the lack of it, is known
 };
 static_assert(sizeof(State) == KTD_STATE_BYTES, "Python and the kernels differ");
 
@@ -58,6 +59,16 @@ __device__ inline float4 LoadRelaxed(const float4* from) {
                : "l"(from)
                : "memory");
   return value;
+}
+
+__device__ inline unsigned int LoadAcquireHere(const unsigned int* word) {
+  unsigned int value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  return value;
+}
+
+__device__ inline void StoreReleaseHere(unsigned int* word, unsigned int value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" : : "l"(word), "r"(value) : "memory");
 }
 
 __device__ inline void StoreRelaxed(unsigned int* word, unsigned int value) {

@@ -115,6 +115,20 @@ __device__ inline float4 AnswerTo(const Channel& channel, const Part& part, bool
   return part.ours && !failed ? LoadRelaxed(&channel.answer[part.at]) : float4{};
 }
 
+// Called by one thread of each block of a grid. Only the first asks the host: looks at one line of
+// host memory from several blocks come one after the other, about a microsecond each, so the last
+// of 16 would see the flag 16 us late (scripts/gpu_host/round_trip.py). It tells the others by
+// device memory, the error word before that; what the host wrote is theirs to read by cumulativity.
+__device__ void AwaitTogether(const Channel& channel, unsigned int epoch) {
+  if (blockIdx.x == 0) {
+    AwaitAnswer(channel, epoch);
+    if (gridDim.x > 1) StoreReleaseHere(&channel.state->awaited, epoch);
+    return;
+  }
+  while (LoadAcquireHere(&channel.state->awaited) != epoch) {
+  }
+}
+
 // Two parts for each thread but the last warp's, which waits meanwhile: a thread that first looks
 // at its parts would see the flag half a microsecond later. Every block waits, so a grid of many
 // would fill the GPU.
@@ -133,7 +147,7 @@ __device__ void Collect(const Channel& channel, const Sum& sum) {
     if (threadIdx.x < threads && at < end) parts[i] = PartOf(channel, sum, pending, tokens, at);
   }
   if (threadIdx.x == threads && pending && !failed) {
-    AwaitAnswer(channel, state.epoch);
+    AwaitTogether(channel, state.epoch);
     failed = ErrorOf(channel.state) != kNone;
   }
   failed = __syncthreads_or(failed) != 0;
