@@ -70,6 +70,9 @@ class Word(IntEnum):
     ERROR = 10
     # 1 while a forward pass runs: a long prefill is not a dead scheduler.
     IN_STEP = 11
+    # Control calls that move experts, and what they took of the scheduler's time.
+    MOVE_CALLS = 12
+    MOVE_CALL_NS = 13
 
 
 class Kind(IntEnum):

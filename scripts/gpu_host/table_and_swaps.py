@@ -82,7 +82,7 @@ class WithSwaps(measurement.TableBench):
                 (self.folder / f"swap-{rate or 'unlimited'}.json").write_text(json.dumps(found))
                 names = (
                     *("bytes_per_second", "swap_bytes_per_second", "experts_per_second"),
-                    *("throughput_ratio", "p99_ratio", "alone"),
+                    *("throughput_ratio", "p99_ratio", "move_call_ms", "alone"),
                 )
                 say(f"swaps, {rate or 'no limit'}: {json.dumps({k: found[k] for k in names})}")
             yield run

@@ -96,6 +96,8 @@ class Source:
             layers=(LayerSample(1, 30, 10, 4), LayerSample(3, 0, 0, 2)),
             swaps={"succeeded": 5, "failed": 1},
             swap_bytes=4096,
+            move_calls=6,
+            move_call_seconds=0.25,
         )
 
     def complaint(self) -> str:

@@ -33,6 +33,8 @@ async def test_experts_and_placement(rig):
     assert values["ktd_experts_resident", "cpu"] == 64
     assert values["ktd_expert_swaps_total", "succeeded"] == 5
     assert values["ktd_expert_swap_bytes_total",] == 4096
+    assert values["ktd_expert_move_calls_total",] == 6
+    assert values["ktd_expert_move_call_seconds_total",] == 0.25
 
 
 async def test_requests_are_counted_by_status(rig):

@@ -1,11 +1,13 @@
 """Slots, table and store of one layer."""
 
+import dataclasses
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from ktd.sgl.copy_lane import HostLane
-from ktd.sgl.expert_layer import ExpertLayer, MoveRefused
+from ktd.sgl.expert_layer import ExpertLayer, MoveRefused, plain_copies
 from ktd.sgl.slot_source import PlainSource
 
 
@@ -82,6 +84,25 @@ def test_restore_takes_back_an_unmap(layer):
     layer.restore(1, slot)
     assert layer.mapped() == [1, -1]
     assert layer.table[1] == 0
+
+
+def test_an_experts_tensors_are_copied_one_after_the_other():
+    """Small ones beside large ones, of several layers; and what is no plain copy is left over."""
+    copies, wanted = [], []
+    for number in range(2):
+        stored = {"w": torch.randn(4, 6), "scale": torch.randn(4, 1)}
+        slots = {"w": torch.zeros(2, 6), "scale": torch.zeros(2, 1)}
+        layer = ExpertLayer(number, 4, 2, PlainSource(stored), slots, torch.full((4,), -1).int())
+        for slot, expert in enumerate((3, 1)):
+            copies.append(layer.reserve(expert, slot))
+            wanted += [
+                [slots[name][slot].data_ptr(), stored[name][expert].data_ptr(), size]
+                for name, size in (("w", 24), ("scale", 4))
+            ]
+    other = dataclasses.replace(copies[0], places=None)
+    plain, others = plain_copies([*copies, other])
+    assert plain.tolist() == wanted
+    assert others == [other]
 
 
 def test_expert_bytes_are_those_of_every_tensor(layer):

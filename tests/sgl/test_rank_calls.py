@@ -94,6 +94,17 @@ def test_a_batch_is_mapped_when_it_is_published_and_its_bytes_are_there(rank):
     assert rank.reader.word(Word.SWAP_BYTES) == 2 * 64
 
 
+def test_what_moving_takes_of_the_scheduler_is_counted(rank):
+    """Of calls that move experts, refused ones too; no others."""
+    began = time.monotonic_ns()
+    rank.swap(1, (1, -1, 5))
+    assert rank.prepare(2, (1, 0, 7)).status is Status.FAILED
+    took = time.monotonic_ns() - began
+    rank.call("slots")
+    assert rank.reader.word(Word.MOVE_CALLS) == 3
+    assert 0 < rank.reader.word(Word.MOVE_CALL_NS) < took
+
+
 def test_a_refused_batch_restores_what_it_had_unmapped_and_acknowledges_both(rank):
     """Nobody waits for copies that will never come."""
     rank.swap(1, (1, -1, 5), (4, -1, 6))

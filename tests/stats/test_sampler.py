@@ -28,12 +28,15 @@ def test_tokens_count_once_and_bytes_add_up(tmp_path):
         writer.counters.cast("Q")[12 + 2 * 5 + 1] = 4 + rank
         writer.words[Word.DECODE_TOKENS] = 10 + rank
         writer.words[Word.SWAP_BYTES] = 100
+        writer.words[Word.MOVE_CALLS] = 3 + rank
+        writer.words[Word.MOVE_CALL_NS] = 1_500_000
         writer.words[Word.CPU_WEIGHT_BYTES] = 1000
     sampler = _sampler(tmp_path)
     sample = sampler.sample()
     sampler.close()
     assert (sample.gpu_pairs, sample.cpu_pairs, sample.decode_tokens) == (7, 4, 10)
     assert (sample.swap_bytes, sample.cpu_weight_bytes) == (200, 2000)
+    assert (sample.move_calls, sample.move_call_seconds) == (3, 0.0015)
     assert sample.prefill[1].tolist() == [[0, 0], [7, 0], [0, 0]]
     assert sample.decode[1].tolist() == [[0, 0], [0, 0], [0, 4]]
 

@@ -52,6 +52,8 @@ class Observer:
             layers=self._layers(),
             swaps={state.name.lower(): outcomes[state.name] for state in _RESULTS},
             swap_bytes=counted.swap_bytes if counted else 0,
+            move_calls=counted.move_calls if counted else 0,
+            move_call_seconds=counted.move_call_seconds if counted else 0.0,
             cpu_weight_bytes=counted.cpu_weight_bytes if counted else 0,
             tokens={
                 "decode": counted.decode_tokens if counted else 0,

@@ -35,6 +35,8 @@ class SwapPair:
         seconds: That moving took, calls of the API and all.
         swap_seconds: Of those, from the beginning of each swap to its end.
         calls: Of the API.
+        move_calls: Calls into the schedulers between two steps, that swaps made.
+        move_call_seconds: What those took of rank 0's scheduler.
     """
 
     quiet: Stretch
@@ -44,6 +46,8 @@ class SwapPair:
     seconds: float
     swap_seconds: float
     calls: int
+    move_calls: int
+    move_call_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,13 @@ class SwapResult:
             [pair.busy.between_tokens.p99 / pair.quiet.between_tokens.p99 for pair in self.pairs]
         )
 
+    @property
+    def move_call_ms(self) -> Summary:
+        """Milliseconds of a call into a scheduler, the mean of each stretch."""
+        return Summary.of(
+            [1e3 * pair.move_call_seconds / max(1, pair.move_calls) for pair in self.pairs]
+        )
+
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         ratios = {
@@ -117,6 +128,7 @@ class SwapResult:
             "swap_bytes_per_second": asdict(self.swap_bytes_per_second),
             "throughput_ratio": asdict(self.throughput_ratio),
             "p99_ratio": asdict(self.p99_ratio),
+            "move_call_ms": asdict(self.move_call_ms),
         }
         return asdict(self) | ratios
 
@@ -209,13 +221,27 @@ async def measure_swaps(
     for number in range(pairs):
         quiet = await asyncio.to_thread(load.measure, seconds)
         before, swapping = mover.moved, mover.seconds
+        called = await _move_calls(client)
         begin = time.perf_counter()
         await mover.run(begin + seconds)
         end = time.perf_counter()
         busy = load.stretch(begin, end)
+        move_calls = [b - a for a, b in zip(called, await _move_calls(client), strict=True)]
         experts, size, calls = (a - b for a, b in zip(mover.moved, before, strict=True))
         swapping = mover.seconds - swapping
-        found.append(SwapPair(quiet, busy, experts, size, end - begin, swapping, calls))
+        found.append(
+            SwapPair(
+                quiet,
+                busy,
+                experts,
+                size,
+                end - begin,
+                swapping,
+                calls,
+                move_calls=int(move_calls[0]),
+                move_call_seconds=move_calls[1],
+            )
+        )
         progress(
             f"pair {number + 1}/{pairs}: {experts / (end - begin):.1f} experts/s, "
             f"{quiet.tokens_per_second:.1f} tokens/s without, {busy.tokens_per_second:.1f} with"
@@ -224,6 +250,12 @@ async def measure_swaps(
     size = found[-1].num_bytes // max(1, found[-1].experts)
     alone = None if rate is not None else await _alone(load, mover, seconds)
     return SwapResult(tuple(found), slots, size, alone)
+
+
+async def _move_calls(client: KtdClient) -> tuple[int, float]:
+    """So far: how many, and their seconds."""
+    totals = (await client.stats()).totals
+    return totals.move_calls, totals.move_call_time.ToNanoseconds() / 1e9
 
 
 async def _alone(load: DecodeLoad, mover: _Mover, seconds: float) -> SwapAlone:

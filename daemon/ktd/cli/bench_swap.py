@@ -106,6 +106,7 @@ def _print(result: SwapResult) -> None:
             ("slots", f"{result.slots}"),
             ("decode, with ÷ without", result.throughput_ratio.text(3)),
             ("p99 between tokens, with ÷ without", result.p99_ratio.text(2)),
+            ("a call between steps", f"{result.move_call_ms.text(2)} ms of the scheduler"),
             ("longest gap without", f"{max(s.between_tokens.highest for s in quiet):.1f} ms"),
             ("longest gap with", f"{max(s.between_tokens.highest for s in busy):.1f} ms"),
         ],

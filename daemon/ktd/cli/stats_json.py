@@ -24,6 +24,7 @@ _TOTALS = (
     "prefill_tokens",
     "cpu_weight_bytes",
     "swap_bytes",
+    "move_calls",
 )
 
 
@@ -41,6 +42,7 @@ def stats_json(placement: Placement, stats: StatsSnapshot) -> dict[str, Any]:
             both - one for both, one in zip(of_layer, of_prefill, strict=True)
         ]
     value |= {name: getattr(stats.totals, name) for name in _TOTALS}
+    value["move_call_seconds"] = stats.totals.move_call_time.ToNanoseconds() / 1e9
     value["window"] = message_json(stats.window)
     value["rates"] = message_json(stats.rates) if stats.HasField("rates") else None
     value["engine_id"] = stats.engine_id

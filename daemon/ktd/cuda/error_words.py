@@ -15,6 +15,9 @@ import torch
 from ktd.cuda.host_memory import register
 
 _STRIDE = 64
+# For as long as the process lives: what is mapped later at the place of registered memory would be
+# taken for registered, and the GPU would write to the pages that were there.
+_kept: list[mmap.mmap] = []
 
 
 def path_of(runtime_dir: Path) -> Path:
@@ -61,6 +64,7 @@ class ErrorWords:
         self._words = torch.frombuffer(self._map, dtype=torch.int32)[:: _STRIDE // 4]
         self._memory = torch.frombuffer(self._map, dtype=torch.uint8)
         register(self._memory)
+        _kept.append(self._map)
 
     def address(self, rank: int) -> int:
         """Where a rank's word is."""

@@ -73,6 +73,8 @@ class PinnedRing:
             raise ValueError(
                 f"a row of {row_bytes} bytes does not fit into a buffer of {self._buffer_bytes}"
             )
+        if threads > 1 and self._helpers is None:
+            self._helpers = ThreadPoolExecutor(threads - 1, thread_name_prefix="ktd-upload")
         for start in range(0, target.shape[0], most):
             rows = target[start : start + most]
             buffer = self._buffers[0]
@@ -87,11 +89,9 @@ class PinnedRing:
     def _fill(self, fill: Fill, start: int, staged: torch.Tensor, threads: int) -> None:
         rows = staged.shape[0]
         share = -(-rows // threads)
-        if share == rows:
+        if share == rows or self._helpers is None:
             fill(start, rows, staged)
             return
-        if self._helpers is None:
-            self._helpers = ThreadPoolExecutor(thread_name_prefix="ktd-upload")
         helping = [
             self._helpers.submit(fill, start + at, len(part), part)
             for at in range(share, rows, share)

@@ -56,6 +56,8 @@ class EngineSample:
     layers: Sequence[LayerSample] = ()
     swaps: Mapping[str, int] | None = None
     swap_bytes: int = 0
+    move_calls: int = 0
+    move_call_seconds: float = 0.0
     cpu_weight_bytes: int = 0
     tokens: Mapping[str, int] | None = None
     steps: Mapping[str, int] | None = None
@@ -124,6 +126,16 @@ class Metrics:
         yield from _experts(sample)
         yield _by_label("ktd_expert_swaps", "Swaps by result.", "result", sample.swaps)
         yield _counter("ktd_expert_swap_bytes", "Bytes copied into slots.", sample.swap_bytes)
+        yield _counter(
+            "ktd_expert_move_calls",
+            "Calls that moved experts, between two steps of rank 0's scheduler.",
+            sample.move_calls,
+        )
+        yield _counter(
+            "ktd_expert_move_call_seconds",
+            "What those calls took of the scheduler's time.",
+            sample.move_call_seconds,
+        )
         yield _counter(
             "ktd_cpu_expert_weight_bytes",
             "Bytes of expert weights that the CPU pool read.",

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from ktd.policy.base import Mapped, Observation
 
+_FEW = "It pays, but all that do together are not worth a batch's calls yet."
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Judged:
@@ -29,6 +31,15 @@ class _Judged:
     gain: NDArray[np.float64]
     noise: NDArray[np.float64]
     cost: float
+
+    def paying(self) -> Mapped:
+        """Which of them pay; later ones of a layer rest on the earlier ones having been made."""
+        pays = self.exchanges.valid & (self.gain > self.noise + self.cost)
+        return np.logical_and.accumulate(pays, axis=1)
+
+    def net(self, wanted: Mapped) -> float:
+        """Pairs that those ``wanted`` bring beyond what their copies cost."""
+        return float((self.gain - self.cost)[wanted].sum())
 
     def choices(self, wanted: Mapped, limit: int | None) -> list[Choice]:
         """Those that are ``wanted``, by falling net gain, at most ``limit``."""
@@ -57,7 +68,9 @@ class _Judged:
 class Adaptive:
     """Forecasts each expert's use over a horizon and exchanges where the difference pays.
 
-    ``gain > cost + confidence × standard error``, all in (token, expert) pairs over the horizon.
+    ``gain > cost + confidence × standard error``, all in (token, expert) pairs over the horizon,
+    and of all such exchanges together ``Σ (gain - cost) ≥ batch cost``: a batch's calls hold the
+    engine up, whether it brings one expert or two hundred.
     The standard error is that of a difference of two counts with measured overdispersion; so two
     experts of nearly the same use are left alone until it is known which of them is used more.
 
@@ -100,9 +113,11 @@ class Adaptive:
         if not self._forecaster.tokens:
             return ()
         judged = self._judged(mapped, self._young())
-        pays = judged.exchanges.valid & (judged.gain > judged.noise + judged.cost)
-        # Later ones of a layer rest on the earlier ones having been made.
-        chosen = judged.choices(np.logical_and.accumulate(pays, axis=1), limit)
+        pays = judged.paying()
+        # All of them, and not the first ``limit``: a slow rate of copies must not forbid moves.
+        if judged.net(pays) < self.batch_cost:
+            return ()
+        chosen = judged.choices(pays, limit)
         for choice in chosen:
             self._moved[choice.layer, choice.load] = self._forecaster.tokens
             if choice.evict is not None:
@@ -116,8 +131,10 @@ class Adaptive:
         judged = self._judged(mapped, None)
         worth = judged.exchanges.valid & (judged.gain > 0)
         young = self._young()
+        ready = self._judged(mapped, young)
+        few = "" if ready.net(ready.paying()) >= self.batch_cost else _FEW
         return [
-            choice._replace(reason=self._reason(choice, young))
+            choice._replace(reason=self._reason(choice, young) or few)
             for choice in judged.choices(worth, most)
         ]
 
@@ -127,6 +144,7 @@ class Adaptive:
         return {
             "tokens_seen": forecaster.tokens,
             "copy_cost_pairs": self.copy_cost,
+            "batch_cost_pairs": self.batch_cost,
             "horizon_tokens": self.horizon,
             "window_half_life_tokens": forecaster.half_life,
             "shifts_seen": float(forecaster.shifts.count),
@@ -153,19 +171,33 @@ class Adaptive:
         return max(usual, self.measured_copy_cost)
 
     @property
+    def batch_cost(self) -> float:
+        """Pairs that the calls of a batch cost; nothing where copies are free."""
+        forecaster = self._forecaster
+        if not self.copy_cost or not forecaster.tokens:
+            return 0.0
+        return self.settings.batch_cost * forecaster.pairs / forecaster.tokens
+
+    @property
     def horizon(self) -> float:
         """Tokens over which an exchange is judged: never less than until the next decision."""
-        use = self._forecaster.use
-        if not use:
+        use, cost = self._forecaster.use, self.copy_cost
+        if not use or not cost:
             return DECISION_TOKENS
-        wanted = self.settings.horizon * self.copy_cost / use
-        return min(max(DECISION_TOKENS, wanted), self.settings.longest_horizon)
+        wanted = self.settings.horizon * cost / use
+        lasting = min(self._forecaster.half_life, self._forecaster.dwell)
+        wanted = max(DECISION_TOKENS, wanted, self.settings.steady_horizon * lasting)
+        return min(wanted, self.settings.longest_horizon)
 
     @property
     def _steadiness(self) -> float:
-        """0 where copies are free, 1 where they cost what is assumed by default, or more."""
-        assumed = self.settings.patience * self._forecaster.use
-        return min(1.0, self.copy_cost / assumed) if assumed else 1.0
+        """0 where copies are free, up to 1 where exchanges are judged over as long as by default.
+
+        What is to hold for long has to be known well.
+        """
+        if not self.copy_cost:
+            return 0.0
+        return min(1.0, self.horizon / (self.settings.horizon * self.settings.patience))
 
     def _young(self) -> Mapped:
         dwell = self.settings.min_dwell * self._steadiness

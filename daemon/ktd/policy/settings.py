@@ -19,10 +19,15 @@ class AdaptiveSettings:
         usual_copy_cost: What ``copy_cost`` is by default, instead of what follows from
             ``patience``: where copies have a link of their own, a pair's worth of memory bandwidth
             is all that one takes from the CPU.
-        horizon: For how long an exchange is judged, as a multiple of the time in which an expert of
-            average use is used ``copy_cost`` times; so the least gain per token that pays is the
-            average use divided by this. At most ``longest_horizon``.
+        horizon: For how long an exchange is judged at least, as a multiple of the time in which an
+            expert of average use is used ``copy_cost`` times; so the least gain per token that pays
+            is the average use divided by this. At most ``longest_horizon``.
+        steady_horizon: The same, as a multiple of the half-life of the windows that are believed,
+            or of the time that the workload is expected to stay as it is, if that is shorter: where
+            nothing changes a cheap copy pays for a small gain, which lasts.
         longest_horizon: Tokens beyond which no forecast is worth anything.
+        batch_cost: Tokens whose experts the CPU computes in the time that a batch's calls keep the
+            engine waiting; all exchanges of a batch together must bring that beside their copies.
         confidence: Standard errors that a gain must stand out by.
         min_dwell: Tokens that an expert stays where it was just put.
         half_lives: Of the windows that compete for the best forecast of the next tokens.
@@ -42,10 +47,13 @@ class AdaptiveSettings:
     patience: float = 1024.0
     usual_copy_cost: float | None = None
     horizon: float = 8.0
+    steady_horizon: float = 0.5
     longest_horizon: float = 65_536.0
+    batch_cost: float = 0.33
     confidence: float = 1.5
     min_dwell: float = 256.0
-    half_lives: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0)
+    # Tokens. The longest keeps chance from reordering experts that nothing has changed for.
+    half_lives: tuple[float, ...] = tuple(64.0 * 2.0**power for power in range(9))
     fit_half_life: float = 512.0
     regime_half_life: float = 2048.0
     past_half_life: float = 8192.0

@@ -59,6 +59,8 @@ def _totals(totals: Totals) -> stats_pb2.Totals:
         decode_hit_rate=totals.decode_hit_rate,
         cpu_weight_bytes=totals.cpu_weight_bytes,
         swap_bytes=totals.swap_bytes,
+        move_calls=totals.move_calls,
+        move_call_time=duration(totals.move_call_seconds),
     )
 
 

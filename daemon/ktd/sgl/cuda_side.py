@@ -52,8 +52,9 @@ class Streams:
 class CudaSide:
     """What one rank has on its GPU beside SGLang's own; made with the first MoE layer.
 
-    The pool is awake while a launched step is unfinished. Until the scheduler is complete, steps
-    run that nobody announces (kernels are warmed up for graphs); their rows count as padding.
+    The pool is awake while a launched step is unfinished, if a layer may ask it. Until the
+    scheduler is complete, steps run that nobody announces (kernels are warmed up for graphs); their
+    rows count as padding.
 
     Args:
         pool: Computes what is in no slot.
@@ -129,6 +130,8 @@ class CudaSide:
         self._spare: list[torch.cuda.Event] = []
         self._beside = new_stream(self.device)
         self._starting = True
+        self._asks_pool = False  # a layer has a CPU path
+        self._rows = 0  # what num_tokens holds, or will
         # A layer of the model that is being loaded may be run to warm something up.
         self.channel.begin_step()
 
@@ -152,6 +155,7 @@ class CudaSide:
             handle: The pool's, or None if every expert has a slot for as long as the engine lives.
             deferred: As of :class:`DeviceLayer`.
         """
+        self._asks_pool |= handle is not None
         return DeviceLayer(
             handle,
             self._tables[position],
@@ -208,9 +212,12 @@ class CudaSide:
         """
         self._retire()
         self._wants_ids = wants_ids
-        self.channel.begin_step()
+        if self._asks_pool:
+            self.channel.begin_step()
         self.first_decode_row = 0 if decode_rows is None else rows - decode_rows
-        self.num_tokens.fill_(rows)
+        if rows != self._rows:
+            self._rows = rows
+            self.num_tokens.fill_(rows)
         stream = self.stream
         self.streaming = (
             stream is not None
@@ -254,7 +261,8 @@ class CudaSide:
     def _retire(self) -> None:
         while self._running and has_passed(self._running[0]):
             event = self._running.popleft()
-            self.channel.end_step()
+            if self._asks_pool:
+                self.channel.end_step()
             self._spare.append(event)
 
     def check(self, done: Any) -> None:

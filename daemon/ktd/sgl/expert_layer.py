@@ -58,7 +58,9 @@ def plain_copies(copies: Sequence[SlotCopy]) -> tuple[Copies, Sequence[SlotCopy]
     """Those that are plain copies, as such, and the others.
 
     A batch has thousands, and whoever makes them shares the interpreter with the scheduler: what
-    lies in one layer is computed together.
+    lies in one layer is computed together. An expert's tensors follow each other, so that scales of
+    some hundred bytes are copied beside the weights on other streams; a row of nothing but scales
+    would leave the link idle.
     """
     plain: list[Copies] = [np.empty((0, 3), np.int64)]
     others: list[SlotCopy] = []
@@ -69,12 +71,12 @@ def plain_copies(copies: Sequence[SlotCopy]) -> tuple[Copies, Sequence[SlotCopy]
             continue
         experts = np.array([copy.expert for copy in of_layer], np.int64)
         slots = np.array([copy.slot for copy in of_layer], np.int64)
-        for at in places:
-            rows = np.empty((len(of_layer), 3), np.int64)
-            rows[:, 0] = at.to + slots * at.to_pitch
-            rows[:, 1] = at.source + experts * at.source_pitch
-            rows[:, 2] = at.size
-            plain.append(rows)
+        rows = np.empty((len(of_layer), len(places), 3), np.int64)
+        for number, at in enumerate(places):
+            rows[:, number, 0] = at.to + slots * at.to_pitch
+            rows[:, number, 1] = at.source + experts * at.source_pitch
+            rows[:, number, 2] = at.size
+        plain.append(rows.reshape(-1, 3))
     return np.concatenate(plain), others
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ class MoveCalls:
         layers: By index in the model.
         copier: Fills slots; its acknowledgement ends a batch that was prepared.
         moved: Called when a mapping has changed, before anything is copied.
+        took: Called behind each call with the nanoseconds that it took.
     """
 
     def __init__(
@@ -39,17 +41,30 @@ class MoveCalls:
         copier: Copier,
         *,
         moved: Callable[[], None],
+        took: Callable[[int], None],
     ) -> None:
         self._rank = rank
         self._layers = layers
         self._copier = copier
         self._moved = moved
+        self._took = took
         # Those that are open, in order, and the last one that was published.
         self._batches: dict[int, _Batch] = {}
 
     def calls(self) -> dict[str, Callable[[dict[str, Any]], None]]:
         """By their names in a request; they raise :class:`MoveRefused`."""
-        return {"prepare": self._prepare, "publish": self._publish, "abort": self._abort}
+        calls = {"prepare": self._prepare, "publish": self._publish, "abort": self._abort}
+        return {name: self._timed(call) for name, call in calls.items()}
+
+    def _timed(self, call: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+        def timed(fields: dict[str, Any]) -> None:
+            began = time.monotonic_ns()
+            try:
+                call(fields)
+            finally:
+                self._took(time.monotonic_ns() - began)
+
+        return timed
 
     def _prepare(self, fields: dict[str, Any]) -> None:
         batch_id = fields["batch"]

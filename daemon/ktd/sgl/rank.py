@@ -124,7 +124,9 @@ class Rank:
             bytes_per_second=spec.swap_rate,
             lane=self.lane,
         )
-        moves = MoveCalls(rank, self.layers, copier, moved=self._write_tables)
+        moves = MoveCalls(
+            rank, self.layers, copier, moved=self._write_tables, took=self._move_call_took
+        )
         if not self.on_gpu:  # a GPU gives a silent pool up by itself
             PoolWatch(self.pool, lambda why: self.refuse("internal", f"rank {rank}: {why}"))
         self._load_lock = threading.Lock()
@@ -339,6 +341,10 @@ class Rank:
             )
         else:
             self.file.acknowledge_call(fields["sequence"])
+
+    def _move_call_took(self, nanoseconds: int) -> None:
+        self._add(Word.MOVE_CALLS, 1)
+        self._add(Word.MOVE_CALL_NS, nanoseconds)
 
     def _refresh_counters(self) -> None:
         if self.side is not None:

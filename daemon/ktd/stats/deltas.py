@@ -97,6 +97,8 @@ def _totals(sample: Sample) -> Totals:
         prefill_cpu_pairs=sample.prefill_cpu_pairs,
         cpu_weight_bytes=sample.cpu_weight_bytes,
         swap_bytes=sample.swap_bytes,
+        move_calls=sample.move_calls,
+        move_call_seconds=sample.move_call_seconds,
     )
 
 

@@ -60,6 +60,8 @@ class Sample:
     prefill_tokens: int
     cpu_weight_bytes: int
     swap_bytes: int
+    move_calls: int = 0
+    move_call_seconds: float = 0.0
     ranks: tuple[RankSample, ...] = ()
 
     @property
@@ -119,7 +121,12 @@ class LayerCounts:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums since the engine's start; pairs of prefill are contained in the pairs of their tier."""
+    """Sums since the engine's start; pairs of prefill are contained in the pairs of their tier.
+
+    Attributes:
+        move_calls: Control calls that moved experts, between two steps of rank 0's scheduler.
+        move_call_seconds: What they took of its time.
+    """
 
     decode_steps: int
     prefill_steps: int
@@ -131,6 +138,8 @@ class Totals:
     prefill_cpu_pairs: int
     cpu_weight_bytes: int
     swap_bytes: int
+    move_calls: int = 0
+    move_call_seconds: float = 0.0
 
     @property
     def gpu_hit_rate(self) -> float:

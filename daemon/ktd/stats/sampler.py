@@ -69,6 +69,8 @@ class RankSampler:
             prefill_tokens=first.word(Word.PREFILL_TOKENS),
             cpu_weight_bytes=self._sum(Word.CPU_WEIGHT_BYTES),
             swap_bytes=self._sum(Word.SWAP_BYTES),
+            move_calls=first.word(Word.MOVE_CALLS),
+            move_call_seconds=first.word(Word.MOVE_CALL_NS) / 1e9,
             ranks=tuple(_rank_sample(reader) for reader in self._readers),
         )
 

@@ -261,6 +261,8 @@ class Totals(_message.Message):
     PREFILL_CPU_PAIRS_FIELD_NUMBER: _builtins.int
     PREFILL_HIT_RATE_FIELD_NUMBER: _builtins.int
     DECODE_HIT_RATE_FIELD_NUMBER: _builtins.int
+    MOVE_CALLS_FIELD_NUMBER: _builtins.int
+    MOVE_CALL_TIME_FIELD_NUMBER: _builtins.int
     decode_steps: _builtins.int
     prefill_steps: _builtins.int
     decode_tokens: _builtins.int
@@ -278,6 +280,10 @@ class Totals(_message.Message):
     prefill_cpu_pairs: _builtins.int
     prefill_hit_rate: _builtins.float
     decode_hit_rate: _builtins.float
+    move_calls: _builtins.int
+    """Calls that moved experts between two steps of rank 0's scheduler, and what they took of its time."""
+    @_builtins.property
+    def move_call_time(self) -> _duration_pb2.Duration: ...
     def __init__(
         self,
         *,
@@ -294,10 +300,12 @@ class Totals(_message.Message):
         prefill_cpu_pairs: _builtins.int = ...,
         prefill_hit_rate: _builtins.float = ...,
         decode_hit_rate: _builtins.float = ...,
+        move_calls: _builtins.int = ...,
+        move_call_time: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["move_call_time", b"move_call_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_pairs", b"cpu_pairs", "cpu_weight_bytes", b"cpu_weight_bytes", "decode_hit_rate", b"decode_hit_rate", "decode_steps", b"decode_steps", "decode_tokens", b"decode_tokens", "gpu_hit_rate", b"gpu_hit_rate", "gpu_pairs", b"gpu_pairs", "prefill_cpu_pairs", b"prefill_cpu_pairs", "prefill_gpu_pairs", b"prefill_gpu_pairs", "prefill_hit_rate", b"prefill_hit_rate", "prefill_steps", b"prefill_steps", "prefill_tokens", b"prefill_tokens", "swap_bytes", b"swap_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_pairs", b"cpu_pairs", "cpu_weight_bytes", b"cpu_weight_bytes", "decode_hit_rate", b"decode_hit_rate", "decode_steps", b"decode_steps", "decode_tokens", b"decode_tokens", "gpu_hit_rate", b"gpu_hit_rate", "gpu_pairs", b"gpu_pairs", "move_call_time", b"move_call_time", "move_calls", b"move_calls", "prefill_cpu_pairs", b"prefill_cpu_pairs", "prefill_gpu_pairs", b"prefill_gpu_pairs", "prefill_hit_rate", b"prefill_hit_rate", "prefill_steps", b"prefill_steps", "prefill_tokens", b"prefill_tokens", "swap_bytes", b"swap_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -117,8 +117,8 @@ def planned(
 
     A row's cells follow each other, so that what disturbs a host for a while does so to all of
     them. The largest ratio comes first: the tokens from which a policy learns take least there, and
-    a run whose time is over has most of its rows. With nothing in slots, or with everything, there is one placement for all columns, and it
-    is measured once.
+    a run whose time is over has most of its rows. With nothing in slots, or with everything, there
+    is one placement for all columns, and it is measured once.
     """
     cells = [
         Cell(kind, ratio, column)
