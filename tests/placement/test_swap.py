@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from ktd.errors import EngineNotReady, SwapInProgress, SwapNotCancellable, SwapNotFound
+from ktd.placement.model import Move
 from ktd.placement.swap import BatchLimits, SwapState
 from tests.placement.conftest import START, bench_of
 
@@ -296,3 +297,17 @@ def test_a_policy_moves_as_much_as_a_link_brings_in_a_step():
     assert of_gpu.moves > BatchLimits().moves
     assert of_gpu.bytes < BatchLimits.of_operator("cuda", None).bytes
     assert BatchLimits.of_policy("cuda", 1e9).bytes == BatchLimits().bytes
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(8, [8]), (9, [2, 6, 1]), (20, [2, 6, 8, 4])],
+)
+def test_the_first_of_several_batches_is_a_quarter(count, sizes):
+    """So that copies begin while the rest of them is prepared; a policy's swap stays one batch."""
+    moves = [Move(1, None, expert) for expert in range(count)]
+    batches = BatchLimits(moves=8).split(moves, 100)
+    assert [len(batch) for batch in batches] == sizes
+    assert [move for batch in batches for move in batch] == moves
+    # The bytes count too, and a batch of few moves is not divided.
+    assert [len(batch) for batch in BatchLimits(bytes=200).split(moves[:5], 100)] == [2, 2, 1]

@@ -94,6 +94,7 @@ class EngineBridge:
     def __init__(self, socket: Path) -> None:
         self._socket = socket
         self._channel: grpc.aio.Channel | None = None
+        self._calls: Any = None  # the stub, once for all calls: it makes an object of each method
 
     async def __aenter__(self) -> Self:
         """Makes the channel; it connects when the host listens."""
@@ -106,6 +107,7 @@ class EngineBridge:
                 ("grpc.max_reconnect_backoff_ms", 500),
             ),
         )
+        self._calls = EngineControlServiceStub(self._channel)
         return self
 
     async def __aexit__(
@@ -117,7 +119,7 @@ class EngineBridge:
         """Closes the channel; calls in flight fail."""
         if self._channel is not None:
             await self._channel.close()
-            self._channel = None
+            self._channel = self._calls = None
 
     async def watch_state(self) -> AsyncIterator[HostState]:
         """The host's state at once, then every change; ends when the host stops.
@@ -223,9 +225,9 @@ class EngineBridge:
 
     @property
     def _stub(self) -> Any:
-        if self._channel is None:
+        if self._calls is None:
             raise SwapTargetFailed("The engine has gone, so its slots cannot be changed.")
-        return EngineControlServiceStub(self._channel)
+        return self._calls
 
     @staticmethod
     async def _call(method: Any, request: Any, seconds: float) -> Any:

@@ -34,7 +34,7 @@ ARCHITECTURES = {
     "GptOssForCausalLM": Architecture(("cuda",), tied_head=False, clamps=("swiglu_limit",)),
     "GraniteMoeForCausalLM": Architecture(("cpu",)),
     "MixtralForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
-    "OlmoeForCausalLM": Architecture(("cpu",), tied_head=False),
+    "OlmoeForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
     "PhiMoEForCausalLM": Architecture(("cpu",), tied_head=False),
     "Qwen2MoeForCausalLM": Architecture(("cpu",), tied_head=False, dense_layers=False),
     "Qwen3MoeForCausalLM": Architecture(("cpu", "cuda"), tied_head=False, dense_layers=False),

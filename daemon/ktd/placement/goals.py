@@ -10,6 +10,8 @@ from ktd.placement.strategies.base import Choice
 from ktd.placement.strategies.registry import live_placement
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ktd.placement.model import Experts, ModelShape
     from ktd.placement.strategies.base import Evidence
 
@@ -42,8 +44,10 @@ def origin_of(goal: Goal) -> str:
     return goal.strategy if isinstance(goal, StrategyGoal) else "explicit"
 
 
-def resolve(goal: Goal, shape: ModelShape, current: Experts, evidence: Evidence) -> Choice:
-    """The placement that ``goal`` asks for.
+def resolve(
+    goal: Goal, shape: ModelShape, current: Experts, evidence: Callable[[], Evidence]
+) -> Choice:
+    """The placement that ``goal`` asks for; only strategies look at ``evidence``, which costs.
 
     Raises:
         StrategyUnknown, StrategyFailed: there is no such strategy, or it does not work.
@@ -52,7 +56,7 @@ def resolve(goal: Goal, shape: ModelShape, current: Experts, evidence: Evidence)
         InvalidArgument: a layer is named twice, or is missing from a whole target.
     """
     if isinstance(goal, StrategyGoal):
-        choice = live_placement(goal.strategy, shape, evidence=evidence)
+        choice = live_placement(goal.strategy, shape, evidence=evidence())
         return _with_full_layers(choice, shape) if shape.full_stays_full else choice
     wanted: dict[int, tuple[int, ...]] = {}
     slots = dict(zip(shape.moe_layers, shape.slots, strict=True))

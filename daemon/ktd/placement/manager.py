@@ -254,7 +254,7 @@ class PlacementManager:
         if (repeated := self._repeated(request_id)) is not None:
             return repeated
         current = self.placement()
-        choice = resolve(goal, current.shape, current.experts, self.evidence())
+        choice = resolve(goal, current.shape, current.experts, self.evidence)
         self.check_etag(etag)
         change = Change(choice.experts, origin_of(goal), actor)
         return self._change(change, validate_only=validate_only, request_id=request_id)

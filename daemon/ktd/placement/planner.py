@@ -36,7 +36,7 @@ def plan_of(goal: Goal, situation: Situation) -> Plan:
     """
     current, evidence = situation.current, situation.evidence
     shape = current.shape
-    choice = resolve(goal, shape, current.experts, evidence)
+    choice = resolve(goal, shape, current.experts, lambda: evidence)
     moves = diff(shape, situation.mapped, choice.experts)
     size = bytes_of(shape, moves)
     forecaster = Forecaster(evidence, situation.mapped)
