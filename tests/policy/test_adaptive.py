@@ -150,6 +150,41 @@ def test_every_candidate_that_is_not_moved_has_a_reason():
     }
 
 
+def test_exchanges_wait_until_all_of_them_are_worth_a_batch():
+    """Nothing is moved for a little, and what waits says so; with free copies nothing waits."""
+    rng = np.random.default_rng(1)
+    weights, start = skewed(rng), mapped_of([4] * 3)
+    patient, free = (
+        Adaptive([4] * 3, EXPERTS, AdaptiveSettings(batch_cost=1e6, copy_cost=cost))
+        for cost in (None, 0.0)
+    )
+    assert followed(patient, start, rng, weights, 30)[1] == []
+    assert {choice.reason for choice in patient.considered(start, 4)} == {
+        "It pays, but all that do together are not worth a batch's calls yet."
+    }
+    # Nine pairs of each token, in three layers of three.
+    assert patient.facts()["batch_cost_pairs"] == 9e6
+    assert followed(free, start, rng, weights, 30)[1]
+    assert free.facts()["batch_cost_pairs"] == 0
+
+
+def test_where_nothing_changes_cheap_exchanges_are_judged_for_longer_and_more_carefully():
+    rng = np.random.default_rng(1)
+    weights = skewed(rng)
+    policy = Adaptive([4] * 3, EXPERTS, AdaptiveSettings(usual_copy_cost=4.0))
+    mapped, _ = followed(policy, mapped_of([4] * 3), rng, weights, 4)
+    early = policy.horizon
+    mapped, _ = followed(policy, mapped, rng, weights, 100)
+    lasting = min(policy.facts()[name] for name in (
+        "window_half_life_tokens", "expected_dwell_tokens"
+    ))  # fmt: skip
+    assert early < policy.horizon == pytest.approx(lasting / 2)
+    for _ in range(20):  # another workload
+        policy.observe(traffic(rng, weights[:, ::-1]))
+    assert policy.shifts
+    assert policy.horizon < lasting / 2
+
+
 def test_before_anything_was_seen_nothing_is_moved():
     policy = Adaptive([4] * 3, EXPERTS)
     assert policy.decide(mapped_of([4] * 3)) == ()

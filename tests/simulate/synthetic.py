@@ -9,10 +9,15 @@ from ktd.simulate.workload import Phase, Workload
 LAYERS, EXPERTS, TOP_K = 6, 64, 6
 
 
-def zipf(rng: np.random.Generator, exponent: float = 1.0, experts: int = EXPERTS) -> np.ndarray:
+def zipf(
+    rng: np.random.Generator,
+    exponent: float = 1.0,
+    experts: int = EXPERTS,
+    layers: int = LAYERS,
+) -> np.ndarray:
     """Log-weights ``[layers, experts]``, each layer with its own order."""
     ranks = -exponent * np.log(np.arange(1, experts + 1))
-    return np.stack([ranks[rng.permutation(experts)] for _ in range(LAYERS)])
+    return np.stack([ranks[rng.permutation(experts)] for _ in range(layers)])
 
 
 def drawn(rng: np.random.Generator, weights: np.ndarray, tokens: int, top_k: int = TOP_K):
@@ -31,6 +36,12 @@ def stationary(seed: int = 0, tokens: int = 20_000) -> Workload:
     """One state for ever."""
     rng = np.random.default_rng(seed)
     return workload(drawn(rng, zipf(rng), tokens))
+
+
+def deep(seed: int = 0, tokens: int = 6000) -> Workload:
+    """The same for 24 layers of 128 experts, of which many are used nearly as often as others."""
+    rng = np.random.default_rng(seed)
+    return workload(drawn(rng, zipf(rng, 0.8, 128, 24), tokens), experts=128)
 
 
 def shifting(seed: int = 0, dwell: int = 5000, states: int = 6) -> Workload:

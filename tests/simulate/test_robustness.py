@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ktd.policy.adaptive import Adaptive
 from ktd.policy.settings import AdaptiveSettings
+from ktd.simulate.clairvoyant import clairvoyant
+from ktd.simulate.replay import Replay
 from ktd.simulate.runs import Question, answer, machine_of
 from ktd.simulate.sources import read_workload
 from tests.simulate import synthetic
@@ -17,6 +20,7 @@ QUESTION = Question(policy="adaptive", budget=0.25, machine=machine_of("cuda", 9
 FIGURES = (
     "patience", "horizon", "confidence", "min_dwell", "fit_half_life", "regime_half_life",
     "past_half_life", "persistence", "drift_excess", "drift_evidence", "prior_dwell",
+    "steady_horizon", "batch_cost",
 )  # fmt: skip
 
 
@@ -47,6 +51,31 @@ def test_no_figure_is_critical(name, factor):
     found = answer(recorded, replace(QUESTION, settings=settings))
     assert found.ratio >= 0.98
     assert found.replayed.moves <= 6 * found.best.moves
+
+
+class Counting(Adaptive):
+    """Counts the decisions that move something."""
+
+    batches = 0
+
+    def decide(self, mapped, limit=None):
+        choices = super().decide(mapped, limit)
+        self.batches += bool(choices)
+        return choices
+
+
+def test_where_nothing_changes_cheap_copies_come_to_rest_near_the_best_set():
+    """With a GPU, where a copy costs little and the calls of a batch more."""
+    workload, slots = synthetic.deep(), (90,) * 24
+    learning = synthetic.workload(workload.phases[0].ids[:2000], experts=128)
+    batches = []
+    for replayed in (learning, workload):
+        policy = Counting(slots, 128, AdaptiveSettings(usual_copy_cost=4.0))
+        found = Replay(replayed, slots, QUESTION.machine).policy(policy)
+        batches.append(policy.batches)
+    assert found.hit_rate >= 0.985 * clairvoyant(workload, slots).hit_rate
+    # Of the 62 decisions after 2,000 tokens.
+    assert batches[1] - batches[0] <= 15
 
 
 def test_more_expensive_copies_are_made_less_often():

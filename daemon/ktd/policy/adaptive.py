@@ -116,7 +116,7 @@ class Adaptive:
         pays = judged.paying()
         # All of them, and not the first ``limit``: a slow rate of copies must not forbid moves.
         if judged.net(pays) < self.batch_cost:
-            return ()
+            return []
         chosen = judged.choices(pays, limit)
         for choice in chosen:
             self._moved[choice.layer, choice.load] = self._forecaster.tokens

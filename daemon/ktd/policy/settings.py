@@ -49,7 +49,7 @@ class AdaptiveSettings:
     horizon: float = 8.0
     steady_horizon: float = 0.5
     longest_horizon: float = 65_536.0
-    batch_cost: float = 0.33
+    batch_cost: float = 0.5
     confidence: float = 1.5
     min_dwell: float = 256.0
     # Tokens. The longest keeps chance from reordering experts that nothing has changed for.
