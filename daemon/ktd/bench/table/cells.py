@@ -40,11 +40,17 @@ class Measured:
         rates: Tokens per second of each run.
         hit_rate: Share of (token, expert) pairs that slots computed.
         between_ms: Median time between two tokens of a stream.
+        moved_bytes: Copied into slots by a policy meanwhile.
+        move_calls: Calls into the scheduler for that.
+        move_call_ms: What one took of its time, the mean.
     """
 
     rates: tuple[float, ...]
     hit_rate: float
     between_ms: float
+    moved_bytes: int = 0
+    move_calls: int = 0
+    move_call_ms: float = 0.0
 
     @property
     def rate(self) -> float:

@@ -26,7 +26,7 @@ from ktd.bench.table.routing import SHIFTING, STRETCH, LayerSizes, Routing, Rout
 from ktd.model.facts import read_facts
 
 if TYPE_CHECKING:
-    from ktd.client import KtdClient
+    from ktd.client import KtdClient, StatsSnapshot
 
 _OFF = "off"
 
@@ -220,18 +220,25 @@ class TableBench:
         left = began + load.settle_seconds - time.monotonic()
         if policy != _OFF and left > 0:
             await asyncio.to_thread(run.load.measure, left)
-        before = await run.pairs()
+        before = (await run.stats()).totals
         stretches: list[Stretch] = []
         for _ in range(load.runs):
             stretch = await asyncio.to_thread(
                 run.load.measure_tokens, load.tokens_of(cell.kind), longest=load.longest
             )
             stretches.append(stretch)
-        inside, outside = (b - a for a, b in zip(before, await run.pairs(), strict=True))
+        after = (await run.stats()).totals
+        inside = after.gpu_pairs - before.gpu_pairs
+        outside = after.cpu_pairs - before.cpu_pairs
+        calls = after.move_calls - before.move_calls
+        took = after.move_call_time.ToNanoseconds() - before.move_call_time.ToNanoseconds()
         return Measured(
             rates=tuple(stretch.tokens_per_second for stretch in stretches),
             hit_rate=inside / max(1, inside + outside),
             between_ms=statistics.median(stretch.between_tokens.p50 for stretch in stretches),
+            moved_bytes=after.swap_bytes - before.swap_bytes,
+            move_calls=calls,
+            move_call_ms=took / 1e6 / max(1, calls),
         )
 
     def _check_time(self) -> None:
@@ -245,9 +252,18 @@ class TableBench:
         left = statistics.fmean(self._took) * self._left
         return (
             f"{name}: {measured.rate:.2f} ± {measured.spread:.2f} tokens/s, "
-            f"{100 * measured.hit_rate:.0f} % in slots; {self._left} cells left, about "
-            f"{left / 60:.1f} minutes"
+            f"{100 * measured.hit_rate:.1f} % in slots{_moved(measured)}; {self._left} cells "
+            f"left, about {left / 60:.1f} minutes"
         )
+
+
+def _moved(measured: Measured) -> str:
+    if not measured.move_calls:
+        return ""
+    return (
+        f", {measured.moved_bytes / 1e6:.0f} MB moved by {measured.move_calls} calls of "
+        f"{measured.move_call_ms:.1f} ms"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +280,6 @@ class _Running:
         if any(now[layer] != tuple(chosen) for layer, chosen in layers.items()):
             await self.client.apply_and_wait(layers=layers)
 
-    async def pairs(self) -> tuple[int, int]:
-        """(token, expert) pairs so far: in slots, on the CPU."""
-        totals = (await self.client.stats()).totals
-        return totals.gpu_pairs, totals.cpu_pairs
+    async def stats(self) -> StatsSnapshot:
+        """Since the engine's start."""
+        return await self.client.stats()
