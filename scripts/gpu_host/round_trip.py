@@ -4,7 +4,9 @@
 
 Needs a GPU, torch and ktd's extension. The first table replays graphs of 48 layers whose stand-in
 for the GPU's experts is a kernel that spins, with the channel's kernels around it and without; a
-figure is the difference for one layer. `known` is a layer whose experts are all in slots: the
+figure is the difference for one layer. `counted` and `beside` are a layer whose experts have a slot
+each for good, which is only counted: in line, and on a stream of its own beside the stand-in, as
+`ktd.sgl.cuda_step` does. `known` is a layer whose experts are all in slots: the
 device sees that and raises no flag. `round trip` publishes every row, raises the flag, and waits
 for a pool that has nothing to compute. To be reached by it, over a stand-in of 20 us: at most
 10 us at one token, 25 us at 32.
@@ -26,7 +28,7 @@ import sys
 import time
 from collections.abc import Callable
 from ctypes import Structure, c_uint64
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -168,7 +170,8 @@ class Batch:
             channel.split(layer, self.x, ids, self.weights)
             if between:
                 between()
-            channel.collect(self.out, add=between is not None)
+            if layer.handle is not None:
+                channel.collect(self.out, add=between is not None)
 
 
 def repeat(work: Callable[[], None], times: int) -> None:
@@ -177,10 +180,27 @@ def repeat(work: Callable[[], None], times: int) -> None:
         work()
 
 
+def count_beside(
+    channel: LayerChannel,
+    layers: list[DeviceLayer],
+    batch: Batch,
+    between: Callable[[], None],
+    stream: torch.cuda.Stream,
+) -> None:
+    """All layers' routing is counted on a stream of its own while ``between`` runs."""
+    for layer, ids in zip(layers, batch.ids, strict=True):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            channel.split(layer, batch.x, ids, batch.weights)
+        between()
+        torch.cuda.current_stream().wait_stream(stream)
+
+
 def measure_overhead(
     channel: LayerChannel, layer: DeviceLayer, path: str, layers: int, replays: int
 ) -> list[Overhead]:
     """Rows of the first table: the same graph with and without the channel's kernels, in turn."""
+    beside = torch.cuda.Stream()
     rows = []
     stand_in = StandIn()
     timer = Timer()
@@ -189,7 +209,11 @@ def measure_overhead(
         batch = Batch.random(tokens, layers)
         work = partial(stand_in, us)
         base = captured(partial(repeat, work, layers))
-        graph = captured(partial(batch.enqueue, channel, [layer] * layers, work))
+        same = [layer] * layers
+        if path == "beside":
+            graph = captured(partial(count_beside, channel, same, batch, work, beside))
+        else:
+            graph = captured(partial(batch.enqueue, channel, same, work))
         pairs = [(timer(base.replay), timer(graph.replay)) for _ in range(replays + WARM_UP)]
         channel.check()
         alone = statistics.median(pair[0] for pair in pairs[WARM_UP:])
@@ -208,12 +232,19 @@ def measure_overheads(threads: int, layers: int, replays: int) -> list[Overhead]
     handle = pool.add_layer(ExpertWeights(WeightFormat.BF16, w13, w2))
     in_slots = torch.arange(EXPERTS, dtype=torch.int32).cuda()
     layer = DeviceLayer(handle, in_slots, torch.zeros(EXPERTS, 2, dtype=torch.int64).cuda())
+    counted = replace(layer, handle=None)
     rows = []
-    for path, always in (("known", False), ("round trip", True)):
+    for path, always in (
+        ("counted", False),
+        ("beside", False),
+        ("known", False),
+        ("round trip", True),
+    ):
         channel = LayerChannel(
             pool, hidden=HIDDEN, max_tokens=32, top_k=TOP_K, give_up_s=1, limit_s=5, always=always
         )
-        rows += measure_overhead(channel, layer, path, layers, replays)
+        which = counted if path in ("counted", "beside") else layer
+        rows += measure_overhead(channel, which, path, layers, replays)
         channel.close()
     return rows
 
