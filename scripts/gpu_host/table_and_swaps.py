@@ -1,13 +1,14 @@
 """The table of `ktd bench table` and `ktd bench swap` on one engine: a start takes minutes there.
 
     engine.sh run python3 scripts/gpu_host/table_and_swaps.py FOLDER MODEL [bench table option ...]
-        [--swap-rates none,100] [--swap-seconds 4] [--swap-ratio 0.6] [--begin-after FILE]
+        [--swap-rates none,100,100/20] [--swap-seconds 4] [--swap-ratio 0.6] [--begin-after FILE]
         [option of ktd serve ...]
 
 Swaps are measured before the cells, with --swap-ratio of all experts in slots and with the table's
-own routing; --swap-rates "" leaves them out. With --begin-after the engine starts at once and is
-measured when there is such a file: what else the host has to do is done meanwhile. Leaves
-table.json, table.md, table.svg and swap-RATE.json in FOLDER.
+own routing; 100/20 is 100 experts a second by 20 calls (4 otherwise), and --swap-rates "" leaves
+them out. With --begin-after the engine starts at once and is measured when there is such a file:
+what else the host has to do is done meanwhile. Leaves table.json, table.md, table.svg and
+swap-RATE.json in FOLDER.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 
 from ktd.bench.decode_load import DecodeLoad
 from ktd.bench.link import link_bytes_per_second
-from ktd.bench.swap import measure_swaps
+from ktd.bench.swap import CALLS_PER_SECOND, measure_swaps
 from ktd.bench.table import measurement
 from ktd.bench.table.placements import cell_placement
 from ktd.cli import bench_table
@@ -52,7 +53,7 @@ class WithSwaps(measurement.TableBench):
     """A table whose engines do one more thing before they end."""
 
     folder: Path
-    rates: Sequence[float | None]
+    rates: Sequence[tuple[float | None, float]]  # experts and calls a second
     seconds: float
     ratio: float
     begin_after: Path | None
@@ -69,23 +70,31 @@ class WithSwaps(measurement.TableBench):
                 "uniform", self.ratio, self._engines.sizes, self._slots, np.zeros((0, 0), np.int64)
             )
             await run.place(dict(zip(self._engines.moe_layers, cell, strict=True)))
-            for rate in self.rates:
+            for rate, calls in self.rates:
                 result = await measure_swaps(
                     run.client,
                     run.load,
                     seconds=self.seconds,
                     pairs=_PAIRS,
                     rate=rate,
+                    calls=calls,
                     progress=lambda _: None,
                 )
                 found = result.as_json()
-                (self.folder / f"swap-{rate or 'unlimited'}.json").write_text(json.dumps(found))
+                name = f"{rate:g}-by-{calls:g}" if rate else "unlimited"
+                (self.folder / f"swap-{name}.json").write_text(json.dumps(found))
                 names = (
                     *("bytes_per_second", "swap_bytes_per_second", "experts_per_second"),
                     *("throughput_ratio", "p99_ratio", "move_call_ms", "alone"),
                 )
-                say(f"swaps, {rate or 'no limit'}: {json.dumps({k: found[k] for k in names})}")
+                say(f"swaps, {name}: {json.dumps({k: found[k] for k in names})}")
             yield run
+
+
+def rate_of(text: str) -> tuple[float | None, float]:
+    """``none``, ``100`` or ``100/20``: experts a second, and calls."""
+    rate, _, calls = text.partition("/")
+    return None if rate == "none" else float(rate), float(calls or CALLS_PER_SECOND)
 
 
 def main() -> int:
@@ -101,7 +110,7 @@ def main() -> int:
     WithSwaps.folder, WithSwaps.seconds = args.folder, args.swap_seconds
     WithSwaps.ratio, WithSwaps.begin_after = args.swap_ratio, args.begin_after
     rates = args.swap_rates.split(",") if args.swap_rates else []
-    WithSwaps.rates = [None if rate == "none" else float(rate) for rate in rates]
+    WithSwaps.rates = [rate_of(rate) for rate in rates]
     bench_table.TableBench = WithSwaps  # type: ignore[misc]
     files = ("--resume", f"{args.folder}/table.json", "--markdown", f"{args.folder}/table.md")
     return ktd(["bench", "table", *rest, *files, "--plot", f"{args.folder}/table.svg"])

@@ -20,8 +20,8 @@ from ktd.errors import ConfigError
 if TYPE_CHECKING:
     from ktd.client import KtdClient, Placement
 
-# Moves of one call, where a rate is asked for: a quarter of a second's.
-_CALLS_PER_SECOND = 4
+# Of the API, where a rate of experts is asked for and nothing else.
+CALLS_PER_SECOND = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +200,7 @@ async def measure_swaps(
     seconds: float,
     pairs: int,
     rate: float | None,
+    calls: float = CALLS_PER_SECOND,
     progress: Callable[[str], None],
 ) -> SwapResult:
     """Measures ``pairs`` of stretches of ``seconds`` each.
@@ -210,13 +211,14 @@ async def measure_swaps(
         seconds: Length of a stretch.
         pairs: How many.
         rate: Experts a second; None: as fast as it goes.
+        calls: Of the API a second, between which a rate's experts are divided.
         progress: Told what was measured.
 
     Raises:
         KtdError: A swap failed, or a stream broke off.
     """
     placement = await client.placement()
-    mover = _Mover(client, Exchange.of(placement), rate)
+    mover = _Mover(client, Exchange.of(placement), rate, calls)
     found: list[SwapPair] = []
     for number in range(pairs):
         quiet = await asyncio.to_thread(load.measure, seconds)
@@ -271,10 +273,12 @@ async def _alone(load: DecodeLoad, mover: _Mover, seconds: float) -> SwapAlone:
 class _Mover:
     """Goes to and fro between two placements."""
 
-    def __init__(self, client: KtdClient, exchange: Exchange, rate: float | None) -> None:
+    def __init__(
+        self, client: KtdClient, exchange: Exchange, rate: float | None, calls: float
+    ) -> None:
         self._client = client
         self._rate = rate
-        self._moves = None if rate is None else max(1, round(rate / _CALLS_PER_SECOND))
+        self._moves = None if rate is None else max(1, round(rate / calls))
         self._exchange = exchange
         self._steps: Sequence[Mapping[int, Sequence[int]]] = exchange.steps(self._moves)
         self._next = 0

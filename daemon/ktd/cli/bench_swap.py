@@ -12,7 +12,7 @@ from ktd.bench.decode_load import DecodeLoad
 from ktd.bench.link import link_bytes_per_second
 from ktd.bench.prompts import Prompts
 from ktd.bench.servers import RunningServer
-from ktd.bench.swap import SwapResult, measure_swaps
+from ktd.bench.swap import CALLS_PER_SECOND, SwapResult, measure_swaps
 from ktd.cli.arguments import positive_float, positive_int
 from ktd.cli.bench_options import add_action, add_seed, plans_of, progress, started
 from ktd.cli.exit_codes import ExitCode
@@ -40,6 +40,13 @@ def add_parser(actions: Subparsers) -> None:
     add_seed(parser)
     add = parser.add_argument
     add("--rate", metavar="R", type=positive_float, help="experts a second (default: no limit)")
+    add(
+        "--calls",
+        metavar="C",
+        type=positive_float,
+        default=CALLS_PER_SECOND,
+        help=f"of the API a second, with --rate ({CALLS_PER_SECOND:g})",
+    )
     add("--batch", metavar="N", type=positive_int, default=1, help="streams (default: 1)")
     add("--seconds", metavar="S", type=positive_float, default=10.0, help="of a stretch (10)")
     add("--runs", metavar="N", type=positive_int, default=5, help="pairs of stretches (5)")
@@ -85,6 +92,7 @@ async def _measure(args: argparse.Namespace, server: RunningServer, prompts: Pro
                 seconds=args.seconds,
                 pairs=args.runs,
                 rate=args.rate,
+                calls=args.calls,
                 progress=progress,
             )
 
