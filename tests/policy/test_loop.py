@@ -37,6 +37,12 @@ class Engine:
     prefilled: int = 0
     prefills: int = 0
     fails: bool = False
+    called: float = 0.0
+    calls_take: float = 0.0  # seconds that each look finds more
+
+    def move_call_seconds(self):
+        self.called += self.calls_take
+        return self.called
 
     def steps(self):
         return self.tokens + self.prefills
@@ -117,6 +123,22 @@ async def test_adaptive_moves_what_is_used_and_says_why():
         assert all(one.choice.gain > one.choice.cost for one in found.moves)
         assert found.moved == 4
         assert here.manager.history.entries[0].origin == "policy:adaptive"
+
+
+async def test_a_swap_whose_calls_took_long_is_followed_by_a_rest():
+    """Fifty times what they took: 2 % of the scheduler's time; another policy keeps to it."""
+    async with rig(ADAPTIVE) as here:
+        here.engine.calls_take = 0.4
+        await here.turns(8)
+        here.engine.hot = START
+        assert here.experts == HOT
+        began = here.engine.now
+        while here.experts == HOT and here.engine.now < began + 100:
+            await here.turns(1)
+        last = here.loop.explain().moves[-1]
+        assert last.outcome == "SUCCEEDED"
+        assert here.experts != HOT
+        assert here.engine.now > 0.4 / 0.02
 
 
 async def test_where_a_bench_asks_for_it_empty_slots_stay_empty():

@@ -47,6 +47,20 @@ def test_control_calls_keep_to_two_percent_of_the_schedulers_time():
     assert swaps > 150
 
 
+def test_calls_that_take_long_are_followed_by_a_longer_rest():
+    """As they were measured; short ones count as what SGLang does around them."""
+    pace = Pace(1e12, BatchLimits(), now=0.0)
+    assert pace.moves(1, 1.0)
+    pace.spent(1, 1, 1.0)
+    pace.took(0.001)
+    assert pace.moves(1, 1.4) == 0
+    assert pace.moves(1, 1.5)
+    pace.spent(1, 1, 1.5)
+    pace.took(0.1)
+    assert pace.moves(1, 6.4) == 0
+    assert pace.moves(1, 6.6)
+
+
 def test_one_swap_is_one_batch_and_a_large_expert_is_saved_for():
     assert Pace(1e12, BatchLimits(moves=32), 0.0).moves(1, 1.0) == 32
     assert Pace(1e12, BatchLimits(bytes=300), 0.0).moves(100, 1.0) == 3

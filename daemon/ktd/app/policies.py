@@ -29,6 +29,10 @@ class HubCounters:
         """Forward passes so far."""
         return self.hub.steps()
 
+    def move_call_seconds(self) -> float:
+        """What moving experts has taken of rank 0's scheduler."""
+        return self.hub.move_call_seconds()
+
     def read(self) -> Counted | None:
         """Everything, over both tiers."""
         if not self.hub.ready or (sample := self.hub.sample()) is None:

@@ -42,6 +42,10 @@ class Counters(Protocol):
         """Forward passes so far; cheap, and while it stands still nothing is counted."""
         ...
 
+    def move_call_seconds(self) -> float:
+        """What moving experts has taken of the scheduler so far; cheap."""
+        ...
+
     def read(self) -> Counted | None:
         """Everything; None while no engine runs."""
         ...

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ktd.placement.swap import BatchLimits
 
 # A swap of one batch makes two calls that the schedulers of all ranks handle between two steps:
-# prepare and publish. Each takes 1 to 5 ms of their time (docs/architecture.md).
+# prepare and publish. Of their time each is taken to need this much with all that SGLang does
+# around it; a swap whose calls were measured to need more is followed by a longer rest.
 _CALLS = 2
 _CALL_SECONDS = 0.005
 CONTROL_SHARE = 0.02
@@ -29,7 +30,7 @@ class Pace:
         self._limits = limits
         self._allowance = 0.0
         self._time = now
-        self._next_swap = now
+        self._began = self._next_swap = now
 
     def moves(self, expert_bytes: int, now: float) -> int:
         """Experts that may be copied now; 0: later."""
@@ -44,5 +45,10 @@ class Pace:
 
     def spent(self, moves: int, expert_bytes: int, now: float) -> None:
         """A swap of so many moves has begun."""
+        self._began = now
         self._allowance -= moves * expert_bytes
         self._next_swap = now + _CALLS * _CALL_SECONDS / CONTROL_SHARE
+
+    def took(self, seconds: float) -> None:
+        """That swap has ended, and its calls took so much of a scheduler's time."""
+        self._next_swap = max(self._next_swap, self._began + seconds / CONTROL_SHARE)

@@ -89,6 +89,7 @@ class PolicySession:
         self._ripe = False
         # Id of the swap that it, or the session before it, has started and that has not ended.
         self._swap: str = before.open_swap if before else ""
+        self._called: float = before.called if before else 0.0
         self._shifts = 0
         self._step_times = StepTimes()
         self._watchdog = Watchdog()
@@ -102,6 +103,11 @@ class PolicySession:
     def open_swap(self) -> str:
         """Id of its swap that runs; empty without one."""
         return self._swap
+
+    @property
+    def called(self) -> float:
+        """Seconds that moving experts had taken of the scheduler when that swap began."""
+        return self._called
 
     def state(self) -> str:
         """What it does now, in one sentence."""
@@ -150,6 +156,7 @@ class PolicySession:
             return
         self._journal.ended(swap.id, swap.state.name)
         self._swap = ""
+        self._pace.took(self._around.counters.move_call_seconds() - self._called)
         if swap.state is SwapState.FAILED and self._around.manager.ready:
             self.cool(f"Its last swap failed: {swap.error}")
         elif swap.state is SwapState.CANCELLED:
@@ -242,6 +249,7 @@ class PolicySession:
         name, shape = self.options.name, placement.shape
         swap = self._around.manager.apply_policy(name, experts, etag=placement.etag)
         self._swap = swap.id
+        self._called = self._around.counters.move_call_seconds()
         self._pace.spent(len(choices), shape.expert_bytes, self._around.monotonic())
         self._watchdog.moved(placement.experts)
         self._journal.add(

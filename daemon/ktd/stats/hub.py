@@ -78,6 +78,10 @@ class StatsHub:
         """Forward passes of the engine that runs, cheaply; 0 without one."""
         return self._sampler.steps() if self._sampler is not None else 0
 
+    def move_call_seconds(self) -> float:
+        """What moving experts took of the scheduler that runs, cheaply; 0 without one."""
+        return self._sampler.move_call_seconds() if self._sampler is not None else 0.0
+
     def sample(self) -> Sample | None:
         """Every counter now, or of the engine that ended last; None before the first one."""
         return self._read() or self._last

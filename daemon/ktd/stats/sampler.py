@@ -70,13 +70,17 @@ class RankSampler:
             cpu_weight_bytes=self._sum(Word.CPU_WEIGHT_BYTES),
             swap_bytes=self._sum(Word.SWAP_BYTES),
             move_calls=first.word(Word.MOVE_CALLS),
-            move_call_seconds=first.word(Word.MOVE_CALL_NS) / 1e9,
+            move_call_seconds=self.move_call_seconds(),
             ranks=tuple(_rank_sample(reader) for reader in self._readers),
         )
 
     def steps(self) -> int:
         """Steps so far: while they stand still, nothing is counted."""
         return self._first.word(Word.DECODE_STEPS) + self._first.word(Word.PREFILL_STEPS)
+
+    def move_call_seconds(self) -> float:
+        """What moving experts has taken of the scheduler so far."""
+        return self._first.word(Word.MOVE_CALL_NS) / 1e9
 
     def close(self) -> None:
         """Unmaps the files."""
