@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ktd.engine.status import EnginePhase, LoadProgress
+from ktd.rankfile import Word
 from tests.cli.running import environment, ktd
 from tests.rpc.fake_daemon import fake_daemon
 
@@ -183,6 +184,18 @@ async def test_stats_of_an_idle_engine_are_zero(daemon: FakeDaemon) -> None:
     assert value["gpu_hit_rate"] == 0.0
     assert value["layers"][0]["counts"] == [0] * 8
     assert (await ktd("stats", socket=daemon.socket)).code == 0
+
+
+async def test_stats_say_what_moving_took_of_the_scheduler(daemon: FakeDaemon) -> None:
+    """Where something was moved, in both forms."""
+    assert "moving" not in (await ktd("stats", socket=daemon.socket)).out
+    daemon.traffic.writer.words[Word.MOVE_CALLS] = 4
+    daemon.traffic.writer.words[Word.MOVE_CALL_NS] = 3_000_000
+    lines = (await ktd("stats", socket=daemon.socket)).out.splitlines()
+    told = next(line for line in lines if line.startswith("moving"))
+    assert told.split(maxsplit=1)[1] == "4 calls between steps since the start, 0.75 ms each"
+    value = (await ktd("stats", "--json", socket=daemon.socket)).json
+    assert (value["move_calls"], value["move_call_seconds"]) == (4, 0.003)
 
 
 async def test_stats_show_a_map(daemon: FakeDaemon) -> None:

@@ -81,6 +81,19 @@ async def _ask(args: argparse.Namespace) -> tuple[Placement, StatsSnapshot]:
         return await client.placement(), stats
 
 
+def _moving(stats: StatsSnapshot) -> str:
+    """What it took of the scheduler since the start; nothing where nothing was moved."""
+    totals = stats.totals
+    if not totals.move_calls:
+        return ""
+    milliseconds = totals.move_call_time.ToNanoseconds() / 1e6 / totals.move_calls
+    calls = "call" if totals.move_calls == 1 else "calls"
+    return (
+        f"{count_text(totals.move_calls)} {calls} between steps since the start, "
+        f"{milliseconds:.2f} ms each"
+    )
+
+
 def _print(
     terminal: Terminal, args: argparse.Namespace, placement: Placement, stats: StatsSnapshot
 ) -> None:
@@ -111,6 +124,7 @@ def _print(
                     f"{' since the start' if args.window else ''}"
                 ),
             ),
+            ("moving", _moving(stats)),
         ],
     )
     numbers = _rates_of(stats, args.kind) if args.rates else _counts_of(stats, args.kind)
