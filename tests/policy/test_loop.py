@@ -21,6 +21,7 @@ from tests.placement.fake_target import FakeTarget
 SHAPE = ModelShape(moe_layers=(1, 3), num_experts=8, slots=(2, 2), expert_bytes=1000)
 START = ((0, 1), (0, 1))
 HOT = ((5, 6), (2, 7))
+OTHER = ((2, 7), (0, 5))
 
 
 @dataclass
@@ -211,6 +212,37 @@ async def test_slower_steps_are_rolled_back_and_said():
         await here.turns(2)
         assert here.experts == START
         here.loop.set(here.loop.options)
+        assert here.conditions[ROLLED_BACK] is None
+
+
+async def moved_after_many_means(here):
+    """The policy has just moved, and knows how long steps took before that."""
+    here.target.fail_on("prepare")
+    while here.experts != HOT:
+        await here.turns(1)
+        assert here.engine.now < 120
+    here.engine.step_seconds = 0.02
+    await here.turns(6)
+    assert here.experts == HOT
+
+
+async def test_slower_steps_of_the_same_workload_are_rolled_back_by_adaptive_too():
+    """Once the workload has had the time to be seen as another one."""
+    async with rig(ADAPTIVE) as here:
+        await moved_after_many_means(here)
+        await here.turns(3)
+        assert here.experts == START
+        assert here.loop.explain().rollbacks == 1
+
+
+async def test_steps_that_another_workload_makes_slower_are_no_setback():
+    """It begins with the last step time of a trial, and is seen as a shift only after that."""
+    async with rig(ADAPTIVE) as here:
+        await moved_after_many_means(here)
+        here.engine.hot = OTHER
+        await here.turns(12)
+        assert here.experts == OTHER
+        assert here.loop.explain().rollbacks == 0
         assert here.conditions[ROLLED_BACK] is None
 
 

@@ -27,11 +27,15 @@ if TYPE_CHECKING:
     from ktd.placement.model import Experts, ModelShape, Placement
     from ktd.policy.base import Policy
     from ktd.policy.counted import Counted, Counters
+    from ktd.policy.step_times import StepTime
 
 ROLLED_BACK = "POLICY_ROLLED_BACK"
 # After a roll-back or a failed swap nothing is moved for so long; doubles each time.
 _COOL_SECONDS = 60.0
 _MOST_COOL_SECONDS = 3600.0
+# A workload that shifts makes steps slower at once, and is seen to have shifted up to so many
+# observations later: only then are slower steps laid to the moves before them.
+_LOOKS_AT_SETBACK = 2
 _log = structlog.get_logger(__name__)
 
 
@@ -94,6 +98,7 @@ class PolicySession:
         self._step_times = StepTimes()
         self._watchdog = Watchdog()
         self._setback: Setback | None = None
+        self._looks = 0  # observations since
         self._pace = Pace(options.copy_rate, around.limits, around.monotonic())
         self._cool_until = 0.0
         self._cool_seconds = _COOL_SECONDS
@@ -143,7 +148,8 @@ class PolicySession:
         if self._swap or self.complaint() or self._busy():
             return
         if self._setback is not None:
-            self._roll_back(manager.placement(), self._setback)
+            if not (isinstance(self.policy, Adaptive) and self._looks < _LOOKS_AT_SETBACK):
+                self._roll_back(manager.placement(), self._setback)
         elif self._ripe:
             self._decide(manager.placement())
 
@@ -184,7 +190,7 @@ class PolicySession:
             known = None
         self._shape = placement.shape
         if (mean := self._step_times.update(self._around.monotonic(), counted)) is not None:
-            self._setback = self._watchdog.update(mean) or self._setback
+            self._judge(mean)
         if known is None or known.engine_id != counted.engine_id:
             # What an engine counted before the policy saw it is of an unknown time.
             self._last = counted
@@ -196,9 +202,15 @@ class PolicySession:
         self._last = counted
         policy.observe(seen)
         self._ripe = True
+        self._looks += 1
         if isinstance(policy, Adaptive) and policy.shifts != self._shifts:
             self._shifts = policy.shifts
+            self._setback = None
             self._watchdog.changed()
+
+    def _judge(self, mean: StepTime) -> None:
+        if (setback := self._watchdog.update(mean)) is not None:
+            self._setback, self._looks = setback, 0
 
     def _made(self, placement: Placement) -> Policy:
         slots: Sequence[int] = placement.shape.slots
