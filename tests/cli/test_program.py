@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -216,3 +218,31 @@ async def test_ctrl_c_ends_a_command_with_130_and_silence(daemon: FakeDaemon) ->
         _, err = await process.communicate()
     assert process.returncode == 130
     assert err == b""
+
+
+_PRODUCT = """
+import os, sys
+from ktd.cli.program import run
+run(["--help"])
+import numpy as np
+np.tensordot(np.ones(16), np.ones((16, 48, 512)), axes=1)
+print(len(os.listdir("/proc/self/task")), file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="numpy starts no threads on one core")
+@pytest.mark.parametrize(
+    ("chosen", "threads"), [({}, 1), ({"OPENBLAS_NUM_THREADS": "2"}, 2)], ids=["default", "asked"]
+)
+def test_numpy_takes_no_cores_from_the_expert_pool(chosen: dict[str, str], threads: int) -> None:
+    """A policy's products are made in the thread that wants them, unless somebody asks for more."""
+    kept = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run(
+        [sys.executable, "-c", _PRODUCT],
+        env=kept | chosen,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert int(done.stderr) == threads

@@ -46,6 +46,9 @@ _GLOBAL_OPTIONS = {"--socket": True, "--json": False}
 
 def run(argv: Sequence[str]) -> int:
     """Runs one command line and returns the exit code; nothing but the exit code leaves here."""
+    # numpy's library of linear algebra would start a thread for each core at a policy's first
+    # product, and they spin for milliseconds after each: on cores that the expert pool has.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = _run(list(argv))
         sys.stdout.flush()
