@@ -77,7 +77,7 @@ class WithSwaps(measurement.TableBench):
                     seconds=self.seconds,
                     pairs=_PAIRS,
                     rate=rate,
-                    calls=calls,
+                    calls_per_second=calls,
                     progress=lambda _: None,
                 )
                 found = result.as_json()

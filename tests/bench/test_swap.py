@@ -11,7 +11,7 @@ from ktd.bench.link import link_bytes_per_second
 from ktd.bench.swap import Exchange
 from ktd.client import LayerPlacement, Placement
 from ktd.errors import ConfigError
-from tests.cli.running import environment
+from tests.cli.running import environment, ktd_here
 from tests.live import MODEL
 
 
@@ -51,6 +51,13 @@ def test_nothing_to_move_is_said():
     """With what to do."""
     with pytest.raises(ConfigError, match="--gpu-experts-ratio between 0 and 1"):
         Exchange.of(placement([], range(8)))
+
+
+def test_calls_without_a_rate_are_refused(capsys):
+    """There is nothing that they would divide."""
+    result = ktd_here(capsys, "bench", "swap", str(MODEL), "--calls", "8")
+    assert result.code == 2
+    assert "--calls 8 divides a rate of experts into calls; give --rate too" in result.err
 
 
 def test_the_link_is_measured_by_a_process_of_its_own(monkeypatch):

@@ -1,5 +1,6 @@
 """The parts of `ktd bench table`: routing, placements, the file of results, and what is printed."""
 
+import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -141,6 +142,17 @@ def test_results_are_kept_and_read_again(tmp_path):
         half.write('{"cell": {"kind": "stat')
     again = ResultFile(path, request)
     assert again.results == {one: measured(5.0), other: measured(6.0)}
+
+
+def test_results_of_an_older_release_are_read(tmp_path):
+    """Which kept less of a cell."""
+    path = tmp_path / "cells.jsonl"
+    cell = {"kind": STATIONARY, "ratio": 0.1, "column": "uniform", "check": False}
+    kept = {"rates": [4.0, 5.0, 6.0], "hit_rate": 0.5, "between_ms": 10.0}
+    lines = ({"request": {"model": "m"}}, {"cell": cell, "measured": kept})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = ResultFile(path, {"model": "m"}).results
+    assert found == {Cell(STATIONARY, 0.1, "uniform"): measured(5.0)}
 
 
 def test_results_of_something_else_are_not_continued(tmp_path):

@@ -193,7 +193,10 @@ async def test_stats_say_what_moving_took_of_the_scheduler(daemon: FakeDaemon) -
     daemon.traffic.writer.words[Word.MOVE_CALL_NS] = 3_000_000
     lines = (await ktd("stats", socket=daemon.socket)).out.splitlines()
     told = next(line for line in lines if line.startswith("moving"))
-    assert told.split(maxsplit=1)[1] == "4 calls between steps since the start, 0.75 ms each"
+    assert (
+        told.split(maxsplit=1)[1]
+        == "4 control calls since the start, 0.75 ms of the scheduler each"
+    )
     value = (await ktd("stats", "--json", socket=daemon.socket)).json
     assert (value["move_calls"], value["move_call_seconds"]) == (4, 0.003)
 

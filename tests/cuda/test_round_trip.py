@@ -193,7 +193,8 @@ def test_a_dead_pool_is_given_up(rig, rows):
         rig.channel.check()
 
 
-def test_a_living_pool_is_waited_for_up_to_the_limit(rig):
+@pytest.mark.parametrize("rows", [1, 32, 200])
+def test_a_living_pool_is_waited_for_up_to_the_limit(rig, rows):
     """A heart that beats is not given up, however long the answer takes."""
     from ktd.cuda.layer_channel import ChannelError
 
@@ -209,26 +210,46 @@ def test_a_living_pool_is_waited_for_up_to_the_limit(rig):
     heart = threading.Thread(target=beat)
     heart.start()
     try:
-        ids = torch.zeros(1, 4, dtype=torch.int32, device=rig.gpu)
-        rig.channel.split(rig.layers[0], rig.hidden(1), ids, rig.weights(1))
-        rig.channel.collect(rig.hidden(1))
+        ids = torch.zeros(rows, 4, dtype=torch.int32, device=rig.gpu)
+        out = rig.hidden(rows)
+        rig.channel.split(rig.layers[0], rig.hidden(rows), ids, rig.weights(rows))
+        rig.channel.collect(out)
         torch.cuda.synchronize()
     finally:
         ended.set()
         heart.join()
     assert rig.channel.error is ChannelError.LIMIT
+    assert out.isnan().all()
 
 
-def test_a_call_that_the_pool_refuses_is_an_error_with_its_words(rig):
+def test_one_block_and_several_take_turns(rig, divide):
+    """What a grid was told of one answer is not taken for the next one's."""
+    rig = rig()
+    for rows in (1, 200, 1, 32, 1, 256, 2):
+        x, weights, out = rig.hidden(rows), rig.weights(rows), rig.hidden(rows)
+        ids = rig.ids(rows)
+        ids[:, 0] = 0
+        found = out.clone()
+        with step(rig.channel):
+            rig.channel.split(rig.layers[0], x, ids, weights)
+            rig.channel.collect(found)
+        cpu = divide(ids, rig.layers[0].table).cpu_ids
+        share = rig.pools_share(0, x, cpu, weights)
+        assert torch.equal(found.cpu(), summed(out, share, cpu, rows))
+        rig.channel.check()
+
+
+@pytest.mark.parametrize("rows", [1, 32])
+def test_a_call_that_the_pool_refuses_is_an_error_with_its_words(rig, rows):
     """No answer is used that the pool did not compute."""
     from dataclasses import replace
 
     rig = rig()
     unknown = replace(rig.layers[0], handle=99)
-    ids = torch.zeros(1, 4, dtype=torch.int32, device=rig.gpu)
-    out = rig.hidden(1)
+    ids = torch.zeros(rows, 4, dtype=torch.int32, device=rig.gpu)
+    out = rig.hidden(rows)
     with step(rig.channel):
-        rig.channel.split(unknown, rig.hidden(1), ids, rig.weights(1))
+        rig.channel.split(unknown, rig.hidden(rows), ids, rig.weights(rows))
         rig.channel.collect(out)
     assert out.isnan().all()
     with pytest.raises(CudaFailed, match="there is no layer with handle 99"):

@@ -160,7 +160,7 @@ def test_exchanges_wait_until_all_of_them_are_worth_a_batch():
     )
     assert followed(patient, start, rng, weights, 30)[1] == []
     assert {choice.reason for choice in patient.considered(start, 4)} == {
-        "It pays, but all that do together are not worth a batch's calls yet."
+        "It pays, but what pays now brings less together than a swap costs; it waits for more."
     }
     # Nine pairs of each token, in three layers of three.
     assert patient.facts()["batch_cost_pairs"] == 9e6

@@ -127,12 +127,13 @@ async def test_adaptive_moves_what_is_used_and_says_why():
 
 
 async def test_a_swap_whose_calls_took_long_is_followed_by_a_rest():
-    """Fifty times what they took: 2 % of the scheduler's time; another policy keeps to it."""
+    """Fifty times what they took: 2 % of the scheduler's time, also if it is set again."""
     async with rig(ADAPTIVE) as here:
         here.engine.calls_take = 0.4
         await here.turns(8)
         here.engine.hot = START
         assert here.experts == HOT
+        here.loop.set(here.loop.options)
         began = here.engine.now
         while here.experts == HOT and here.engine.now < began + 100:
             await here.turns(1)
@@ -244,6 +245,16 @@ async def test_steps_that_another_workload_makes_slower_are_no_setback():
         assert here.experts == OTHER
         assert here.loop.explain().rollbacks == 0
         assert here.conditions[ROLLED_BACK] is None
+
+
+async def test_an_engine_that_is_started_again_has_no_setback():
+    """Nor are the experts of another engine's time put back."""
+    async with rig(ADAPTIVE) as here:
+        await moved_after_many_means(here)
+        here.engine.engine_id = "two"
+        await here.turns(6)
+        assert here.experts == HOT
+        assert here.loop.explain().rollbacks == 0
 
 
 async def test_a_failed_swap_cools_the_policy_off():

@@ -200,7 +200,7 @@ async def measure_swaps(
     seconds: float,
     pairs: int,
     rate: float | None,
-    calls: float = CALLS_PER_SECOND,
+    calls_per_second: float = CALLS_PER_SECOND,
     progress: Callable[[str], None],
 ) -> SwapResult:
     """Measures ``pairs`` of stretches of ``seconds`` each.
@@ -211,14 +211,14 @@ async def measure_swaps(
         seconds: Length of a stretch.
         pairs: How many.
         rate: Experts a second; None: as fast as it goes.
-        calls: Of the API a second, between which a rate's experts are divided.
+        calls_per_second: Of the API, between which a rate's experts are divided.
         progress: Told what was measured.
 
     Raises:
         KtdError: A swap failed, or a stream broke off.
     """
     placement = await client.placement()
-    mover = _Mover(client, Exchange.of(placement), rate, calls)
+    mover = _Mover(client, Exchange.of(placement), rate, calls_per_second)
     found: list[SwapPair] = []
     for number in range(pairs):
         quiet = await asyncio.to_thread(load.measure, seconds)

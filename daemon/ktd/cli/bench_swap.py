@@ -19,6 +19,7 @@ from ktd.cli.exit_codes import ExitCode
 from ktd.cli.quantities import bytes_text
 from ktd.cli.tables import facts
 from ktd.cli.terminal import out
+from ktd.errors import ConfigError
 
 if TYPE_CHECKING:
     from ktd.cli.arguments import Subparsers
@@ -44,7 +45,6 @@ def add_parser(actions: Subparsers) -> None:
         "--calls",
         metavar="C",
         type=positive_float,
-        default=CALLS_PER_SECOND,
         help=f"of the API a second, with --rate ({CALLS_PER_SECOND:g})",
     )
     add("--batch", metavar="N", type=positive_int, default=1, help="streams (default: 1)")
@@ -61,6 +61,10 @@ def add_parser(actions: Subparsers) -> None:
 
 def run(args: argparse.Namespace, rest: list[str]) -> int:
     """Starts ktd, measures, prints."""
+    if args.calls is not None and args.rate is None:
+        raise ConfigError(
+            f"--calls {args.calls:g} divides a rate of experts into calls; give --rate too."
+        )
     (plan,) = plans_of(args, rest)
     prompts = Prompts.of_model(args.model, args.seed)
     link = link_bytes_per_second()
@@ -92,7 +96,7 @@ async def _measure(args: argparse.Namespace, server: RunningServer, prompts: Pro
                 seconds=args.seconds,
                 pairs=args.runs,
                 rate=args.rate,
-                calls=args.calls,
+                calls_per_second=args.calls or CALLS_PER_SECOND,
                 progress=progress,
             )
 
@@ -114,7 +118,7 @@ def _print(result: SwapResult) -> None:
             ("slots", f"{result.slots}"),
             ("decode, with ÷ without", result.throughput_ratio.text(3)),
             ("p99 between tokens, with ÷ without", result.p99_ratio.text(2)),
-            ("a call between steps", f"{result.move_call_ms.text(2)} ms of the scheduler"),
+            ("a control call", f"{result.move_call_ms.text(2)} ms of the scheduler"),
             ("longest gap without", f"{max(s.between_tokens.highest for s in quiet):.1f} ms"),
             ("longest gap with", f"{max(s.between_tokens.highest for s in busy):.1f} ms"),
         ],

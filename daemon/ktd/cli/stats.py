@@ -89,8 +89,8 @@ def _moving(stats: StatsSnapshot) -> str:
     milliseconds = totals.move_call_time.ToNanoseconds() / 1e6 / totals.move_calls
     calls = "call" if totals.move_calls == 1 else "calls"
     return (
-        f"{count_text(totals.move_calls)} {calls} between steps since the start, "
-        f"{milliseconds:.2f} ms each"
+        f"{count_text(totals.move_calls)} control {calls} since the start, "
+        f"{milliseconds:.2f} ms of the scheduler each"
     )
 
 

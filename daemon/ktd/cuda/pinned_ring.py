@@ -60,7 +60,8 @@ class PinnedRing:
         Args:
             target: ``[rows, …]`` on the device.
             fill: Is called for pieces of it, in order, by several threads at once if there are.
-            threads: Call ``fill``, the calling one included.
+            threads: Call ``fill``, the calling one included; not more than at the first upload that
+                has helpers, until :meth:`close`.
 
         Raises:
             ValueError: A row is larger than a buffer.

@@ -133,7 +133,7 @@ class Metrics:
         )
         yield _counter(
             "ktd_expert_move_call_seconds",
-            "What those calls took of the scheduler's time.",
+            "What those calls took of the scheduler's time, without SGLang's part of them.",
             sample.move_call_seconds,
         )
         yield _counter(

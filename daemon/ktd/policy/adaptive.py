@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ktd.policy.base import Mapped, Observation
 
-_FEW = "It pays, but all that do together are not worth a batch's calls yet."
+_FEW = "It pays, but what pays now brings less together than a swap costs; it waits for more."
 
 
 @dataclass(frozen=True, slots=True, eq=False)

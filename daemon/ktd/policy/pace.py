@@ -23,14 +23,23 @@ class Pace:
         copy_rate: Bytes per second that copies may take, over all ranks.
         limits: Of a batch.
         now: Seconds on any clock, as in the methods.
+        rests_until: Nothing may be moved before.
     """
 
-    def __init__(self, copy_rate: float, limits: BatchLimits, now: float) -> None:
+    def __init__(
+        self, copy_rate: float, limits: BatchLimits, now: float, rests_until: float = 0.0
+    ) -> None:
         self.copy_rate = copy_rate
         self._limits = limits
         self._allowance = 0.0
         self._time = now
-        self._began = self._next_swap = now
+        self._began = now
+        self._next_swap = max(now, rests_until)
+
+    @property
+    def rests_until(self) -> float:
+        """When the next swap may begin."""
+        return self._next_swap
 
     def moves(self, expert_bytes: int, now: float) -> int:
         """Experts that may be copied now; 0: later."""

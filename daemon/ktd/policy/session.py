@@ -93,13 +93,18 @@ class PolicySession:
         self._ripe = False
         # Id of the swap that it, or the session before it, has started and that has not ended.
         self._swap: str = before.open_swap if before else ""
-        self._called: float = before.called if before else 0.0
+        self._call_seconds: float = before.call_seconds if before else 0.0
         self._shifts = 0
         self._step_times = StepTimes()
         self._watchdog = Watchdog()
         self._setback: Setback | None = None
         self._looks = 0  # observations since
-        self._pace = Pace(options.copy_rate, around.limits, around.monotonic())
+        self._pace = Pace(
+            options.copy_rate,
+            around.limits,
+            around.monotonic(),
+            rests_until=before.rests_until if before else 0.0,
+        )
         self._cool_until = 0.0
         self._cool_seconds = _COOL_SECONDS
         self._cool_why = ""
@@ -110,9 +115,14 @@ class PolicySession:
         return self._swap
 
     @property
-    def called(self) -> float:
-        """Seconds that moving experts had taken of the scheduler when that swap began."""
-        return self._called
+    def call_seconds(self) -> float:
+        """That moving experts had taken of the scheduler when that swap began."""
+        return self._call_seconds
+
+    @property
+    def rests_until(self) -> float:
+        """When it may move again, for what its last swap took of the scheduler."""
+        return self._pace.rests_until
 
     def state(self) -> str:
         """What it does now, in one sentence."""
@@ -162,7 +172,7 @@ class PolicySession:
             return
         self._journal.ended(swap.id, swap.state.name)
         self._swap = ""
-        self._pace.took(self._around.counters.move_call_seconds() - self._called)
+        self._pace.took(self._around.counters.move_call_seconds() - self._call_seconds)
         if swap.state is SwapState.FAILED and self._around.manager.ready:
             self.cool(f"Its last swap failed: {swap.error}")
         elif swap.state is SwapState.CANCELLED:
@@ -194,6 +204,7 @@ class PolicySession:
         if known is None or known.engine_id != counted.engine_id:
             # What an engine counted before the policy saw it is of an unknown time.
             self._last = counted
+            self._setback = None
             self._watchdog.changed()
             return
         seen = counted.since(known)
@@ -261,7 +272,7 @@ class PolicySession:
         name, shape = self.options.name, placement.shape
         swap = self._around.manager.apply_policy(name, experts, etag=placement.etag)
         self._swap = swap.id
-        self._called = self._around.counters.move_call_seconds()
+        self._call_seconds = self._around.counters.move_call_seconds()
         self._pace.spent(len(choices), shape.expert_bytes, self._around.monotonic())
         self._watchdog.moved(placement.experts)
         self._journal.add(

@@ -52,7 +52,7 @@ class AdaptiveSettings:
     batch_cost: float = 0.5
     confidence: float = 1.5
     min_dwell: float = 256.0
-    # Tokens. The longest keeps chance from reordering experts that nothing has changed for.
+    # Tokens. The longest keeps chance from reordering experts whose use is the same.
     half_lives: tuple[float, ...] = tuple(64.0 * 2.0**power for power in range(9))
     fit_half_life: float = 512.0
     regime_half_life: float = 2048.0

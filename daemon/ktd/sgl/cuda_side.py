@@ -171,6 +171,7 @@ class CudaSide:
 
         What is counted stays what is in slots.
         """
+        self._asks_pool = True
         return DeviceLayer(
             handle,
             table,

@@ -281,7 +281,9 @@ class Totals(_message.Message):
     prefill_hit_rate: _builtins.float
     decode_hit_rate: _builtins.float
     move_calls: _builtins.int
-    """Calls that moved experts between two steps of rank 0's scheduler, and what they took of its time."""
+    """Calls that moved experts between two steps of rank 0's scheduler, and what they took of its time,
+    without SGLang's part of them.
+    """
     @_builtins.property
     def move_call_time(self) -> _duration_pb2.Duration: ...
     def __init__(

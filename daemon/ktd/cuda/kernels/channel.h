@@ -61,13 +61,13 @@ __device__ inline float4 LoadRelaxed(const float4* from) {
   return value;
 }
 
-__device__ inline unsigned int LoadAcquireHere(const unsigned int* word) {
+__device__ inline unsigned int LoadAcquireOnDevice(const unsigned int* word) {
   unsigned int value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
   return value;
 }
 
-__device__ inline void StoreReleaseHere(unsigned int* word, unsigned int value) {
+__device__ inline void StoreReleaseOnDevice(unsigned int* word, unsigned int value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" : : "l"(word), "r"(value) : "memory");
 }
 

@@ -119,13 +119,16 @@ __device__ inline float4 AnswerTo(const Channel& channel, const Part& part, bool
 // host memory from several blocks come one after the other, about a microsecond each, so the last
 // of 16 would see the flag 16 us late (scripts/gpu_host/round_trip.py). It tells the others by
 // device memory, the error word before that; what the host wrote is theirs to read by cumulativity.
+// That it runs at all while they wait is up to how few they are: a grid that waits is never so
+// large that it fills a GPU.
 __device__ void AwaitTogether(const Channel& channel, unsigned int epoch) {
   if (blockIdx.x == 0) {
     AwaitAnswer(channel, epoch);
-    if (gridDim.x > 1) StoreReleaseHere(&channel.state->awaited, epoch);
+    if (gridDim.x > 1) StoreReleaseOnDevice(&channel.state->awaited, epoch);
     return;
   }
-  while (LoadAcquireHere(&channel.state->awaited) != epoch) {
+  while (LoadAcquireOnDevice(&channel.state->awaited) != epoch) {
+    if (ErrorOf(channel.state) != kNone) return;  // then the first block may not have waited
   }
 }
 
