@@ -231,7 +231,10 @@ async def test_slower_steps_of_the_same_workload_are_rolled_back_by_adaptive_too
     """Once the workload has had the time to be seen as another one."""
     async with rig(ADAPTIVE) as here:
         await moved_after_many_means(here)
-        await here.turns(3)
+        assert "looks whether that is the workload" in here.loop.state()
+        await here.turns(1)
+        assert here.experts == HOT
+        await here.turns(2)
         assert here.experts == START
         assert here.loop.explain().rollbacks == 1
 

@@ -33,9 +33,10 @@ ROLLED_BACK = "POLICY_ROLLED_BACK"
 # After a roll-back or a failed swap nothing is moved for so long; doubles each time.
 _COOL_SECONDS = 60.0
 _MOST_COOL_SECONDS = 3600.0
-# A workload that shifts makes steps slower at once, and is seen to have shifted up to so many
-# observations later: only then are slower steps laid to the moves before them.
-_LOOKS_AT_SETBACK = 2
+# A workload that shifts makes steps slower at once, and is seen to have shifted two observations
+# later: only then are slower steps laid to the moves before them. That with which they are found
+# counts.
+_LOOKS_AT_SETBACK = 3
 _log = structlog.get_logger(__name__)
 
 
@@ -130,7 +131,14 @@ class PolicySession:
             return "No policy runs: experts move only when an operator says so."
         if not self._around.manager.ready:
             return "No engine runs; the policy goes on when one does."
-        return self.complaint() or "Running."
+        if complaint := self.complaint():
+            return complaint
+        if self._setback is not None:
+            return (
+                "Steps have become slower since its last moves; it looks whether that is the "
+                "workload, and takes them back if not."
+            )
+        return "Running."
 
     def complaint(self) -> str:
         """Why it moves nothing now, in one sentence; empty if it may."""
