@@ -165,9 +165,8 @@ class PolicySession:
                 self._learn(counted, manager.placement())
         if self._swap or self.complaint() or self._busy():
             return
-        if self._setback is not None:
-            if not (isinstance(self.policy, Adaptive) and self._looks < _LOOKS_AT_SETBACK):
-                self._roll_back(manager.placement(), self._setback)
+        if self._setback is not None and self._is_sure():
+            self._roll_back(manager.placement(), self._setback)
         elif self._ripe:
             self._decide(manager.placement())
 
@@ -227,6 +226,9 @@ class PolicySession:
             self._setback = None
             self._watchdog.changed()
 
+    def _is_sure(self) -> bool:
+        return not isinstance(self.policy, Adaptive) or self._looks >= _LOOKS_AT_SETBACK
+
     def _judge(self, mean: StepTime) -> None:
         if (setback := self._watchdog.update(mean)) is not None:
             self._setback, self._looks = setback, 0
@@ -280,6 +282,8 @@ class PolicySession:
         name, shape = self.options.name, placement.shape
         swap = self._around.manager.apply_policy(name, experts, etag=placement.etag)
         self._swap = swap.id
+        # What comes now is another trial.
+        self._setback = None
         self._call_seconds = self._around.counters.move_call_seconds()
         self._pace.spent(len(choices), shape.expert_bytes, self._around.monotonic())
         self._watchdog.moved(placement.experts)
