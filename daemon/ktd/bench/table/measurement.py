@@ -26,7 +26,7 @@ from ktd.bench.table.routing import SHIFTING, STRETCH, LayerSizes, Routing, Rout
 from ktd.model.facts import read_facts
 
 if TYPE_CHECKING:
-    from ktd.client import KtdClient, StatsSnapshot
+    from ktd.client import KtdClient
 
 _OFF = "off"
 
@@ -220,14 +220,14 @@ class TableBench:
         left = began + load.settle_seconds - time.monotonic()
         if policy != _OFF and left > 0:
             await asyncio.to_thread(run.load.measure, left)
-        before = (await run.stats()).totals
+        before = (await run.client.stats()).totals
         stretches: list[Stretch] = []
         for _ in range(load.runs):
             stretch = await asyncio.to_thread(
                 run.load.measure_tokens, load.tokens_of(cell.kind), longest=load.longest
             )
             stretches.append(stretch)
-        after = (await run.stats()).totals
+        after = (await run.client.stats()).totals
         inside = after.gpu_pairs - before.gpu_pairs
         outside = after.cpu_pairs - before.cpu_pairs
         calls = after.move_calls - before.move_calls
@@ -279,7 +279,3 @@ class _Running:
         now = {row.layer: tuple(row.gpu_experts) for row in (await self.client.placement()).layers}
         if any(now[layer] != tuple(chosen) for layer, chosen in layers.items()):
             await self.client.apply_and_wait(layers=layers)
-
-    async def stats(self) -> StatsSnapshot:
-        """Since the engine's start."""
-        return await self.client.stats()
