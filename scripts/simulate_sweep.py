@@ -25,8 +25,8 @@ from tests.simulate.test_robustness import FIGURES  # noqa: E402
 
 QUESTION = Question(policy="adaptive", budget=0.25, machine=machine_of("cuda", 98_304, None))
 _MADE = (
-    synthetic.stationary, synthetic.shifting, synthetic.turning, synthetic.creeping,
-    synthetic.partly, synthetic.wide,
+    synthetic.stationary, synthetic.shifting, synthetic.turning, synthetic.settling,
+    synthetic.creeping, synthetic.partly, synthetic.wide,
 )  # fmt: skip
 
 

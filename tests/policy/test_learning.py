@@ -53,9 +53,24 @@ def test_the_dwell_follows_the_last_changes():
     assert clock.dwell(20_000) == 22_048
     for turn in range(1, 9):
         clock.shifted(20_000 + 500 * turn)
-    assert 500 < clock.dwell(24_100) < 1000
+    assert 500 < clock.dwell(24_100) < 1300
     assert clock.since(24_100) == 100
     assert clock.dwell(60_000) > 5000
+
+
+def test_a_state_that_outlasts_all_before_it_is_expected_to_last_as_long_again():
+    clock = ShiftClock(2048, 4)
+    for turn in range(1, 21):
+        clock.shifted(500 * turn)
+    assert clock.dwell(10_500) < 1500  # no longer than the others yet
+    for lasted in (10_000, 40_000):
+        assert clock.dwell(10_000 + lasted) == pytest.approx(lasted, rel=0.25)
+    # What it was before it settled counts no more, and what turns anew is believed as before.
+    clock.shifted(50_000)
+    assert clock.dwell(50_100) > 10_000
+    for turn in range(1, 5):
+        clock.shifted(50_000 + 500 * turn)
+    assert 500 < clock.dwell(52_100) < 2500
 
 
 def test_the_past_is_trusted_where_it_comes_back():
@@ -113,6 +128,42 @@ def test_prefill_weighs_as_decode_at_most():
         weight.update(100, 1900)
     assert weight.weight == pytest.approx(100 / 1900, rel=0.2)
     assert PrefillWeight().update(100, 50) == 1.0
+
+
+def test_prompts_count_in_full_once_decode_has_ended():
+    """A few short answers do not keep a policy from learning of the prompts that follow them."""
+    weight = PrefillWeight()
+    weight.update(23, 0)
+    for _ in range(32):
+        weight.update(0, 500)
+    for _ in range(16):
+        weight.update(0, 100)
+        weight.update(23, 0)
+    assert weight.update(0, 1000) < 0.3
+    for _ in range(3):
+        weight.update(0, 500)
+    assert weight.update(0, 500) == 1.0
+    # It comes back, and is not drowned.
+    for _ in range(16):
+        weight.update(0, 300)
+        weight.update(64, 0)
+    assert weight.update(0, 300) < 0.3
+
+
+def test_decode_has_not_ended_while_prompts_are_as_long_as_usual():
+    """Drawn from a wide distribution, decode keeps the part that its share gives it."""
+    rng = np.random.default_rng(0)
+    weight = PrefillWeight()
+    decoded = learned = 0.0
+    for tokens in rng.lognormal(np.log(4000), 1.0, 500):
+        for begin in range(0, int(tokens), 2048):
+            part = min(2048, int(tokens) - begin)
+            learned += weight.update(0, part) * part
+        for _ in range(4):
+            weight.update(64, 0)
+            decoded += 64
+    assert decoded > 0.8 * learned
+    assert weight.update(0, 16_384) < 0.3  # one long chunk
 
 
 def test_a_long_chunk_is_a_change_at_once():

@@ -58,6 +58,15 @@ def turning(seed: int = 0, turn: int = 500, turns: int = 36) -> Workload:
     return workload(drawn(rng, states[3], 8000), np.concatenate(turned))
 
 
+def settling(seed: int = 0, turn: int = 500, turns: int = 36, tokens: int = 8000) -> Workload:
+    """Three states that take turns, then another one that stays: two phases of ``tokens``."""
+    rng = np.random.default_rng(seed)
+    states = [zipf(rng) for _ in range(4)]
+    turned = [drawn(rng, states[number % 3], turn) for number in range(turns)]
+    steady = [drawn(rng, states[3], tokens) for _ in range(2)]
+    return workload(np.concatenate(turned), *steady)
+
+
 def creeping(seed: int = 0, step: int = 250, share: float = 0.03) -> Workload:
     """A few experts change places every ``step`` tokens."""
     rng = np.random.default_rng(seed)

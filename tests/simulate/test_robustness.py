@@ -31,6 +31,7 @@ FIGURES = (
         (synthetic.stationary, 0.985, 1.3),
         (synthetic.shifting, 0.95, 1.3),
         (synthetic.turning, 0.92, 5.0),
+        (synthetic.settling, 0.945, 4.0),
         (synthetic.creeping, 0.93, 1.5),
         (synthetic.partly, 0.94, 1.4),
         (synthetic.wide, 0.96, 1.4),

@@ -40,7 +40,8 @@ class AdaptiveSettings:
             memory to speak for a change of the workload.
         drift_evidence: How much of that, summed over chunks of 64 tokens, is a change.
         prior_dwell: Tokens between two changes that are expected before any was seen.
-        remembered_shifts: Changes back to which the time between two of them is averaged.
+        remembered_shifts: Times between changes that are averaged at most; as many changes pass,
+            on average, before one begins another pace.
     """
 
     copy_cost: float | None = None
