@@ -20,9 +20,10 @@ using Addresses = py::array_t<std::int64_t, py::array::c_style | py::array::forc
 
 std::unique_ptr<SlotCopies> Make(const Addresses& copies, std::int64_t piece,
                                  const std::vector<std::uintptr_t>& streams,
-                                 std::int64_t most_ahead) {
+                                 std::int64_t most_ahead, std::int64_t together) {
   KTD_CHECK(piece > 0, "a piece has at least one byte, not ", piece);
   KTD_CHECK(most_ahead > 0, "at least one byte may be in flight, not ", most_ahead);
+  KTD_CHECK(together > 0, "the driver is given at least one copy at a time, not ", together);
   KTD_CHECK(copies.ndim() == 2 && copies.shape(1) == 3,
             "copies are rows of destination, source and bytes");
   std::vector<SlotCopy> list;
@@ -35,8 +36,9 @@ std::unique_ptr<SlotCopies> Make(const Addresses& copies, std::int64_t piece,
     list.push_back({static_cast<std::uintptr_t>(to), static_cast<std::uintptr_t>(from),
                     static_cast<std::size_t>(size)});
   }
-  auto engine =
-      streams.empty() ? HostCopies() : DeviceCopies(streams, static_cast<std::size_t>(most_ahead));
+  auto engine = streams.empty() ? HostCopies()
+                                : DeviceCopies(streams, static_cast<std::size_t>(most_ahead),
+                                               static_cast<std::size_t>(together));
   return std::make_unique<SlotCopies>(std::move(list), std::move(engine),
                                       static_cast<std::size_t>(piece));
 }
@@ -54,7 +56,8 @@ std::size_t Run(SlotCopies& copies, double seconds, double rate) {
 void BindCopies(py::module_& module) {
   py::class_<SlotCopies>(module, "SlotCopies")
       .def(py::init(&Make), py::arg("copies"), py::arg("piece"), py::kw_only(),
-           py::arg("streams") = std::vector<std::uintptr_t>(), py::arg("most_ahead") = 64 << 20)
+           py::arg("streams") = std::vector<std::uintptr_t>(), py::arg("most_ahead") = 64 << 20,
+           py::arg("together") = 64)
       .def("run", &Run, py::arg("seconds"), py::arg("rate") = 0.0)
       .def("finish", &SlotCopies::Finish)
       .def_property_readonly("done", &SlotCopies::done);

@@ -21,9 +21,25 @@ constexpr std::size_t kParts = 4;
 // CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING: whoever waits sleeps.
 constexpr unsigned int kEventFlags = 1 | 2;
 
+// CUmemcpyAttributes.
+struct Attributes {
+  int order;
+  int source[2];
+  int destination[2];
+  unsigned int flags;
+};
+// CU_MEMCPY_SRC_ACCESS_ORDER_ANY: nobody changes the host's copy of an expert.
+constexpr int kAnyOrder = 3;
+// CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE: steps go on meanwhile.
+constexpr unsigned int kBesideCompute = 1;
+
 // The few calls that are needed (cuda.h).
 struct Driver {
   int (*copy)(std::uintptr_t to, std::uintptr_t from, std::size_t size, void* stream);
+  // As it was in CUDA 12.8, which newer drivers keep; null in older ones.
+  int (*copy_all)(std::uintptr_t* to, std::uintptr_t* from, std::size_t* sizes, std::size_t count,
+                  Attributes* kinds, std::size_t* first_of_kind, std::size_t num_kinds,
+                  std::size_t* failed, void* stream);
   int (*create)(Event* event, unsigned int flags);
   int (*record)(Event event, void* stream);
   int (*wait)(Event event);
@@ -52,6 +68,8 @@ struct Driver {
     }
     Driver driver{};
     Find(library, "cuMemcpyAsync", driver.copy);
+    driver.copy_all =
+        reinterpret_cast<decltype(driver.copy_all)>(dlsym(library, "cuMemcpyBatchAsync"));
     Find(library, "cuEventCreate", driver.create);
     Find(library, "cuEventRecord", driver.record);
     Find(library, "cuEventSynchronize", driver.wait);
@@ -71,9 +89,12 @@ struct Driver {
 
 class ByDevice final : public CopyEngine {
  public:
-  ByDevice(std::vector<std::uintptr_t> streams, std::size_t most_ahead)
-      : driver_(Driver::Get()), part_(std::max<std::size_t>(1, most_ahead / kParts)) {
+  ByDevice(const std::vector<std::uintptr_t>& streams, std::size_t most_ahead, std::size_t together)
+      : driver_(Driver::Get()),
+        part_(std::max<std::size_t>(1, most_ahead / kParts)),
+        together_(driver_.copy_all == nullptr ? 1 : together) {
     for (const std::uintptr_t stream : streams) streams_.push_back(reinterpret_cast<void*>(stream));
+    if (together_ > 1) streams_.resize(1);
   }
   ByDevice(const ByDevice&) = delete;
   ByDevice& operator=(const ByDevice&) = delete;
@@ -84,11 +105,42 @@ class ByDevice final : public CopyEngine {
 
   void Copy(const SlotCopy& piece) override {
     if (!forked_) Fork();
-    void* const stream = streams_[turn_];
-    turn_ = (turn_ + 1) % streams_.size();
-    driver_.Check(driver_.copy(piece.to, piece.from, piece.size, stream), "cuMemcpyAsync");
     since_ += piece.size;
-    if (since_ < part_) return;
+    if (together_ > 1) {
+      to_.push_back(piece.to);
+      from_.push_back(piece.from);
+      sizes_.push_back(piece.size);
+      if (to_.size() == together_ || since_ >= part_) Flush();
+    } else {
+      driver_.Check(driver_.copy(piece.to, piece.from, piece.size, streams_[turn_]),
+                    "cuMemcpyAsync");
+    }
+    if (since_ >= part_) EndPart(streams_[turn_]);
+    turn_ = (turn_ + 1) % streams_.size();
+  }
+
+  void Flush() override {
+    if (to_.empty()) return;
+    Attributes kind{kAnyOrder, {}, {}, kBesideCompute};
+    std::size_t first = 0;
+    std::size_t failed = 0;
+    const int status = driver_.copy_all(to_.data(), from_.data(), sizes_.data(), to_.size(), &kind,
+                                        &first, 1, &failed, streams_[0]);
+    to_.clear();
+    from_.clear();
+    sizes_.clear();
+    driver_.Check(status, "cuMemcpyBatchAsync");
+  }
+
+  void Finish() override {
+    if (!forked_) return;
+    Flush();
+    forked_ = false;
+    for (std::size_t at = 1; at < streams_.size(); ++at) Follow(streams_[0], streams_[at]);
+  }
+
+ private:
+  void EndPart(void* stream) {
     since_ = 0;
     Event event = nullptr;
     if (events_.size() < kParts) {
@@ -102,13 +154,6 @@ class ByDevice final : public CopyEngine {
     driver_.Check(driver_.record(event, stream), "cuEventRecord");
   }
 
-  void Finish() override {
-    if (!forked_) return;
-    forked_ = false;
-    for (std::size_t at = 1; at < streams_.size(); ++at) Follow(streams_[0], streams_[at]);
-  }
-
- private:
   void Fork() {
     for (std::size_t at = 1; at < streams_.size(); ++at) Follow(streams_[at], streams_[0]);
     forked_ = true;
@@ -125,6 +170,11 @@ class ByDevice final : public CopyEngine {
   const Driver& driver_;
   std::vector<void*> streams_;
   const std::size_t part_;
+  const std::size_t together_;
+  // Of the next call for several.
+  std::vector<std::uintptr_t> to_;
+  std::vector<std::uintptr_t> from_;
+  std::vector<std::size_t> sizes_;
   std::size_t turn_ = 0;
   std::size_t since_ = 0;
   bool forked_ = false;
@@ -134,9 +184,9 @@ class ByDevice final : public CopyEngine {
 
 }  // namespace
 
-std::unique_ptr<CopyEngine> DeviceCopies(std::vector<std::uintptr_t> streams,
-                                         std::size_t most_ahead) {
-  return std::make_unique<ByDevice>(std::move(streams), most_ahead);
+std::unique_ptr<CopyEngine> DeviceCopies(const std::vector<std::uintptr_t>& streams,
+                                         std::size_t most_ahead, std::size_t together) {
+  return std::make_unique<ByDevice>(streams, most_ahead, together);
 }
 
 }  // namespace ktd

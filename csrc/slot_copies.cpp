@@ -33,7 +33,10 @@ std::size_t SlotCopies::Run(std::chrono::nanoseconds turn, double rate) {
   const Clock::time_point end = Clock::now() + turn;
   std::size_t copied = 0;
   while (next_ < copies_.size()) {
-    if (rate > 0) std::this_thread::sleep_until(std::min(due_, end));
+    if (rate > 0) {
+      engine_->Flush();
+      std::this_thread::sleep_until(std::min(due_, end));
+    }
     const Clock::time_point now = Clock::now();
     if (now >= end && (copied > 0 || now < due_)) break;
     const SlotCopy& copy = copies_[next_];
@@ -50,6 +53,7 @@ std::size_t SlotCopies::Run(std::chrono::nanoseconds turn, double rate) {
       due_ = now + std::chrono::duration_cast<Clock::duration>(takes);
     }
   }
+  engine_->Flush();
   if (next_ == copies_.size()) std::this_thread::sleep_until(std::min(due_, end));
   return copied;
 }

@@ -22,6 +22,8 @@ class CopyEngine {
   virtual ~CopyEngine() = default;
   // Copies, or enqueues that. Throws std::runtime_error.
   virtual void Copy(const SlotCopy& piece) = 0;
+  // No piece may wait for the next one any longer.
+  virtual void Flush() {}
   // Called behind the last copy, or when there will be no more; again, it does nothing.
   virtual void Finish() {}
 };
@@ -31,11 +33,14 @@ std::unique_ptr<CopyEngine> HostCopies();
 
 // By CUDA's driver on streams of the calling thread's context, from registered memory; the thread
 // waits where more than `most_ahead` bytes would be in flight. An expert is a few copies, and each
-// has a beginning and an end in which nothing crosses the link: on several streams, in turn, these
-// lie beside each other. All begin behind what the first stream has, and the first stream goes on
-// when all have ended. Throws std::runtime_error where there is no driver.
-std::unique_ptr<CopyEngine> DeviceCopies(std::vector<std::uintptr_t> streams,
-                                         std::size_t most_ahead);
+// has a beginning and an end in which nothing crosses the link. So the driver is given `together`
+// at a time, which it copies one into the other, on the first stream: at the link's own speed
+// (docs/results/gpu-engine.md). Drivers before CUDA 12.8 take one at a time, and where `together`
+// is 1: on all streams, in turn, beginnings and ends lie beside each other. All begin behind what
+// the first stream has, and the first stream goes on when all have ended. Throws
+// std::runtime_error where there is no driver.
+std::unique_ptr<CopyEngine> DeviceCopies(const std::vector<std::uintptr_t>& streams,
+                                         std::size_t most_ahead, std::size_t together);
 
 // One batch. Its memory stays valid until the object is gone and, with a device, the stream is
 // idle.

@@ -2,12 +2,13 @@
 
     engine.sh run python3 scripts/gpu_host/table_and_swaps.py FOLDER MODEL [bench table option ...]
         [--swap-rates none,100,100/20] [--swap-seconds 4] [--swap-ratio 0.6] [--begin-after FILE]
-        [option of ktd serve ...]
+        [--shifting-ratios 10] [option of ktd serve ...]
 
 Swaps are measured before the cells, with --swap-ratio of all experts in slots and with the table's
 own routing; 100/20 is 100 experts a second by 20 calls (4 otherwise), and --swap-rates "" leaves
 them out. With --begin-after the engine starts at once and is measured when there is such a file:
-what else the host has to do is done meanwhile. Leaves table.json, table.md, table.svg and
+what else the host has to do is done meanwhile. With --shifting-ratios the rows where routing shifts
+are those only, of --ratios. Leaves table.json, table.md, table.svg and
 swap-RATE.json in FOLDER.
 """
 
@@ -29,7 +30,9 @@ from ktd.bench.decode_load import DecodeLoad
 from ktd.bench.link import link_bytes_per_second
 from ktd.bench.swap import CALLS_PER_SECOND, measure_swaps
 from ktd.bench.table import measurement
+from ktd.bench.table.cells import Cell, planned
 from ktd.bench.table.placements import cell_placement
+from ktd.bench.table.routing import SHIFTING
 from ktd.cli import bench_table
 from ktd.cli.program import run as ktd
 
@@ -104,11 +107,19 @@ def main() -> int:
     parser.add_argument("--swap-rates", default="none,100")
     parser.add_argument("--swap-seconds", type=float, default=4.0)
     parser.add_argument("--swap-ratio", type=float, default=0.6)
+    parser.add_argument("--shifting-ratios", metavar="LIST")
     parser.add_argument("--begin-after", type=Path, metavar="FILE")
     args, rest = parser.parse_known_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     WithSwaps.folder, WithSwaps.seconds = args.folder, args.swap_seconds
     WithSwaps.ratio, WithSwaps.begin_after = args.swap_ratio, args.begin_after
+    if args.shifting_ratios:
+        few = {float(ratio) / 100 for ratio in args.shifting_ratios.split(",")}
+
+        def fewer(*plan: Any) -> list[Cell]:
+            return [cell for cell in planned(*plan) if cell.kind != SHIFTING or cell.ratio in few]
+
+        bench_table.planned = fewer
     rates = args.swap_rates.split(",") if args.swap_rates else []
     WithSwaps.rates = [rate_of(rate) for rate in rates]
     bench_table.TableBench = WithSwaps  # type: ignore[misc]

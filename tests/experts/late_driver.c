@@ -71,6 +71,37 @@ int cuMemcpyAsync(uintptr_t to, uintptr_t from, size_t size, void *stream) {
   return Put(stream, (Op){.kind = kCopy, .to = to, .from = from, .size = size});
 }
 
+#ifdef SEVERAL_AT_ONCE
+typedef struct {
+  int order, source[2], destination[2];
+  unsigned int flags;
+} Attributes;
+
+static int calls[kMostOps]; // copies of each call
+static int called;
+
+// As in CUDA 12.8, with one kind of copies, which is what is used of it.
+int cuMemcpyBatchAsync(uintptr_t *to, uintptr_t *from, size_t *sizes,
+                       size_t count, Attributes *kinds, size_t *first_of_kind,
+                       size_t num_kinds, size_t *failed, void *stream) {
+  if (num_kinds != 1 || first_of_kind[0] != 0 || kinds[0].order != 3)
+    return 1;
+  calls[called++] = (int)count;
+  for (size_t at = 0; at < count; ++at)
+    if (Put(stream, (Op){.kind = kCopy,
+                         .to = to[at],
+                         .from = from[at],
+                         .size = sizes[at]}) != 0) {
+      *failed = at;
+      return 400;
+    }
+  return 0;
+}
+
+// For the test: how many copies the n-th call made; 0: there was none.
+int late_call(int n) { return n < called ? calls[n] : 0; }
+#endif
+
 int cuEventCreate(void **event, unsigned int flags) {
   (void)flags;
   *event = calloc(1, sizeof(Event));

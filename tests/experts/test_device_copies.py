@@ -48,11 +48,11 @@ driver.cuMemcpyAsync(
 )
 copies = _native.SlotCopies(
     np.array(rows, np.int64).reshape(-1, 3), case["piece"], streams=streams,
-    most_ahead=case["most_ahead"],
+    most_ahead=case["most_ahead"], together=case["together"],
 )
 turns = 0
 while not copies.done and turns < case["turns"]:
-    copies.run(1e-9 if case["turns"] < 99 else 0.05)
+    copies.run(1e-9 if case["turns"] < 99 else 0.05, case["rate"])
     turns += 1
 copies.finish()
 copies.finish()
@@ -67,23 +67,36 @@ print(json.dumps({
     "first_is_early": log[0][1] == early[0].ctypes.data,
     "streams": sorted({stream for stream, _ in log[1:]}),
     "copies": len(log) - 1,
+    "calls": [driver.late_call(n) for n in range(driver.late_copies()) if driver.late_call(n)]
+    if hasattr(driver, "late_call") else [],
 }))
 """
 
 
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory):
+def made(folder, *options):
     if COMPILER is None:
         pytest.skip("there is no C compiler")
-    folder = tmp_path_factory.mktemp("driver")
     source = Path(__file__).with_name("late_driver.c")
-    command = [COMPILER, "-shared", "-fPIC", "-Wall", "-Werror", "-o"]
+    command = [COMPILER, "-shared", "-fPIC", "-Wall", "-Werror", *options, "-o"]
     subprocess.run([*command, str(folder / "libcuda.so.1"), str(source)], check=True)
     return folder
 
 
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """One copy a call, as before CUDA 12.8."""
+    return made(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory):
+    """Several copies a call."""
+    return made(tmp_path_factory.mktemp("newer"), "-DSEVERAL_AT_ONCE")
+
+
 def run(driver, **case):
     usual = {"streams": 4, "sizes": [], "piece": 1 << 20, "most_ahead": 1 << 30, "turns": 1000}
+    usual |= {"together": 64, "rate": 0.0}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(usual | case)],
         env=os.environ | {"LD_LIBRARY_PATH": str(driver)},
@@ -130,3 +143,44 @@ def test_what_was_enqueued_before_a_batch_was_given_up_is_waited_for(driver):
 def test_a_batch_of_nothing_enqueues_nothing(driver):
     """Moves out of slots copy no expert."""
     assert run(driver)["copies"] == 0
+
+
+@pytest.mark.parametrize("together", [2, 7, 64])
+@pytest.mark.parametrize("piece", [1 << 20, 300])
+def test_a_driver_that_takes_several_copies_gets_them_on_the_first_stream(newer, together, piece):
+    found = run(newer, sizes=SIZES, piece=piece, together=together)
+    count = sum(-(-size // piece) for size in SIZES)
+    whole, rest = divmod(count, together)
+    assert all(found["whole"])
+    assert found["first_is_early"]
+    assert found["streams"] == [1]
+    assert found["calls"] == [together] * whole + [rest] * (rest > 0)
+    assert found["copies"] == count
+    assert found["done_before"] == 0
+
+
+def test_one_at_a_time_is_possible_there_too(newer):
+    found = run(newer, sizes=SIZES, together=1)
+    assert all(found["whole"])
+    assert found["streams"] == [1, 2, 3, 4]
+    assert not found["calls"]
+
+
+def test_what_is_in_flight_is_limited_there_too(newer):
+    found = run(newer, sizes=[10, *SIZES], most_ahead=8000)
+    assert all(found["whole"])
+    assert found["done_before"] > 0
+    assert len(found["calls"]) > 1
+
+
+def test_no_copy_waits_for_the_next_where_there_is_a_rate(newer):
+    """Otherwise a limited rate would be bursts of 64 copies."""
+    found = run(newer, sizes=SIZES, rate=1e6)
+    assert all(found["whole"])
+    assert set(found["calls"]) == {1}
+
+
+def test_nor_does_one_wait_for_the_next_turn(newer):
+    found = run(newer, sizes=SIZES, turns=3)
+    assert 0 < found["copies"] < len(SIZES)
+    assert sum(found["whole"]) == found["copies"] == sum(found["calls"])

@@ -43,9 +43,12 @@ class SlotCopies:
         copies: int64 ``[N, 3]``: addresses of destination and source, and bytes, of memory that
             outlives this object.
         piece: Bytes of one copy at most.
-        streams: Where CUDA's driver enqueues them, in turn, from registered memory: all behind
-            what the first has now, which goes on when all are done. None: copied at once.
+        streams: Where CUDA's driver enqueues them from registered memory: on the first, or in turn
+            where the driver takes one copy at a time. All begin behind what the first has now,
+            which goes on when all are done. None: copied at once.
         most_ahead: Bytes that are in flight there before the thread waits.
+        together: Copies that the driver is given in one call, if it takes several; with a rate,
+            each comes when it is due.
 
     Raises:
         RuntimeError: There is no driver.
@@ -58,6 +61,7 @@ class SlotCopies:
         *,
         streams: Sequence[int] = (),
         most_ahead: int = 67108864,
+        together: int = 64,
     ) -> None: ...
     def run(self, seconds: float, rate: float = 0.0) -> int:
         """Goes on for about so long, and returns the bytes of that.

@@ -20,7 +20,7 @@ _PIECES = 4
 # Of plain copies, which one thread enqueues: 10 ms, in which it may have to wait for the
 # interpreter's lock twice before it comes to the next batch.
 _PLAIN_BYTES = 512 << 20
-# That such copies take in turn (csrc/slot_copies.h).
+# That such copies take in turn where the driver is given one at a time (csrc/slot_copies.h).
 _PLAIN_STREAMS = 4
 # That fill buffers while nothing else runs. Beside steps one does: the cores are the pool's.
 _LOADING_THREADS = 4

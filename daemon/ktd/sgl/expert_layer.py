@@ -58,9 +58,8 @@ def plain_copies(copies: Sequence[SlotCopy]) -> tuple[Copies, Sequence[SlotCopy]
     """Those that are plain copies, as such, and the others.
 
     A batch has thousands, and whoever makes them shares the interpreter with the scheduler: what
-    lies in one layer is computed together. An expert's tensors follow each other, so that scales of
-    some hundred bytes are copied beside the weights on other streams; a row of nothing but scales
-    would leave the link idle.
+    lies in one layer is computed together. An expert's tensors follow each other: a row of nothing
+    but scales of some hundred bytes would leave the link idle.
     """
     plain: list[Copies] = [np.empty((0, 3), np.int64)]
     others: list[SlotCopy] = []
