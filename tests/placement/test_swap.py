@@ -301,9 +301,9 @@ def test_a_policy_moves_as_much_as_a_link_brings_in_a_step():
 
 @pytest.mark.parametrize(
     ("count", "sizes"),
-    [(8, [8]), (9, [2, 6, 1]), (20, [2, 6, 8, 4])],
+    [(8, [8]), (9, [4, 4, 1]), (20, [4, 4, 8, 4])],
 )
-def test_the_first_of_several_batches_is_a_quarter(count, sizes):
+def test_the_first_of_several_batches_is_half_of_one(count, sizes):
     """So that copies begin while the rest of them is prepared; a policy's swap stays one batch."""
     moves = [Move(1, None, expert) for expert in range(count)]
     batches = BatchLimits(moves=8).split(moves, 100)

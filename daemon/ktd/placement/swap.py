@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ktd.placement.model import Move
 
 
+# Moves of a batch: fewer are prepared in less time than a call takes.
+_WORTH_HALVING = 8
+
+
 class SwapTarget(Protocol):
     """The ranks of a running engine; ``ktd.engine.bridge`` satisfies it.
 
@@ -134,7 +138,8 @@ class BatchLimits:
         """``moves`` in order, in batches of at most that many moves and bytes, at least one move.
 
         Moves that copy nothing count as moves only. Where there are several batches the first is
-        a quarter of one: nothing is copied before it is prepared, which takes milliseconds.
+        half of one: nothing is copied before it is prepared, which takes milliseconds. A quarter
+        was copied before the second was prepared.
         """
         batches: list[tuple[Move, ...]] = []
         batch: list[Move] = []
@@ -148,6 +153,7 @@ class BatchLimits:
             size += cost
         if batch:
             batches.append(tuple(batch))
-        if len(batches) > 1 and (few := len(batches[0]) // 4):
-            batches[:1] = [batches[0][:few], batches[0][few:]]
+        if len(batches) > 1 and len(batches[0]) >= _WORTH_HALVING:
+            half = len(batches[0]) // 2
+            batches[:1] = [batches[0][:half], batches[0][half:]]
         return batches
