@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ktd.placement.manager import PlacementManager
     from ktd.placement.model import Experts, ModelShape, Placement
-    from ktd.policy.base import Policy
+    from ktd.policy.base import Mapped, Observation, Policy
     from ktd.policy.counted import Counted, Counters
     from ktd.policy.step_times import StepTime
 
@@ -63,6 +63,46 @@ class Surroundings:
     monotonic: Callable[[], float]
     usual_copy_cost: float | None = None
     exchanges_only: bool = False
+
+
+@dataclass(slots=True)
+class Thought:
+    """The arithmetic of one turn, which takes tens of milliseconds for a large model.
+
+    Attributes:
+        policy: Learns from ``seen``, and decides.
+        placement: That it decides on.
+        seen: What is new; None: nothing.
+        limit: Of the moves; 0: there will be none.
+        choices: What it decided.
+    """
+
+    policy: Policy
+    placement: Placement
+    seen: Observation | None
+    limit: int
+    choices: Sequence[Choice] = ()
+    _mapped: Mapped | None = None
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether there is anything to compute."""
+        return self.seen is not None or self.limit > 0
+
+    def think(self) -> None:
+        """May run in a thread, one at a time: nothing but the policy is touched."""
+        if self.seen is not None:
+            self.policy.observe(self.seen)
+        if self.limit:
+            placement = self.placement
+            self._mapped = mapped_of(placement.experts, placement.shape.num_experts)
+            self.choices = self.policy.decide(self._mapped, self.limit)
+
+    def target(self) -> Experts:
+        """The placement with the choices made."""
+        if self._mapped is None:
+            return self.placement.experts
+        return experts_of(applied(self._mapped, self.choices))
 
 
 class PolicySession:
@@ -153,22 +193,46 @@ class PolicySession:
 
     def tick(self) -> None:
         """One turn; never waits."""
+        if (thought := self.look()) is not None:
+            thought.think()
+            self.act(thought)
+
+    def look(self) -> Thought | None:
+        """The first part of a turn: what the policy is to think about; None: nothing is new."""
         self.follow_swap()
         manager = self._around.manager
         if self.options.name == OFF or not manager.ready:
             self._last = None
-            return
-        steps = self._around.counters.steps()
+            return None
+        steps, seen = self._around.counters.steps(), None
         if steps != self._steps or self._last is None:
             self._steps = steps
             if (counted := self._around.counters.read()) is not None:
-                self._learn(counted, manager.placement())
-        if self._swap or self.complaint() or self._busy():
+                seen = self._news(counted, manager.placement())
+        if self.policy is None or not (seen is not None or self._ripe or self._setback):
+            return None
+        placement = manager.placement()
+        return Thought(self.policy, placement, seen, self._limit(placement, seen))
+
+    def act(self, thought: Thought) -> None:
+        """The last part: does what the policy thought, if it still can be done."""
+        policy = thought.policy
+        if thought.seen is not None:
+            self._ripe = True
+            if isinstance(policy, Adaptive) and policy.shifts != self._shifts:
+                self._shifts = policy.shifts
+                self._setback = None
+                self._watchdog.changed()
+        manager = self._around.manager
+        if not manager.ready or not self._free():
             return
         if self._setback is not None and self._is_sure():
             self._roll_back(manager.placement(), self._setback)
-        elif self._ripe:
-            self._decide(manager.placement())
+        elif thought.limit and manager.placement().etag == thought.placement.etag:
+            # A policy that was held back to its limit goes on without waiting for more tokens.
+            self._ripe = len(thought.choices) == thought.limit
+            if thought.choices:
+                self._move(thought.placement, thought.choices, thought.target())
 
     def follow_swap(self) -> None:
         """Notes how its last swap ended."""
@@ -199,11 +263,15 @@ class PolicySession:
             return True
         return False
 
-    def _learn(self, counted: Counted, placement: Placement) -> None:
-        policy = self.policy
+    def _free(self) -> bool:
+        """Whether a swap may begin."""
+        return not (self._swap or self.complaint() or self._busy())
+
+    def _news(self, counted: Counted, placement: Placement) -> Observation | None:
+        """What the policy has not seen, if that is enough for it."""
         known = self._last
-        if policy is None or self._shape not in (None, placement.shape):
-            policy = self.policy = self._made(placement)
+        if self.policy is None or self._shape not in (None, placement.shape):
+            self.policy = self._made(placement)
             known = None
         self._shape = placement.shape
         if (mean := self._step_times.update(self._around.monotonic(), counted)) is not None:
@@ -213,18 +281,13 @@ class PolicySession:
             self._last = counted
             self._setback = None
             self._watchdog.changed()
-            return
+            return None
         seen = counted.since(known)
         if seen.tokens < (DECISION_TOKENS if self.options.name == ADAPTIVE else 1):
-            return
+            return None
         self._last = counted
-        policy.observe(seen)
-        self._ripe = True
         self._looks += 1
-        if isinstance(policy, Adaptive) and policy.shifts != self._shifts:
-            self._shifts = policy.shifts
-            self._setback = None
-            self._watchdog.changed()
+        return seen
 
     def _is_sure(self) -> bool:
         return not isinstance(self.policy, Adaptive) or self._looks >= _LOOKS_AT_SETBACK
@@ -244,21 +307,15 @@ class PolicySession:
         )
         return Adaptive(slots, placement.shape.num_experts, settings)
 
-    def _decide(self, placement: Placement) -> None:
-        shape = placement.shape
-        limit = self._pace.moves(shape.expert_bytes, self._around.monotonic())
-        if self.policy is None or limit <= 0:
-            return
+    def _limit(self, placement: Placement, seen: Observation | None) -> int:
+        """How many experts may be moved now; 0: nothing is to be decided."""
+        if not (self._ripe or seen is not None) or not self._free():
+            return 0
         if isinstance(self.policy, Adaptive):
             self.policy.measured_copy_cost = self._around.copy_pairs()
             if self._around.exchanges_only:
                 self.policy.limit([len(chosen) for chosen in placement.experts])
-        mapped = mapped_of(placement.experts, shape.num_experts)
-        choices = self.policy.decide(mapped, limit)
-        # A policy that was held back to its limit goes on without waiting for more tokens.
-        self._ripe = len(choices) == limit
-        if choices:
-            self._move(placement, choices, experts_of(applied(mapped, choices)))
+        return max(0, self._pace.moves(placement.shape.expert_bytes, self._around.monotonic()))
 
     def _roll_back(self, placement: Placement, setback: Setback) -> None:
         self._setback = None
