@@ -21,12 +21,12 @@ PROMPT, DECODED = 40, 64
 
 def answers_of(url: str, reference: Reference) -> list[float]:
     """Log-probability of each token of all texts, as the server sees it."""
-    return [value for name in TEXTS for value in prompt_logprobs(url, reference.text(name))]
+    return [value for ids in reference.texts() for value in prompt_logprobs(url, ids)]
 
 
 def exact_of(reference: Reference) -> list[float]:
     """The same of a reference."""
-    return [value for name in TEXTS for value in reference.logprobs(reference.text(name))]
+    return [value for ids in reference.texts() for value in reference.logprobs(ids)]
 
 
 def error_of(url: str, reference: Reference) -> float:

@@ -30,6 +30,18 @@ def quantised_values(matrix: Any, form: str) -> Any:
     return torch.where(scale > 0, steps * scale, 0).flatten(1)
 
 
+def written(model: Path, folder: Path, form: str) -> None:
+    """Writes the quantised values as a checkpoint in bfloat16, which rounds them once more."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    tensors = load_file(model / "model.safetensors")
+    for name, tensor in tensors.items():
+        if ".mlp.experts." in name:
+            tensors[name] = quantised_values(tensor.float(), form).bfloat16()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def widened(model: Path, folder: Path, width: int) -> None:
     """Writes the same model with experts of ``width``: rows and columns of zeros change nothing."""
     import torch

@@ -68,8 +68,9 @@ def add_parser(actions: Subparsers) -> None:
         help="the same where a policy runs (500)")  # fmt: skip
     add("--settle-seconds", metavar="S", type=positive_float, default=10.0,
         help="and so long at least there: a policy's moves are paced by time (10)")  # fmt: skip
-    add("--learn", metavar="N", type=positive_int, default=4000,
-        help="the same for the first cell of adaptive, which remembers (4000)")  # fmt: skip
+    add("--learn", metavar="N", type=positive_int, default=8000,
+        help="the same for the first cell of adaptive, which remembers (8000: as many as there "
+        "are, and as frequency is given where routing stays)")  # fmt: skip
     add("--longest", metavar="S", type=positive_float, default=60.0, help="of a run (60 s)")
     add("--resume", metavar="FILE", type=Path, help="keep cells here, and go on where a run ended")
     add("--stop-after", metavar="MIN", type=positive_float, help="begin no cell after so long")

@@ -35,8 +35,8 @@ ARCHITECTURES = {
     "GraniteMoeForCausalLM": Architecture(("cpu",)),
     "MixtralForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
     "OlmoeForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
-    "PhiMoEForCausalLM": Architecture(("cpu",), tied_head=False),
-    "Qwen2MoeForCausalLM": Architecture(("cpu",), tied_head=False, dense_layers=False),
+    "PhiMoEForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
+    "Qwen2MoeForCausalLM": Architecture(("cpu", "cuda"), tied_head=False, dense_layers=False),
     "Qwen3MoeForCausalLM": Architecture(("cpu", "cuda"), tied_head=False, dense_layers=False),
     "Qwen3NextForCausalLM": Architecture(("cuda",), tied_head=False, dense_layers=False),
 }
