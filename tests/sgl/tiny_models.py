@@ -152,6 +152,10 @@ MODELS = {
             "num_local_experts": 8,
             "num_experts_per_tok": 2,
             "tie_word_embeddings": True,
+            # As IBM publishes them; without, one near-tie of a router decides four texts.
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
         },
         # By itself it scales no scores: with wide heads every rounding would turn some of them.
         on_gpu=_ON_GPU | {"attention_multiplier": 0.125},
