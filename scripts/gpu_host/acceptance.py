@@ -45,6 +45,8 @@ _ARCHITECTURE = (
     "test_log_probabilities_agree_with_transformers_at_any_placement"
 )
 _ARCHITECTURES = ("glm4_moe", "granitemoe", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe")
+_FORMAT = "tests/sgl/test_gpu_models.py::test_answers_at_every_placement_are_near_the_reference"
+_FORMATS = ("int4-triton", "int4-marlin", "gptq", "awq", "int8", "fp8-channel", "fp8-block")
 _ENGINE_KILLS = f"{_KILLS}test_a_killed_engine_process_is_noticed_and_everything_is_restored"
 
 _TWO_RANKS = f"{_TESTS}/test_logprobs.py::test_logprobs_agree_on_two_ranks"
@@ -91,6 +93,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "bf16-ends": (f"{_AT_RATIO}[bf16-0]", f"{_AT_RATIO}[bf16-1]"),
     **{f"arch-{name}": (f"{_ARCHITECTURE}[{name}]",) for name in (*_ARCHITECTURES, "qwen3_next")},
     "arch-gpt_oss": ("tests/sgl/test_gpu_gpt_oss.py",),
+    **{f"format-{name}": (f"{_FORMAT}[{name}]",) for name in _FORMATS},
     "plans": (f"{_TESTS}/test_placement_plans.py",),
     "kill-daemon": (
         f"{_KILLS}test_a_killed_daemon_takes_its_children_and_the_next_start_restores",

@@ -262,9 +262,11 @@ RECIPES = {
         ),
     ),
 }
-# What SGLang computes on a GPU out of slots, 4 bits each.
-GPU_RECIPES = {
-    "awq": RECIPES["awq"],
+# These quantise what they multiply by the weights too, which the float32 reference does not: they
+# must be far nearer to it than a model without experts.
+QUANTISED_ACTIVATIONS = ("fp8_block", "fp8_channel", "int8")
+NEAR = 1 / 8
+# What SGLang computes on a GPU out of slots.
+GPU_RECIPES = RECIPES | {
     "gptq": Recipe(_gptq_symmetric, lambda alone: _gptq_config(alone) | {"sym": True}),
-    "int4": RECIPES["int4"],
 }

@@ -1,4 +1,4 @@
-"""Engines over 4-bit experts in slots on a GPU, against the same values in float32."""
+"""Engines over quantised experts in slots on a GPU, against the same values in float32."""
 
 import pytest
 
@@ -9,8 +9,10 @@ pytest.importorskip("sglang", reason="SGLang is not installed")
 
 from ktd.app.moe_runner import repacks, runner_words
 from ktd.model.facts import read_facts
+from tests.live import serve_arguments
 from tests.sgl import quantised_models, tiny_models
 from tests.sgl.live_host import LiveHost
+from tests.sgl.quantised_models import NEAR, QUANTISED_ACTIVATIONS
 from tests.sgl.test_architectures import TIMES_TRANSFORMERS_IN_BF16, distance
 
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
@@ -21,6 +23,9 @@ STARTS = {
     "int4-marlin": ("int4", ("--moe-runner-backend", "auto")),
     "gptq": ("gptq", ()),
     "awq": ("awq", ()),
+    "int8": ("int8", ()),
+    "fp8-channel": ("fp8_channel", ()),
+    "fp8-block": ("fp8_block", ()),
 }
 
 
@@ -35,6 +40,8 @@ def test_answers_at_every_placement_are_near_the_reference(name, words, tmp_path
     rounded = tiny_models.reference(tmp_path / "reference", texts, dtype="bfloat16")
     blind = tiny_models.reference(tmp_path / "reference", texts, tiny_models.without_experts)
     bound = TIMES_TRANSFORMERS_IN_BF16 * distance(rounded, exact)
+    if name in QUANTISED_ACTIVATIONS:
+        bound = NEAR * distance(blind, exact)
     assert bound < distance(blind, exact) / 4, "the test would not see missing experts"
 
     facts = read_facts(tmp_path / "quantised", device="cuda")
@@ -43,6 +50,7 @@ def test_answers_at_every_placement_are_near_the_reference(name, words, tmp_path
     with LiveHost(
         *runner_words(facts, "cuda"),
         *words,
+        *serve_arguments(),
         model=tmp_path / "quantised",
         moe_layers=layers,
         num_experts=count,

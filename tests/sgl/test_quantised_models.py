@@ -9,6 +9,7 @@ pytest.importorskip("sglang", reason="SGLang is not installed")
 from ktd.model.facts import read_facts
 from tests.sgl import quantised_models, tiny_models
 from tests.sgl.live_host import LiveHost
+from tests.sgl.quantised_models import NEAR, QUANTISED_ACTIVATIONS
 from tests.sgl.test_architectures import TIMES_TRANSFORMERS_IN_BF16, distance
 
 pytestmark = [
@@ -22,10 +23,6 @@ pytestmark = [
 
 # A start takes long: one runs always, the others in the soak run.
 ALWAYS = (("fp8_block", 1), ("gptq", 2))
-# These quantise what they multiply by the weights too, which the float32 reference does not: they
-# must be far nearer to it than a model without experts.
-QUANTISED_ACTIVATIONS = ("fp8_block", "fp8_channel", "int8")
-NEAR = 1 / 8
 
 
 @pytest.mark.parametrize(
