@@ -3,7 +3,7 @@
 import pytest
 
 from ktd.placement.forecast import hit_rate
-from ktd.placement.model import ModelShape, Move, bytes_of, diff
+from ktd.placement.model import ModelShape, Move, PackedMoves, bytes_of, diff
 from ktd.placement.swap import BatchLimits
 
 SHAPE = ModelShape((2, 5), 4, (2, 3), 10)
@@ -76,3 +76,19 @@ def test_impossible_shape_is_a_programming_error(layers, slots):
     """Shapes come from the model, not from users."""
     with pytest.raises(ValueError, match=r"slot counts|ascending"):
         ModelShape(layers, 4, slots, 10)
+
+
+def test_packed_moves_are_the_moves():
+    """Also those of which one side is missing."""
+    moves = [Move(0, 1, 2), Move(3, None, 0), Move(3, 511, None), Move(70000, 0, 70001)]
+    packed = PackedMoves(moves)
+    assert list(packed) == moves
+    assert packed == tuple(moves)
+    assert packed[-1] == moves[-1]
+    assert packed[1:3] == tuple(moves[1:3])
+    assert len(packed) == 4
+    assert moves[2] in packed
+    assert packed != moves[:3]
+    with pytest.raises(IndexError):
+        packed[4]
+    assert not PackedMoves([])

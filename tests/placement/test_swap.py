@@ -1,6 +1,7 @@
 """The life of a swap: every phase, and everything that can go wrong in it."""
 
 import asyncio
+import gc
 
 import pytest
 
@@ -13,6 +14,15 @@ from tests.placement.conftest import START, bench_of
 GOAL = {1: (0, 4), 3: (1, 2, 5)}
 REACHED = ((0, 4), (1, 2, 5))
 STEPS = ("prepare", "wait_copied", "publish")
+
+
+async def test_what_is_kept_of_a_swap_is_nothing_for_the_collector(bench):
+    """Fifty are kept; objects for each of ten thousand moves would hold tokens up."""
+    swap = await bench.applied(GOAL)
+    kept = bench.manager.swaps.get(swap.id).moves
+    assert list(kept) == list(swap.moves)
+    assert len(kept) == 3
+    assert not any(isinstance(one, Move) for one in gc.get_referents(kept))
 
 
 async def test_swap_goes_batch_by_batch_and_commits_once(bench):

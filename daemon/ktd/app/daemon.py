@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -215,6 +216,9 @@ async def _daemon(
             asyncio.create_task(policies.run(), name="policy"),
             asyncio.create_task(evidence.run(), name="evidence"),
         ]
+        # What exists now stays: going through it each time holds tokens up for 30 ms.
+        gc.collect()
+        gc.freeze()
         log.info("listening", http=address, grpc=str(settings.socket))
         try:
             yield supervisor, rpc

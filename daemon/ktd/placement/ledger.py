@@ -13,7 +13,7 @@ from ktd.placement.model import Placement, bytes_of
 from ktd.placement.store import StoredPlacement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ktd.placement.model import Experts, ModelShape, Move
     from ktd.placement.store import PlacementStore
@@ -95,7 +95,7 @@ class Ledger:
         else:
             self.history = self.history.restricted(shape).recorded(entry)
 
-    def committed(self, change: Change, moves: tuple[Move, ...]) -> Placement:
+    def committed(self, change: Change, moves: Sequence[Move]) -> Placement:
         """A change is in effect, by these moves."""
         before = self._current()
         placement = self._advance(before.shape, change.experts, change.origin)
@@ -180,7 +180,7 @@ class Ledger:
         self._minted += 1
         return f'"{self._boot}-{self._minted:x}"'
 
-    def _entry(self, actor: str, moves: tuple[Move, ...], size: int) -> HistoryEntry:
+    def _entry(self, actor: str, moves: Sequence[Move], size: int) -> HistoryEntry:
         current = self._current()
         return HistoryEntry(
             revision=current.revision,

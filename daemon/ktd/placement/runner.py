@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from ktd.errors import EngineNotReady, KtdError, SwapNotCancellable, SwapTargetFailed
-from ktd.placement.model import Move, bytes_of
+from ktd.placement.model import Move, PackedMoves, bytes_of
 from ktd.placement.swap import SwapState
 from ktd.placement.watch import Watched
 
@@ -257,7 +257,8 @@ class SwapRunner:
         self._watched.set(replace(self.swap, **changes))
 
     def _end(self, state: SwapState, **changes: Any) -> None:
-        self._update(state=state, end_time=self._context.clock(), **changes)
+        moves = PackedMoves(self.swap.moves)
+        self._update(state=state, end_time=self._context.clock(), moves=moves, **changes)
 
 
 def _sentence(failure: Exception) -> KtdError:

@@ -86,7 +86,7 @@ class Swap:
     id: str
     state: SwapState
     origin: str
-    moves: tuple[Move, ...]
+    moves: Sequence[Move]
     create_time: float
     bytes_total: int
     moves_done: int = 0
