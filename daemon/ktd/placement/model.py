@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple, TypeAlias, overload
@@ -103,12 +103,17 @@ class PackedMoves(Sequence[Move]):
     __slots__ = ("_numbers",)
 
     def __init__(self, moves: Iterable[Move]) -> None:
-        self._numbers = array("i")
-        for move in moves:
-            self._numbers.extend(_NOBODY if one is None else one for one in move)
+        self._numbers = array(
+            "i", [_NOBODY if one is None else one for move in moves for one in move]
+        )
 
     def __len__(self) -> int:
         return len(self._numbers) // 3
+
+    def __iter__(self) -> Iterator[Move]:
+        numbers = iter(self._numbers)
+        for layer, evict, load in zip(numbers, numbers, numbers, strict=True):
+            yield Move(layer, _expert(evict), _expert(load))
 
     @overload
     def __getitem__(self, at: int) -> Move: ...
