@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ktd.bench.table.cells import Cell, Measured, ResultFile, planned
+from ktd.bench.table.cells import Cell, Measured, ResultFile, planned, rows_of
 from ktd.bench.table.placements import COLUMNS, budget_of, cell_placement, slots_needed
 from ktd.bench.table.plot import table_svg
 from ktd.bench.table.report import Report
@@ -142,6 +142,30 @@ def test_results_are_kept_and_read_again(tmp_path):
         half.write('{"cell": {"kind": "stat')
     again = ResultFile(path, request)
     assert again.results == {one: measured(5.0), other: measured(6.0)}
+    third = Cell(STATIONARY, 0.2, "uniform")
+    again.add(third, measured(7.0))
+    assert ResultFile(path, request).results == {**again.results, third: measured(7.0)}
+
+
+def test_a_cell_that_is_measured_again_has_both(tmp_path):
+    """All rates count the same, and so does what was moved."""
+    path, cell = tmp_path / "cells.jsonl", Cell(SHIFTING, 0.1, "adaptive")
+    file = ResultFile(path, {"model": "m"})
+    file.add(cell, Measured((4.0, 5.0), 0.5, 10.0, moved_bytes=8, move_calls=1, move_call_ms=2.0))
+    file.add(cell, Measured((6.0,), 0.8, 16.0, moved_bytes=4, move_calls=3, move_call_ms=1.0))
+    both = Measured((4.0, 5.0, 6.0), 0.6, 12.0, moved_bytes=12, move_calls=4, move_call_ms=1.25)
+    assert file.results[cell].rates == both.rates
+    assert file.results[cell].hit_rate == pytest.approx(both.hit_rate)
+    assert ResultFile(path, {"model": "m"}).results == file.results
+    assert file.results[cell].between_ms == both.between_ms
+    assert (file.results[cell].move_calls, file.results[cell].move_call_ms) == (4, 1.25)
+
+
+def test_rows_are_what_is_measured_in_turn():
+    plan = planned((STATIONARY, SHIFTING), (0.0, 0.5), ("uniform", "adaptive"), 1)
+    rows = rows_of(plan)
+    assert [len(row) for row in rows] == [2, 1, 2, 1, 1]
+    assert [cell for row in rows for cell in row] == plan
 
 
 def test_results_of_an_older_release_are_read(tmp_path):

@@ -62,6 +62,9 @@ def add_parser(actions: Subparsers) -> None:
     )
     add("--tokens", metavar="N", type=positive_int, default=500, help="of one run (500)")
     add("--runs", metavar="N", type=positive_int, default=3, help="of a cell (3)")
+    add("--rounds", metavar="N", type=positive_int, default=1,
+        help="times that each row is measured, its cells in turn: what disturbs a host for minutes "
+        "does so to all of them (1)")  # fmt: skip
     add("--settle", metavar="N", type=positive_int, default=50,
         help="tokens before a cell is measured (50)")  # fmt: skip
     add("--settle-policy", metavar="N", type=positive_int, default=500,
@@ -96,6 +99,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         settle_seconds=args.settle_seconds,
         learn=args.learn,
         longest=args.longest,
+        rounds=args.rounds,
     )
     routings = {kind: _routing(args, kind, sizes) for kind in args.routings}
     request = _request(args, rest, engines, load)
@@ -157,6 +161,7 @@ def _request(
         "tokens and runs": [load.tokens, load.runs],
         "settling tokens": [load.settle, load.settle_policy, load.learn],
         "settling seconds of policies": load.settle_seconds,
+        **({"rounds": load.rounds} if load.rounds > 1 else {}),
     }
 
 

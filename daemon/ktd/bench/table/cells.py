@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,20 @@ class Measured:
     move_calls: int = 0
     move_call_ms: float = 0.0
 
+    def and_then(self, later: Measured) -> Measured:
+        """Both as one: all rates, and means of the rest by how many runs, or calls, each had."""
+        here, there = len(self.rates), len(later.rates)
+        calls = self.move_calls + later.move_calls
+        call_ms = self.move_calls * self.move_call_ms + later.move_calls * later.move_call_ms
+        return Measured(
+            rates=self.rates + later.rates,
+            hit_rate=(here * self.hit_rate + there * later.hit_rate) / (here + there),
+            between_ms=(here * self.between_ms + there * later.between_ms) / (here + there),
+            moved_bytes=self.moved_bytes + later.moved_bytes,
+            move_calls=calls,
+            move_call_ms=call_ms / max(1, calls),
+        )
+
     @property
     def rate(self) -> float:
         """The median."""
@@ -88,7 +103,8 @@ class ResultFile:
             raise ConfigError(f"--resume {path} cannot be used: {error.strerror}") from error
 
     def _read(self, path: Path, request: Mapping[str, Any]) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
         try:
             written = json.loads(lines[0])["request"]
             # A run that was killed may have left half a line at the end.
@@ -106,9 +122,14 @@ class ResultFile:
                 f"--resume {path} was measured with {name} {written.get(name)}, not "
                 f"{request[name]}; name another file"
             )
+        if not text.endswith("\n"):
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n")
 
     def add(self, cell: Cell, measured: Measured) -> None:
-        """Keeps one."""
+        """Keeps one; of a cell that is measured again, both: a later line counts."""
+        if (before := self.results.get(cell)) is not None:
+            measured = before.and_then(measured)
         self.results[cell] = measured
         if self._path is not None:
             line = json.dumps({"cell": asdict(cell), "measured": asdict(measured)})
@@ -134,6 +155,12 @@ def planned(
     ]
     checked = _some(ratios, checks) if "uniform" in columns else []
     return cells + [Cell(kinds[0], ratio, "uniform", check=True) for ratio in checked]
+
+
+def rows_of(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Those of a row together, in their order."""
+    grouped = itertools.groupby(cells, key=lambda cell: (cell.kind, cell.ratio, cell.check))
+    return [list(row) for _, row in grouped]
 
 
 def _some(ratios: Sequence[float], count: int) -> list[float]:

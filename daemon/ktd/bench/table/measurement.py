@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ktd.bench.decode_load import DecodeLoad, Stretch
 from ktd.bench.prompts import Prompts
 from ktd.bench.servers import bench_server
-from ktd.bench.table.cells import Cell, Measured, ResultFile
+from ktd.bench.table.cells import Cell, Measured, ResultFile, rows_of
 from ktd.bench.table.placements import LEARNING, POLICIES, cell_placement, slots_needed
 from ktd.bench.table.routing import SHIFTING, STRETCH, LayerSizes, Routing, RoutingFile
 from ktd.model.facts import read_facts
@@ -46,6 +46,8 @@ class Load:
         settle_seconds: And so long at least: a policy's moves are paced by time.
         learn: The same for the first cell of a policy that keeps what it has learned.
         longest: Seconds of one run, at most.
+        rounds: How often a row is measured, its cells in turn: what disturbs a host for minutes
+            does so to all of them.
     """
 
     streams: int
@@ -58,6 +60,7 @@ class Load:
     settle_seconds: float
     learn: int
     longest: float
+    rounds: int = 1
 
     def tokens_of(self, kind: str) -> int:
         """Of one run: where routing shifts, whole stretches, of which each part is another."""
@@ -135,7 +138,7 @@ class TableBench:
             KtdError: An engine failed.
         """
         todo = [cell for cell in cells if cell not in self._file.results]
-        self._left = len(todo)
+        self._left = len(todo) * self._load.rounds
         self._progress(f"{len(todo)} of {len(cells)} cells to measure")
         try:
             if cells_of_table := [cell for cell in todo if not cell.check]:
@@ -155,14 +158,16 @@ class TableBench:
         self._learned.clear()
         self._progress(f"starting an engine, {' '.join(slots)}")
         async with self._started([*self._engines.arguments, *slots], checks) as run:
-            for cell in cells:
-                self._check_time()
-                began = time.monotonic()
-                measured = await self._cell(run, cell)
-                self._file.add(cell, measured)
-                self._took.append(time.monotonic() - began)
-                self._left -= 1
-                self._progress(self._said(cell, measured))
+            for row in rows_of(cells):
+                for _ in range(self._load.rounds):
+                    for cell in row:
+                        self._check_time()
+                        began = time.monotonic()
+                        measured = await self._cell(run, cell)
+                        self._file.add(cell, measured)
+                        self._took.append(time.monotonic() - began)
+                        self._left -= 1
+                        self._progress(self._said(cell, measured))
 
     @contextlib.asynccontextmanager
     async def _started(self, arguments: Sequence[str], checks: bool) -> AsyncIterator[_Running]:
