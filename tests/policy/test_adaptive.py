@@ -113,6 +113,25 @@ def test_a_limit_takes_the_most_useful_and_the_rest_follows():
     assert held.decide(start, 0) == []
 
 
+def test_what_was_dropped_is_decided_again():
+    rng = np.random.default_rng(1)
+    weights = skewed(rng)
+    policy, mapped = Adaptive([4] * 3, EXPERTS), mapped_of([4] * 3)
+    for _ in range(20):
+        policy.observe(traffic(rng, weights))
+    first = policy.decide(mapped)
+    assert first
+    assert not policy.decide(mapped)  # they count as moved
+    policy.dropped()  # of a decision on nothing
+    assert not policy.decide(mapped)
+    policy, mapped = Adaptive([4] * 3, EXPERTS), mapped_of([4] * 3)
+    for _ in range(20):
+        policy.observe(traffic(rng, weights))
+    first = policy.decide(mapped)
+    policy.dropped()
+    assert policy.decide(mapped) == first
+
+
 def test_what_was_just_moved_stays():
     rng = np.random.default_rng(1)
     weights = skewed(rng)

@@ -150,6 +150,30 @@ def test_prompts_count_in_full_once_decode_has_ended():
     assert weight.update(0, 300) < 0.3
 
 
+def test_that_decode_ends_is_seen_again():
+    """A pause that was an end is no usual one; the share of decode is far from gone after it."""
+    weight = PrefillWeight()
+    for _ in range(200):
+        weight.update(0, 200)
+        weight.update(200, 0)
+    for _ in range(2):
+        for _ in range(60):
+            weight.update(0, 500)
+        assert weight.update(0, 500) == 1.0
+        for _ in range(4):
+            weight.update(30, 0)
+            weight.update(0, 100)
+        weight.update(30, 0)
+    # Prompts that are longer for good become usual.
+    for _ in range(8):
+        for _ in range(20):
+            weight.update(0, 500)
+        weight.update(30, 0)
+    for _ in range(20):
+        weight.update(0, 500)
+    assert weight.update(0, 500) < 0.3
+
+
 def test_decode_has_not_ended_while_prompts_are_as_long_as_usual():
     """Drawn from a wide distribution, decode keeps the part that its share gives it."""
     rng = np.random.default_rng(0)

@@ -117,7 +117,7 @@ async def test_adaptive_moves_what_is_used_and_says_why():
         await here.turns()
         assert here.experts == HOT
         assert here.target.experts == HOT
-        found = here.loop.explain()
+        found = await here.loop.explain()
         assert found.state == "Running."
         assert {(one.layer, one.choice.load) for one in found.moves} == {
             (1, 5), (1, 6), (3, 2), (3, 7),
@@ -139,7 +139,7 @@ async def test_a_swap_whose_calls_took_long_is_followed_by_a_rest():
         began = here.engine.now
         while here.experts == HOT and here.engine.now < began + 100:
             await here.turns(1)
-        last = here.loop.explain().moves[-1]
+        last = (await here.loop.explain()).moves[-1]
         assert last.outcome == "SUCCEEDED"
         assert here.experts != HOT
         assert here.engine.now > 0.4 / 0.02
@@ -169,7 +169,7 @@ async def test_an_operators_plan_holds_and_a_change_pauses_until_it_is_set_again
         await here.turns()
         assert here.experts == ((3, 4), (3, 4))
         assert "An operator changed the placement" in here.loop.state()
-        reasons = {choice.reason for _, choice in here.loop.explain().considered}
+        reasons = {choice.reason for _, choice in (await here.loop.explain()).considered}
         assert any("An operator changed" in reason for reason in reasons)
         here.loop.set(ADAPTIVE)
         await here.turns(5)
@@ -209,7 +209,7 @@ async def test_slower_steps_are_rolled_back_and_said():
         assert here.experts == START
         assert "before them" in here.conditions[ROLLED_BACK]
         assert "moves nothing for another" in here.loop.state()
-        found = here.loop.explain()
+        found = await here.loop.explain()
         assert found.rollbacks == 1
         assert "before them" in found.moves[0].why
         await here.turns(2)
@@ -238,7 +238,7 @@ async def test_slower_steps_of_the_same_workload_are_rolled_back_by_adaptive_too
         assert here.experts == HOT
         await here.turns(2)
         assert here.experts == START
-        assert here.loop.explain().rollbacks == 1
+        assert (await here.loop.explain()).rollbacks == 1
 
 
 async def test_steps_that_another_workload_makes_slower_are_no_setback():
@@ -248,7 +248,7 @@ async def test_steps_that_another_workload_makes_slower_are_no_setback():
         here.engine.hot = OTHER
         await here.turns(12)
         assert here.experts == OTHER
-        assert here.loop.explain().rollbacks == 0
+        assert (await here.loop.explain()).rollbacks == 0
         assert here.conditions[ROLLED_BACK] is None
 
 
@@ -259,7 +259,7 @@ async def test_an_engine_that_is_started_again_has_no_setback():
         here.engine.engine_id = "two"
         await here.turns(6)
         assert here.experts == HOT
-        assert here.loop.explain().rollbacks == 0
+        assert (await here.loop.explain()).rollbacks == 0
 
 
 async def test_a_failed_swap_cools_the_policy_off():
@@ -271,7 +271,7 @@ async def test_a_failed_swap_cools_the_policy_off():
         here.engine.now += 61
         await here.turns(10)
         assert here.experts == HOT
-        assert "FAILED" in {one.outcome for one in here.loop.explain(100).moves}
+        assert "FAILED" in {one.outcome for one in (await here.loop.explain(100)).moves}
 
 
 async def test_a_bug_is_logged_and_the_loop_goes_on():
@@ -291,12 +291,12 @@ async def test_an_engine_that_is_started_again_is_counted_from_its_start():
         here.manager.detach("It ended.")
         here.loop.tick()
         assert "No engine runs" in here.loop.state()
-        seen = here.loop.explain().facts["tokens_seen"]
+        seen = (await here.loop.explain()).facts["tokens_seen"]
         await here.manager.attach(FakeTarget(SHAPE, HOT), SHAPE, HOT)
         here.engine.engine_id = "two"
         here.engine.decode[:], here.engine.tokens = 0, 0
         await here.turns(3)
-        assert here.loop.explain().facts["tokens_seen"] == seen + 200
+        assert (await here.loop.explain()).facts["tokens_seen"] == seen + 200
         assert here.loop.state() == "Running."
 
 
@@ -326,7 +326,7 @@ async def test_slow_copies_cost_more():
     async with rig(ADAPTIVE, copy_pairs=lambda: 1e9) as here:
         await here.turns()
         assert here.experts == START
-        assert here.loop.explain().facts["copy_cost_pairs"] == 1e9
+        assert (await here.loop.explain()).facts["copy_cost_pairs"] == 1e9
 
 
 @pytest.mark.parametrize(("copies", "cost"), [(1.0, 4.0), (30.0, 30.0)])
@@ -335,9 +335,9 @@ async def test_where_copies_have_a_link_of_their_own_they_cost_little(copies, co
     async with rig(ADAPTIVE, usual_copy_cost=4.0, copy_pairs=lambda: copies) as here:
         await here.turns()
         assert here.experts == HOT
-        assert here.loop.explain().facts["copy_cost_pairs"] == cost
+        assert (await here.loop.explain()).facts["copy_cost_pairs"] == cost
         here.loop.set(PolicyOptions(name="adaptive", copy_cost=7.0))
-        assert here.loop.explain().facts["copy_cost_pairs"] == 7.0
+        assert (await here.loop.explain()).facts["copy_cost_pairs"] == 7.0
 
 
 async def test_a_bench_changes_how_many_slots_a_policy_may_use():
@@ -356,19 +356,19 @@ async def test_a_bench_changes_how_many_slots_a_policy_may_use():
 async def test_setting_it_again_keeps_what_was_learned():
     async with rig(ADAPTIVE) as here:
         await here.turns()
-        seen = here.loop.explain().facts["tokens_seen"]
+        seen = (await here.loop.explain()).facts["tokens_seen"]
         here.loop.set(PolicyOptions(name="adaptive", copy_cost=7.0))
-        facts = here.loop.explain().facts
+        facts = (await here.loop.explain()).facts
         assert facts["tokens_seen"] == seen
         assert facts["copy_cost_pairs"] == 7.0
         here.loop.set(PolicyOptions())
-        assert here.loop.explain().facts == {}
+        assert (await here.loop.explain()).facts == {}
         await here.turns(5)
         here.loop.set(PolicyOptions(name="dynamic", threshold=100))
         here.loop.set(ADAPTIVE)
-        assert here.loop.explain().facts["tokens_seen"] == seen
+        assert (await here.loop.explain()).facts["tokens_seen"] == seen
         await here.turns(5)
-        assert here.loop.explain().facts["tokens_seen"] > seen
+        assert (await here.loop.explain()).facts["tokens_seen"] > seen
 
 
 async def test_run_ticks_until_it_is_cancelled():
@@ -386,33 +386,36 @@ async def test_run_ticks_until_it_is_cancelled():
 
 
 @contextlib.asynccontextmanager
-async def thinking(here, monkeypatch):
+async def thinking(here, monkeypatch, *, then=None):
     """Inside, the policy has begun to decide and the event loop has gone on; it ends behind."""
     begun, end, decide = threading.Event(), threading.Event(), Adaptive.decide
 
     def slowly(*args):
         begun.set()
         assert end.wait(20)
-        return decide(*args)
+        return decide(*args) if then is None else then()
 
     monkeypatch.setattr(Adaptive, "decide", slowly)
     task = asyncio.create_task(here.loop.run())
-    for _ in range(500):
-        here.engine.decodes(100)
-        await asyncio.sleep(0.02)
-        if begun.is_set():
-            break
-    assert begun.is_set()
-    yield
-    end.set()
-    for _ in range(50):
-        await asyncio.sleep(0.02)
-        if here.loop.journal.moves:
-            break
-    await here.manager.swaps.settled()
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    try:
+        for _ in range(500):
+            here.engine.decodes(100)
+            await asyncio.sleep(0.02)
+            if begun.is_set():
+                break
+        assert begun.is_set()
+        yield
+        end.set()
+        for _ in range(50):
+            await asyncio.sleep(0.02)
+            if here.loop.journal.moves:
+                break
+        await here.manager.swaps.settled()
+    finally:
+        end.set()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def test_the_event_loop_goes_on_while_a_policy_thinks(monkeypatch):
@@ -433,6 +436,8 @@ async def test_what_it_decided_on_another_placement_is_not_done(monkeypatch):
             # As an operator who sets it again, so that it may move.
             here.manager.policy_hold.set("adaptive")
         assert set(here.experts[0]) <= {3, 4, *HOT[0]}
+        # It decides anew at once: what it did not do does not count as moved.
+        assert here.loop.journal.moves
         assert here.loop.state() == "Running."  # and does not cool off
         assert not here.conditions.get(ROLLED_BACK)
 
@@ -442,3 +447,17 @@ async def test_nor_when_another_policy_was_set_meanwhile(monkeypatch):
         async with thinking(here, monkeypatch):
             here.loop.set(PolicyOptions())
         assert here.experts == START
+
+
+async def test_a_failure_of_the_policy_before_does_not_cool_the_next_one(monkeypatch):
+    async with rig(ADAPTIVE) as here:
+        async with thinking(here, monkeypatch, then=lambda: 1 / 0):
+            here.loop.set(PolicyOptions(name="dynamic", threshold=100))
+        assert here.loop.state() == "Running."
+
+
+async def test_a_failure_in_the_thread_makes_it_cool_off(monkeypatch):
+    async with rig(ADAPTIVE) as here:
+        async with thinking(here, monkeypatch, then=lambda: 1 / 0):
+            pass
+        assert "A turn of the policy failed" in here.loop.state()

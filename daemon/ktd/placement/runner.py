@@ -257,8 +257,14 @@ class SwapRunner:
         self._watched.set(replace(self.swap, **changes))
 
     def _end(self, state: SwapState, **changes: Any) -> None:
+        # A runner is kept as long as its swap, and so are the frames that an error has passed.
+        self._open.clear()
+        self._published.clear()
         moves = PackedMoves(self.swap.moves)
         self._update(state=state, end_time=self._context.clock(), moves=moves, **changes)
+        for error in (self.swap.error, self.take_back_error):
+            if error is not None:
+                error.__traceback__ = error.__context__ = None
 
 
 def _sentence(failure: Exception) -> KtdError:

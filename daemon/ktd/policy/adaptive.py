@@ -93,6 +93,7 @@ class Adaptive:
         self._prefill = PrefillWeight()
         # Token at which an expert was last put into a slot or taken out of one.
         self._moved = np.full((len(slots), experts), -np.inf)
+        self._undone: NDArray[np.float64] | None = None  # the same before the last decision
 
     def limit(self, slots: Sequence[int]) -> None:
         """From now on so many slots per layer; what was learned stays."""
@@ -110,6 +111,7 @@ class Adaptive:
 
     def decide(self, mapped: Mapped, limit: int | None = None) -> Sequence[Choice]:
         """What pays now."""
+        self._undone = None
         if not self._forecaster.tokens:
             return ()
         judged = self._judged(mapped, self._young())
@@ -118,11 +120,17 @@ class Adaptive:
         if judged.net(pays) < self.batch_cost:
             return []
         chosen = judged.choices(pays, limit)
+        self._undone = self._moved.copy()
         for choice in chosen:
             self._moved[choice.layer, choice.load] = self._forecaster.tokens
             if choice.evict is not None:
                 self._moved[choice.layer, choice.evict] = self._forecaster.tokens
         return chosen
+
+    def dropped(self) -> None:
+        """What was decided last may be decided again at once."""
+        if self._undone is not None:
+            self._moved, self._undone = self._undone, None
 
     def considered(self, mapped: Mapped, most: int) -> Sequence[Choice]:
         """The best candidates with what speaks against them."""

@@ -83,10 +83,16 @@ class Policy(Protocol):
     def decide(self, mapped: Mapped, limit: int | None = None) -> Sequence[Choice]:
         """What to exchange now, at most ``limit`` experts, the most useful first.
 
+        It counts as made from now on, unless it is :meth:`dropped`.
+
         Args:
             mapped: ``[layers, experts]``: what is in slots, as far as the policy may rely on it.
             limit: None: as many as pay.
         """
+        ...
+
+    def dropped(self) -> None:
+        """What was decided last was not done."""
         ...
 
     def considered(self, mapped: Mapped, most: int) -> Sequence[Choice]:

@@ -52,6 +52,9 @@ class Dynamic:
         """What still differs from the last chunk's top experts."""
         return [choice for choice in self._differences(mapped) if not choice.reason][:limit]
 
+    def dropped(self) -> None:
+        """What still differs will be decided again."""
+
     def considered(self, mapped: Mapped, most: int) -> Sequence[Choice]:
         """The same, and what comes next, which the chunk used less than what is there."""
         return self._differences(mapped)[:most]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from ktd.policy.adaptive import Adaptive
 from ktd.policy.grid import mapped_of
 from ktd.policy.journal import Entry, Journal
 from ktd.policy.options import OFF, PolicyOptions
-from ktd.policy.session import ROLLED_BACK, PolicySession, Surroundings, Thought
+from ktd.policy.session import ROLLED_BACK, PolicySession, Surroundings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,7 +96,7 @@ class PolicyLoop:
             exchanges_only=exchanges_only,
         )
         # Held while a thread uses the policy.
-        self._thinking = threading.Lock()
+        self._thinking = asyncio.Lock()
         self.journal = Journal()
         self._advice = advice
         self._learned: Policy | None = None  # by the adaptive policy that ran last
@@ -122,14 +121,15 @@ class PolicyLoop:
         note = self._advice(self.options)
         return (note,) if note else ()
 
-    def explain(self, moves: int = 20, considered: int = 20) -> Explanation:
+    async def explain(self, moves: int = 20, considered: int = 20) -> Explanation:
         """Its last moves, and the best candidates with what speaks against each."""
-        with self._thinking:
+        async with self._thinking:
             return self._explained(moves, considered)
 
     def _explained(self, moves: int, considered: int) -> Explanation:
         session, manager = self._session, self._around.manager
         session.follow_swap()
+        session.configure()
         found: list[tuple[int, Choice]] = []
         if session.policy is not None and manager.ready:
             placement = manager.placement()
@@ -163,33 +163,21 @@ class PolicyLoop:
     async def _turn(self) -> None:
         """A tick whose arithmetic is done beside the event loop, through which tokens pass."""
         session = self._session
-        with self._guarded():
+        with _guarded(session):
             if (thought := session.look()) is not None:
                 if thought.takes_time:
-                    await asyncio.to_thread(self._think, thought)
-                # Whoever set another policy meanwhile has it begin with what this one has learned.
+                    async with self._thinking:
+                        await asyncio.to_thread(thought.think)
                 if session is self._session:
                     session.act(thought)
-
-    def _think(self, thought: Thought) -> None:
-        with self._thinking:
-            thought.think()
+                else:
+                    # Another one was set meanwhile; it begins with what this one has learned.
+                    thought.drop()
 
     def tick(self) -> None:
         """One turn."""
-        with self._guarded():
+        with _guarded(self._session):
             self._session.tick()
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            yield
-        except KtdError as error:
-            self._session.cool(f"Its last move was refused: {error}")
-            _log.warning("policy refused", error=str(error))
-        except Exception:  # noqa: BLE001  # supervises: a policy must not end with its first bug
-            self._session.cool("A turn of the policy failed; the daemon's log has the details.")
-            _log.exception("policy failed")
 
     def _begun(self, options: PolicyOptions, before: PolicySession | None) -> PolicySession:
         if before is not None:
@@ -202,3 +190,16 @@ class PolicyLoop:
         if before is not None and isinstance(before.policy, Adaptive):
             self._learned = before.policy
         return PolicySession(options, self._around, self.journal, before, self._learned)
+
+
+@contextlib.contextmanager
+def _guarded(session: PolicySession) -> Iterator[None]:
+    """Whatever goes wrong in a turn makes its session cool off."""
+    try:
+        yield
+    except KtdError as error:
+        session.cool(f"Its last move was refused: {error}")
+        _log.warning("policy refused", error=str(error))
+    except Exception:  # noqa: BLE001  # supervises: a policy must not end with its first bug
+        session.cool("A turn of the policy failed; the daemon's log has the details.")
+        _log.exception("policy failed")

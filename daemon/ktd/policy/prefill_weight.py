@@ -48,7 +48,8 @@ class PrefillWeight:
         if decode_tokens > 0:
             # After which hardly any decode was left, that was an end, or the beginning.
             if self._pause > 0 and self._decode >= _LEAST_DECODE * self._prefill:
-                self._pauses.append(self._pause)
+                # One that was an end makes the next no more usual than a little longer prompts do.
+                self._pauses.append(min(self._pause, self._usual()))
             self._pause = 0.0
         self._decode += decode_tokens
         if self._prefill <= 0:
@@ -63,5 +64,8 @@ class PrefillWeight:
 
         By the pause so far, without the tokens that come now: one long chunk says nothing.
         """
-        usual = max(_SHORT_PAUSE, _LONGER * max(self._pauses, default=0.0))
-        return self._pause / usual - 1.0
+        return self._pause / self._usual() - 1.0
+
+    def _usual(self) -> float:
+        """Tokens of a pause that decode may come back after as ever."""
+        return max(_SHORT_PAUSE, _LONGER * max(self._pauses, default=0.0))

@@ -98,6 +98,11 @@ class Thought:
             self._mapped = mapped_of(placement.experts, placement.shape.num_experts)
             self.choices = self.policy.decide(self._mapped, self.limit)
 
+    def drop(self) -> None:
+        """None of the choices is made."""
+        if self.choices:
+            self.policy.dropped()
+
     def target(self) -> Experts:
         """The placement with the choices made."""
         if self._mapped is None:
@@ -200,6 +205,7 @@ class PolicySession:
     def look(self) -> Thought | None:
         """The first part of a turn: what the policy is to think about; None: nothing is new."""
         self.follow_swap()
+        self.configure()
         manager = self._around.manager
         if self.options.name == OFF or not manager.ready:
             self._last = None
@@ -214,6 +220,12 @@ class PolicySession:
         placement = manager.placement()
         return Thought(self.policy, placement, seen, self._limit(placement, seen))
 
+    def configure(self) -> None:
+        """Gives a policy that goes on its new options; never while it thinks."""
+        policy = self.policy
+        if isinstance(policy, Adaptive) and policy.settings.copy_cost != self.options.copy_cost:
+            policy.settings = replace(policy.settings, copy_cost=self.options.copy_cost)
+
     def act(self, thought: Thought) -> None:
         """The last part: does what the policy thought, if it still can be done."""
         policy = thought.policy
@@ -225,10 +237,13 @@ class PolicySession:
                 self._watchdog.changed()
         manager = self._around.manager
         if not manager.ready or not self._free():
-            return
-        if self._setback is not None and self._is_sure():
+            thought.drop()
+        elif self._setback is not None and self._is_sure():
+            thought.drop()
             self._roll_back(manager.placement(), self._setback)
-        elif thought.limit and manager.placement().etag == thought.placement.etag:
+        elif manager.placement().etag != thought.placement.etag:
+            thought.drop()
+        elif thought.limit:
             # A policy that was held back to its limit goes on without waiting for more tokens.
             self._ripe = len(thought.choices) == thought.limit
             if thought.choices:
@@ -356,7 +371,4 @@ class PolicySession:
 
 def _continued(known: Policy | None, options: PolicyOptions) -> Policy | None:
     """What goes on under other options: an adaptive policy keeps what it has learned."""
-    if isinstance(known, Adaptive) and options.name == ADAPTIVE:
-        known.settings = replace(known.settings, copy_cost=options.copy_cost)
-        return known
-    return None
+    return known if isinstance(known, Adaptive) and options.name == ADAPTIVE else None

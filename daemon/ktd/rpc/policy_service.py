@@ -69,7 +69,7 @@ class PolicyService(policy_pb2_grpc.PolicyServiceServicer):
         for name, value in (("moves", moves), ("candidates", candidates)):
             if not 0 <= value <= _MOST_SHOWN:
                 raise InvalidArgument(f"{name} is {value}; it must be from 0 to {_MOST_SHOWN}.")
-        found = self._policies.explain(moves, candidates)
+        found = await self._policies.explain(moves, candidates)
         return explanation_message(
             found, policy_message(self._policies, self._placement.policy_hold)
         )
