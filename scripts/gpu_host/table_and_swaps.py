@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -83,7 +84,7 @@ class WithSwaps(measurement.TableBench):
                     calls_per_second=calls,
                     progress=lambda _: None,
                 )
-                found = result.as_json()
+                found = dataclasses.replace(result, link_bytes_per_second=link).as_json()
                 name = f"{rate:g}-by-{calls:g}" if rate else "unlimited"
                 (self.folder / f"swap-{name}.json").write_text(json.dumps(found))
                 names = (

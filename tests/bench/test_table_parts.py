@@ -1,5 +1,6 @@
 """The parts of `ktd bench table`: routing, placements, the file of results, and what is printed."""
 
+import contextlib
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from ktd.bench.table.cells import Cell, Measured, ResultFile, planned, rows_of
+from ktd.bench.table.measurement import Engines, Load, OutOfTime, TableBench
 from ktd.bench.table.placements import COLUMNS, budget_of, cell_placement, slots_needed
 from ktd.bench.table.plot import table_svg
 from ktd.bench.table.report import Report
@@ -279,3 +281,50 @@ def test_a_model_that_is_not_there_is_named(capsys):
     """As by every bench."""
     assert run(["bench", "table", str(Path("/no/such/model"))]) == ExitCode.USAGE
     assert "is not a folder" in capsys.readouterr().err
+
+
+class Rounds(TableBench):
+    """Measures nothing, in the order in which it would."""
+
+    def __init__(self, file, rounds, stops_after=100):
+        engines = Engines(Path("m"), (), SIZES, (0, 1, 2), "bf16")
+        load = Load(1, 64, 448, 100, 2, 10, 10, 0.1, 10, 60.0, rounds=rounds)
+        super().__init__(
+            engines, load, {}, prompts=None, largest=0.5, file=file, progress=lambda _: None
+        )
+        self.order, self._stops_after = [], stops_after
+
+    @contextlib.asynccontextmanager
+    async def _started(self, *_):
+        yield None
+
+    async def _cell(self, run, cell):
+        if len(self.order) == self._stops_after:
+            raise OutOfTime
+        self.order.append((cell.ratio, cell.column))
+        return Measured((5.0, 6.0), 0.5, 10.0)
+
+
+async def test_rounds_go_on_where_a_run_ended(tmp_path):
+    """A row's cells in turn; a cell that has had fewer rounds than asked for is not done."""
+    path, request = tmp_path / "cells.jsonl", {"model": "m", "rounds": 3}
+    plan = planned((STATIONARY,), (0.25, 0.5), ("uniform", "adaptive"), 0)
+    first = Rounds(ResultFile(path, request), 3, stops_after=5)
+    assert not await first.run(plan)
+    later = Rounds(ResultFile(path, request), 3)
+    assert await later.run(plan)
+    turn = [(0.5, "uniform"), (0.5, "adaptive")]
+    assert first.order == [*turn, *turn, turn[0]]
+    assert later.order == [turn[1], *[(0.25, "uniform"), (0.25, "adaptive")] * 3]
+    assert await Rounds(ResultFile(path, request), 3).run(plan)
+    assert all(len(one.rates) >= 6 for one in ResultFile(path, request).results.values())
+    with pytest.raises(ConfigError, match="was measured with rounds 3, not 1"):
+        ResultFile(path, {"model": "m", "rounds": 1})
+
+
+def test_a_file_of_before_there_were_rounds_goes_on(tmp_path):
+    path = tmp_path / "cells.jsonl"
+    ResultFile(path, {"model": "m"})
+    ResultFile(path, {"model": "m", "rounds": 1})
+    with pytest.raises(ConfigError, match="was measured with rounds 1, not 2"):
+        ResultFile(path, {"model": "m", "rounds": 2})

@@ -72,8 +72,8 @@ def add_parser(actions: Subparsers) -> None:
     add("--settle-seconds", metavar="S", type=positive_float, default=10.0,
         help="and so long at least there: a policy's moves are paced by time (10)")  # fmt: skip
     add("--learn", metavar="N", type=positive_int, default=8000,
-        help="the same for the first cell of adaptive, which remembers (8000: as many as there "
-        "are, and as frequency is given where routing stays)")  # fmt: skip
+        help="the same for the first cell of adaptive, which remembers (8000: of the drawn routing "
+        "that stays, what frequency is given); ten times --longest at most")  # fmt: skip
     add("--longest", metavar="S", type=positive_float, default=60.0, help="of a run (60 s)")
     add("--resume", metavar="FILE", type=Path, help="keep cells here, and go on where a run ended")
     add("--stop-after", metavar="MIN", type=positive_float, help="begin no cell after so long")
@@ -161,7 +161,7 @@ def _request(
         "tokens and runs": [load.tokens, load.runs],
         "settling tokens": [load.settle, load.settle_policy, load.learn],
         "settling seconds of policies": load.settle_seconds,
-        **({"rounds": load.rounds} if load.rounds > 1 else {}),
+        "rounds": load.rounds,
     }
 
 

@@ -137,9 +137,9 @@ class BatchLimits:
     def split(self, moves: Sequence[Move], expert_bytes: int) -> list[tuple[Move, ...]]:
         """``moves`` in order, in batches of at most that many moves and bytes, at least one move.
 
-        Moves that copy nothing count as moves only. Where there are several batches the first is
-        half of one: nothing is copied before it is prepared, which takes milliseconds. A quarter
-        was copied before the second was prepared.
+        Moves that copy nothing count as moves only. Where there are several batches, of eight moves
+        or more, the first is half of one: nothing is copied before it is prepared, which takes
+        milliseconds. A quarter was copied before the second was prepared.
         """
         batches: list[tuple[Move, ...]] = []
         batch: list[Move] = []

@@ -70,7 +70,7 @@ class ShiftClock:
         new = 1 / (1 + self._remembered)
         weights = np.append(new, (1 - new) * ended / ended.sum())
         most = self._remembered + 1
-        # All remembered times count as well where one more would have.
+        # What more times than are remembered would weigh goes to all that are.
         weights[most - 1 : most] += weights[most:].sum()
         self._weights = weights[:most]
         self._spans = np.append(self._prior, self._spans + lasted)[:most]

@@ -14,6 +14,8 @@ from ktd.errors import ConfigError
 
 # Shares of experts in slots at which every strategy means the same.
 SAME = (0.0, 1.0)
+# What a file of an earlier release does not say of its request.
+_UNSAID = {"rounds": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +117,12 @@ class ResultFile:
                     self.results[Cell(**raw["cell"])] = Measured(**raw["measured"])
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ConfigError(f"--resume {path} is no file of ktd bench table") from error
-        different = [name for name in request if written.get(name) != request[name]]
+        said = _UNSAID | written
+        different = [name for name in request if said.get(name) != request[name]]
         if different:
             name = different[0]
             raise ConfigError(
-                f"--resume {path} was measured with {name} {written.get(name)}, not "
+                f"--resume {path} was measured with {name} {said.get(name)}, not "
                 f"{request[name]}; name another file"
             )
         if not text.endswith("\n"):

@@ -137,8 +137,8 @@ class TableBench:
         Raises:
             KtdError: An engine failed.
         """
-        todo = [cell for cell in cells if cell not in self._file.results]
-        self._left = len(todo) * self._load.rounds
+        todo = [cell for cell in cells if self._rounds_of(cell) < self._load.rounds]
+        self._left = sum(self._load.rounds - self._rounds_of(cell) for cell in todo)
         self._progress(f"{len(todo)} of {len(cells)} cells to measure")
         try:
             if cells_of_table := [cell for cell in todo if not cell.check]:
@@ -149,7 +149,7 @@ class TableBench:
                     self._check_time()
                     await self._engine([cell], ["--gpu-experts-ratio", f"{cell.ratio:g}"])
         except OutOfTime:
-            self._progress(f"the time is over: {self._left} cells are left")
+            self._progress(f"the time is over: {self._left} measurements are left")
             return False
         return True
 
@@ -159,8 +159,10 @@ class TableBench:
         self._progress(f"starting an engine, {' '.join(slots)}")
         async with self._started([*self._engines.arguments, *slots], checks) as run:
             for row in rows_of(cells):
-                for _ in range(self._load.rounds):
+                for number in range(self._load.rounds):
                     for cell in row:
+                        if self._rounds_of(cell) > number:
+                            continue
                         self._check_time()
                         began = time.monotonic()
                         measured = await self._cell(run, cell)
@@ -168,6 +170,11 @@ class TableBench:
                         self._took.append(time.monotonic() - began)
                         self._left -= 1
                         self._progress(self._said(cell, measured))
+
+    def _rounds_of(self, cell: Cell) -> int:
+        """How often it has been measured."""
+        measured = self._file.results.get(cell)
+        return 0 if measured is None else len(measured.rates) // self._load.runs
 
     @contextlib.asynccontextmanager
     async def _started(self, arguments: Sequence[str], checks: bool) -> AsyncIterator[_Running]:
