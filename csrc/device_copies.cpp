@@ -32,6 +32,8 @@ struct Attributes {
 constexpr int kAnyOrder = 3;
 // CU_MEMCPY_FLAG_PREFER_OVERLAP_WITH_COMPUTE: steps go on meanwhile.
 constexpr unsigned int kBesideCompute = 1;
+// CUDA_ERROR_NOT_SUPPORTED: the driver has the call, and not for this device.
+constexpr int kNotSupported = 801;
 
 // The few calls that are needed (cuda.h).
 struct Driver {
@@ -121,15 +123,11 @@ class ByDevice final : public CopyEngine {
 
   void Flush() override {
     if (to_.empty()) return;
-    Attributes kind{kAnyOrder, {}, {}, kBesideCompute};
-    std::size_t first = 0;
-    std::size_t failed = 0;
-    const int status = driver_.copy_all(to_.data(), from_.data(), sizes_.data(), to_.size(), &kind,
-                                        &first, 1, &failed, streams_[0]);
+    const int status = CopyAll();
     to_.clear();
     from_.clear();
     sizes_.clear();
-    driver_.Check(status, "cuMemcpyBatchAsync");
+    driver_.Check(status, "the driver's copying");
   }
 
   void Finish() override {
@@ -140,6 +138,23 @@ class ByDevice final : public CopyEngine {
   }
 
  private:
+  int CopyAll() {
+    if (together_ > 1) {
+      Attributes kind{kAnyOrder, {}, {}, kBesideCompute};
+      std::size_t first = 0;
+      std::size_t failed = 0;
+      const int status = driver_.copy_all(to_.data(), from_.data(), sizes_.data(), to_.size(),
+                                          &kind, &first, 1, &failed, streams_[0]);
+      if (status != kNotSupported) return status;
+      together_ = 1;
+    }
+    for (std::size_t at = 0; at < to_.size(); ++at) {
+      const int status = driver_.copy(to_[at], from_[at], sizes_[at], streams_[0]);
+      if (status != 0) return status;
+    }
+    return 0;
+  }
+
   void EndPart(void* stream) {
     since_ = 0;
     Event event = nullptr;
@@ -170,7 +185,7 @@ class ByDevice final : public CopyEngine {
   const Driver& driver_;
   std::vector<void*> streams_;
   const std::size_t part_;
-  const std::size_t together_;
+  std::size_t together_;
   // Of the next call for several.
   std::vector<std::uintptr_t> to_;
   std::vector<std::uintptr_t> from_;

@@ -159,6 +159,16 @@ def test_a_driver_that_takes_several_copies_gets_them_on_the_first_stream(newer,
     assert found["done_before"] == 0
 
 
+def test_a_driver_that_takes_them_and_not_for_this_device_gets_one_at_a_time(tmp_path):
+    found = run(
+        made(tmp_path, "-DSEVERAL_AT_ONCE", "-DNOT_ON_THIS_DEVICE"), sizes=SIZES, together=7
+    )
+    assert all(found["whole"])
+    assert found["first_is_early"]
+    assert found["streams"] == [1]
+    assert not found["calls"]
+
+
 def test_one_at_a_time_is_possible_there_too(newer):
     found = run(newer, sizes=SIZES, together=1)
     assert all(found["whole"])
