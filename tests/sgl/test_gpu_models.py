@@ -2,9 +2,6 @@
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="engines are made of torch tensors")
-if not torch.cuda.is_available():
-    pytest.skip("needs a GPU that torch can use", allow_module_level=True)
 pytest.importorskip("sglang", reason="SGLang is not installed")
 
 from ktd.app.moe_runner import repacks, runner_words
@@ -14,8 +11,9 @@ from tests.sgl import quantised_models, tiny_models
 from tests.sgl.live_host import LiveHost
 from tests.sgl.quantised_models import NEAR, QUANTISED_ACTIVATIONS
 from tests.sgl.test_architectures import TIMES_TRANSFORMERS_IN_BF16, distance
+from tests.skips import needs_gpu
 
-pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore"), needs_gpu]
 
 # Each on the runner that ktd chooses, and W4A16 on Marlin as well.
 STARTS = {
