@@ -14,7 +14,7 @@ async def ktd(socket, *words):
 async def work(daemon, turns=20):
     for _ in range(turns):
         daemon.traffic.decode(100)
-        daemon.policies.tick()
+        await daemon.policies.turn()
         await daemon.placement.swaps.settled()
 
 

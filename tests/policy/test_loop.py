@@ -80,7 +80,7 @@ class Rig:
     async def turns(self, count=20, tokens=100):
         for _ in range(count):
             self.engine.decodes(tokens)
-            self.loop.tick()
+            await self.loop.turn()
             await self.manager.swaps.settled()
 
     @property
@@ -189,7 +189,7 @@ async def test_while_an_operators_swap_runs_nothing_is_decided():
         here.loop.set(ADAPTIVE)
         for _ in range(20):
             here.engine.decodes(100)
-            here.loop.tick()
+            await here.loop.turn()
         assert here.loop.state() == "Running."
         await here.manager.swaps.settled()
         await here.turns(5)
@@ -287,7 +287,7 @@ async def test_an_engine_that_is_started_again_is_counted_from_its_start():
     async with rig(ADAPTIVE) as here:
         await here.turns()
         here.manager.detach("It ended.")
-        here.loop.tick()
+        await here.loop.turn()
         assert "No engine runs" in here.loop.state()
         seen = (await here.loop.explain()).facts["tokens_seen"]
         await here.manager.attach(FakeTarget(SHAPE, HOT), SHAPE, HOT)

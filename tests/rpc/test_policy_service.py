@@ -10,7 +10,7 @@ from ktd.client import KtdError
 async def work(daemon, tokens=100, turns=20):
     for _ in range(turns):
         daemon.traffic.decode(tokens)
-        daemon.policies.tick()
+        await daemon.policies.turn()
         await daemon.placement.swaps.settled()
 
 

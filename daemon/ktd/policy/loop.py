@@ -156,12 +156,12 @@ class PolicyLoop:
         """Decides until it is cancelled; what goes wrong in one turn is logged, and said."""
         while True:
             before = time.perf_counter()
-            await self._turn()
+            await self.turn()
             took = time.perf_counter() - before
             await asyncio.sleep(max(TICK_SECONDS, took / _LOOP_SHARE))
 
-    async def _turn(self) -> None:
-        """A tick whose arithmetic is done beside the event loop, through which tokens pass."""
+    async def turn(self) -> None:
+        """One turn; its arithmetic is done beside the event loop, through which tokens pass."""
         session = self._session
         with _guarded(session):
             if (thought := session.look()) is not None:
@@ -173,11 +173,6 @@ class PolicyLoop:
                 else:
                     # Another one was set meanwhile; it begins with what this one has learned.
                     thought.drop()
-
-    def tick(self) -> None:
-        """One turn."""
-        with _guarded(self._session):
-            self._session.tick()
 
     def _begun(self, options: PolicyOptions, before: PolicySession | None) -> PolicySession:
         if before is not None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ktd.placement.manager import PlacementManager
     from ktd.placement.model import Experts, ModelShape, Placement
-    from ktd.policy.base import Mapped, Observation, Policy
+    from ktd.policy.base import Observation, Policy
     from ktd.policy.counted import Counted, Counters
     from ktd.policy.step_times import StepTime
 
@@ -75,6 +75,7 @@ class Thought:
         seen: What is new; None: nothing.
         limit: Of the moves; 0: there will be none.
         choices: What it decided.
+        experts: The placement with them made.
     """
 
     policy: Policy
@@ -82,7 +83,7 @@ class Thought:
     seen: Observation | None
     limit: int
     choices: Sequence[Choice] = ()
-    _mapped: Mapped | None = None
+    experts: Experts = ()
 
     @property
     def takes_time(self) -> bool:
@@ -95,19 +96,14 @@ class Thought:
             self.policy.observe(self.seen)
         if self.limit:
             placement = self.placement
-            self._mapped = mapped_of(placement.experts, placement.shape.num_experts)
-            self.choices = self.policy.decide(self._mapped, self.limit)
+            mapped = mapped_of(placement.experts, placement.shape.num_experts)
+            self.choices = self.policy.decide(mapped, self.limit)
+            self.experts = experts_of(applied(mapped, self.choices))
 
     def drop(self) -> None:
         """None of the choices is made."""
         if self.choices:
             self.policy.dropped()
-
-    def target(self) -> Experts:
-        """The placement with the choices made."""
-        if self._mapped is None:
-            return self.placement.experts
-        return experts_of(applied(self._mapped, self.choices))
 
 
 class PolicySession:
@@ -196,12 +192,6 @@ class PolicySession:
             return f"It moves nothing for another {left:.0f} seconds: {self._cool_why}"
         return ""
 
-    def tick(self) -> None:
-        """One turn; never waits."""
-        if (thought := self.look()) is not None:
-            thought.think()
-            self.act(thought)
-
     def look(self) -> Thought | None:
         """The first part of a turn: what the policy is to think about; None: nothing is new."""
         self.follow_swap()
@@ -247,7 +237,7 @@ class PolicySession:
             # A policy that was held back to its limit goes on without waiting for more tokens.
             self._ripe = len(thought.choices) == thought.limit
             if thought.choices:
-                self._move(thought.placement, thought.choices, thought.target())
+                self._move(thought.placement, thought.choices, thought.experts)
 
     def follow_swap(self) -> None:
         """Notes how its last swap ended."""
