@@ -12,7 +12,7 @@ import secrets
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -158,18 +158,20 @@ class TableBench:
         self._learned.clear()
         self._progress(f"starting an engine, {' '.join(slots)}")
         async with self._started([*self._engines.arguments, *slots], checks) as run:
-            for row in rows_of(cells):
-                for number in range(self._load.rounds):
-                    for cell in row:
-                        if self._rounds_of(cell) > number:
-                            continue
-                        self._check_time()
-                        began = time.monotonic()
-                        measured = await self._cell(run, cell)
-                        self._file.add(cell, measured)
-                        self._took.append(time.monotonic() - began)
-                        self._left -= 1
-                        self._progress(self._said(cell, measured))
+            for cell in self._in_turn(cells):
+                self._check_time()
+                began = time.monotonic()
+                measured = await self._cell(run, cell)
+                self._file.add(cell, measured)
+                self._took.append(time.monotonic() - began)
+                self._left -= 1
+                self._progress(self._said(cell, measured))
+
+    def _in_turn(self, cells: Sequence[Cell]) -> Iterator[Cell]:
+        """A row's cells round by round, as far as they have not been measured by then."""
+        for row in rows_of(cells):
+            for number in range(self._load.rounds):
+                yield from (cell for cell in row if self._rounds_of(cell) <= number)
 
     def _rounds_of(self, cell: Cell) -> int:
         """How often it has been measured."""
