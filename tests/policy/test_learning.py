@@ -130,48 +130,46 @@ def test_prefill_weighs_as_decode_at_most():
     assert PrefillWeight().update(100, 50) == 1.0
 
 
+def prompts(weight, times, tokens=500):
+    """Chunks of prompts; the weight of the last one."""
+    for _ in range(times):
+        last = weight.update(0, tokens)
+    return last
+
+
+def answers(weight, times, prompt, decoded):
+    """Requests one after the other."""
+    for _ in range(times):
+        weight.update(0, prompt)
+        weight.update(decoded, 0)
+
+
 def test_prompts_count_in_full_once_decode_has_ended():
     """A few short answers do not keep a policy from learning of the prompts that follow them."""
     weight = PrefillWeight()
     weight.update(23, 0)
-    for _ in range(32):
-        weight.update(0, 500)
-    for _ in range(16):
-        weight.update(0, 100)
-        weight.update(23, 0)
+    prompts(weight, 32)
+    answers(weight, 16, 100, 23)
     assert weight.update(0, 1000) < 0.3
-    for _ in range(3):
-        weight.update(0, 500)
-    assert weight.update(0, 500) == 1.0
+    assert prompts(weight, 4) == 1.0
     # It comes back, and is not drowned.
-    for _ in range(16):
-        weight.update(0, 300)
-        weight.update(64, 0)
+    answers(weight, 16, 300, 64)
     assert weight.update(0, 300) < 0.3
 
 
 def test_that_decode_ends_is_seen_again():
     """A pause that was an end is no usual one; the share of decode is far from gone after it."""
     weight = PrefillWeight()
-    for _ in range(200):
-        weight.update(0, 200)
-        weight.update(200, 0)
+    answers(weight, 200, 200, 200)
     for _ in range(2):
-        for _ in range(60):
-            weight.update(0, 500)
-        assert weight.update(0, 500) == 1.0
-        for _ in range(4):
-            weight.update(30, 0)
-            weight.update(0, 100)
+        assert prompts(weight, 61) == 1.0
         weight.update(30, 0)
+        answers(weight, 4, 100, 30)
     # Prompts that are longer for good become usual.
     for _ in range(8):
-        for _ in range(20):
-            weight.update(0, 500)
+        prompts(weight, 20)
         weight.update(30, 0)
-    for _ in range(20):
-        weight.update(0, 500)
-    assert weight.update(0, 500) < 0.3
+    assert prompts(weight, 21) < 0.3
 
 
 def test_decode_has_not_ended_while_prompts_are_as_long_as_usual():
