@@ -8,7 +8,8 @@ Swaps are measured before the cells, with --swap-ratio of all experts in slots a
 own routing; 100/20 is 100 experts a second by 20 calls (4 otherwise), and --swap-rates "" leaves
 them out. With --begin-after the engine starts at once and is measured when there is such a file:
 what else the host has to do is done meanwhile. With --shifting-ratios the rows where routing shifts
-are those only, of --ratios. Leaves table.json, table.md, table.svg and
+are those only, of --ratios, and with --stationary-columns the cells where it does not are those
+only, of --columns. Leaves table.json, table.md, table.svg and
 swap-RATE.json in FOLDER.
 """
 
@@ -101,6 +102,15 @@ def rate_of(text: str) -> tuple[float | None, float]:
     return None if rate == "none" else float(rate), float(calls or CALLS_PER_SECOND)
 
 
+def wanted(cell: Cell, args: argparse.Namespace) -> bool:
+    """Whether a cell is one of the few that were asked for."""
+    if cell.kind == SHIFTING:
+        ratios = args.shifting_ratios
+        return ratios is None or cell.ratio in {float(r) / 100 for r in ratios.split(",")}
+    columns = args.stationary_columns
+    return columns is None or cell.column in columns.split(",")
+
+
 def main() -> int:
     """As `ktd bench table`."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -109,18 +119,13 @@ def main() -> int:
     parser.add_argument("--swap-seconds", type=float, default=4.0)
     parser.add_argument("--swap-ratio", type=float, default=0.6)
     parser.add_argument("--shifting-ratios", metavar="LIST")
+    parser.add_argument("--stationary-columns", metavar="LIST")
     parser.add_argument("--begin-after", type=Path, metavar="FILE")
     args, rest = parser.parse_known_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     WithSwaps.folder, WithSwaps.seconds = args.folder, args.swap_seconds
     WithSwaps.ratio, WithSwaps.begin_after = args.swap_ratio, args.begin_after
-    if args.shifting_ratios:
-        few = {float(ratio) / 100 for ratio in args.shifting_ratios.split(",")}
-
-        def fewer(*plan: Any) -> list[Cell]:
-            return [cell for cell in planned(*plan) if cell.kind != SHIFTING or cell.ratio in few]
-
-        bench_table.planned = fewer
+    bench_table.planned = lambda *plan: [cell for cell in planned(*plan) if wanted(cell, args)]
     rates = args.swap_rates.split(",") if args.swap_rates else []
     WithSwaps.rates = [rate_of(rate) for rate in rates]
     bench_table.TableBench = WithSwaps  # type: ignore[misc]

@@ -6,6 +6,9 @@ Two real engines with no expert in a slot, one rank with all the cores and two r
 them each, serve the same model and take turns. A pool's calls are in its rank file with begin, end
 and bytes; see pool_rates.py. Plain read loops on the same cores, in one process and in two at once,
 say what the memory gives. Without MODEL one is generated: real shape, answers without meaning.
+With --same-memory FOLDER, a tmpfs (mounted with huge=always, as the stores' own memory has huge
+pages), both engines have their experts on the very same pages: a virtual host's memory need not be
+equally fast everywhere.
 Leaves two_gpus.json, two_gpus.md and the daemons' logs in FOLDER. Stops at the first failure.
 KTD_TEST_DEVICE=cpu runs it without GPUs.
 """
@@ -16,6 +19,7 @@ import argparse
 import contextlib
 import json
 import mmap
+import os
 import statistics
 import subprocess
 import sys
@@ -48,6 +52,7 @@ _ON_GPU = (
     *("--max-running-requests", "16", "--cuda-graph-max-bs-decode", "8"),
     *("--chunked-prefill-size", "2048", "--enforce-disable-flashinfer-allreduce-fusion"),
 )
+_SAME_MEMORY = Path(__file__).resolve().parent / "same_memory"
 _GIB = 1 << 30
 _TOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
 _BEGAN = time.monotonic()
@@ -126,10 +131,12 @@ class Engine:
 
 
 @contextlib.contextmanager
-def serving(model: Path, ranks: int, folder: Path, options: Sequence[str]) -> Iterator[Engine]:
+def serving(
+    model: Path, ranks: int, folder: Path, options: Sequence[str], env: dict[str, str]
+) -> Iterator[Engine]:
     """An engine of so many ranks with no expert in a slot."""
     arguments = ("--gpu-experts-ratio", "0", "--tp", str(ranks))
-    daemon = LiveDaemon(*arguments, *(_ON_GPU if on_gpu() else ()), *options, model=model)
+    daemon = LiveDaemon(*arguments, *(_ON_GPU if on_gpu() else ()), *options, model=model, env=env)
     try:
         daemon.start()
         with running_server(daemon.socket) as server:
@@ -155,19 +162,44 @@ def measure_in_turn(
     return found
 
 
-def measure(model: Path, args: argparse.Namespace, options: Sequence[str]) -> dict[int, Measured]:
+@contextlib.contextmanager
+def same_memory(folder: Path | None, num_bytes: int) -> Iterator[dict[str, str]]:
+    """A file for the experts of both engines; what their environment has to say of it."""
+    if folder is None:
+        yield {}
+        return
+    file = folder / "experts"
+    with file.open("wb") as opened:
+        opened.truncate(num_bytes)
+    paths = [str(_SAME_MEMORY), os.environ.get("PYTHONPATH", "")]
+    try:
+        yield {"KTD_SAME_MEMORY": str(file), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    finally:
+        file.unlink()
+
+
+def mapped_pages() -> str:
+    """How many of the file's pages are huge ones."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return ", ".join(" ".join(line.split()) for line in lines if line.startswith("Shmem"))
+
+
+def measure(
+    model: Path, args: argparse.Namespace, options: Sequence[str], env: dict[str, str]
+) -> dict[int, Measured]:
     """With both engines alive, or one after the other where they do not fit beside each other."""
     if not args.one_by_one:
         with contextlib.ExitStack() as stack:
             # The two ranks first: SGLang wants GPUs that are equally free.
             engines = [
-                stack.enter_context(serving(model, ranks, args.folder, options))
+                stack.enter_context(serving(model, ranks, args.folder, options, env))
                 for ranks in reversed(RANKS)
             ]
+            say(f"- {mapped_pages()}")
             return measure_in_turn(engines, args.batch, args.tokens, args.runs)
     found = {batch: Measured() for batch in args.batch}
     for ranks in reversed(RANKS):
-        with serving(model, ranks, args.folder, options) as engine:
+        with serving(model, ranks, args.folder, options, env) as engine:
             for batch, measured in found.items():
                 for _ in range(args.runs):
                     engine.measure(measured, batch, args.tokens)
@@ -250,7 +282,7 @@ def report(loops: dict[str, list[float]], found: dict[int, Measured], model: str
             f"{Summary.of(measured.tokens_per_second[ranks]).text()} |"
             for ranks in RANKS
         ]
-    lines += ["\nBy layer, GB/s in the last run; two engines do not read the same memory:\n"]
+    lines += ["\nBy layer, GB/s in the last run:\n"]
     lines += [
         f"- {batch} stream(s), {ranks} rank(s): "
         + ", ".join(f"{rate / 1e9:.0f}" for rate in measured.layers[ranks])
@@ -309,6 +341,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--one-by-one", action="store_true", help="one engine at a time")
     parser.add_argument("--read-gib", type=float, default=8.0, help="memory that the loops read")
+    parser.add_argument("--same-memory", type=Path, metavar="FOLDER", help="a tmpfs")
+    parser.add_argument("--experts-gib", type=float, default=13.6, help="of the model, for it")
     parser.add_argument("--grow-gib", type=float, default=0.0, help="memory to touch beforehand")
     args, options = parser.parse_known_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -319,8 +353,10 @@ def main() -> None:
     model = args.model or made_model(args.folder, args.shape, args.layers)
     say(f"- {model} is there")
     loops = read_loops(int(args.read_gib * _GIB), 0.3 if on_gpu() else 0.1)
-    found = measure(model.resolve(), args, options)
+    with same_memory(args.same_memory, int(args.experts_gib * _GIB)) as env:
+        found = measure(model.resolve(), args, options, env)
     what = f"{args.model.name}" if args.model else f"{args.shape}, {args.layers} layers, generated"
+    what += ", both engines on the same memory" if args.same_memory else ""
     text = report(loops, found, what)
     print(text)
     (args.folder / "two_gpus.md").write_text(text + "\n")
