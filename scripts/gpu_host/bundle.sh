@@ -6,7 +6,7 @@
 # FOLDER has sglang.tar.xz already: SGLang for Python 3.12 and what it needs, as a folder of the name site. Added are
 # wheels/ (what ktd's daemon needs beside it), the extension for Python 3.12 (PYTHON names one that has headers), and,
 # if there is nvcc, caches.tar.xz with the Marlin kernels, which SGLang compiles for minutes when they are first used.
-# Ten minutes on two cores.
+# A quarter of an hour on two cores.
 set -eu
 
 root=$(cd "$(dirname "$0")/../.." && pwd)

@@ -4,15 +4,18 @@
 
 SITE holds SGLang 0.5.17 and tvm_ffi, CACHE is to become ~/.cache/tvm-ffi of a host with Hopper
 GPUs. SGLang looks for a module by its name and by a hash of its sources; that, and the compiler's
-options, are those of sglang/kernels/jit/utils/compile.py. Seven minutes each on one core.
+options, are those of sglang/kernels/jit/utils/compile.py. Seven minutes each on a core of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -31,8 +34,8 @@ _OPTIONS = (
     *("-Xcompiler", "-fPIC", "-gencode=arch=compute_90a,code=sm_90a", "-DSGL_CUDA_ARCH=900"),
     *("-std=c++20", "-O3", "--expt-relaxed-constexpr"),
 )
-# Slots are told apart by a map of experts; gpt-oss has biases, the others have none.
-_ARGUMENTS = (("bf16_t", "true", "true"), ("bf16_t", "true", "false"))
+# A map of experts, which a layer with a slot for each does without; gpt-oss has biases.
+_ARGUMENTS = [("bf16_t", *flags) for flags in itertools.product(("true", "false"), repeat=2)]
 
 
 def source_hash(kernel: Path, folder: Path) -> str:
@@ -57,7 +60,8 @@ def main() -> None:
     folder = site / "sglang/kernels/jit"
     kernel = folder / "csrc/gemm/marlin_moe/moe_wna16_marlin.cuh"
     version = next(d.version for d in distributions(name="apache-tvm-ffi", path=[str(site)]))
-    for arguments in _ARGUMENTS:
+
+    def compile_one(arguments: tuple[str, ...]) -> None:
         name = f"sgl_kernel_jit_moe_wna16_marlin_{'_'.join(arguments)}_" + source_hash(
             kernel, folder
         )
@@ -71,7 +75,10 @@ def main() -> None:
         for command in (compile_it, link_it):
             subprocess.run(command, cwd=out, check=True)
         (out / "cuda_0.o").unlink()
-        print(f"{name}: done")
+        print(f"{name}: done", flush=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, _ARGUMENTS))
 
 
 if __name__ == "__main__":

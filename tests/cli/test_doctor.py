@@ -224,7 +224,7 @@ def test_gpus_are_where_the_model_runs(driver) -> None:
     """But not on one that is too old for bf16."""
     driver((9, 0), (7, 5))
     found = {finding.name: finding for finding in gpu.gpu_findings()}
-    assert list(found) == ["driver", "GPU 0", "GPU 1"]
+    assert list(found) == ["driver", "GPU 0", "GPU 1", "CUDA compiler"]
     assert found["GPU 0"].level is Level.OK
     assert found["GPU 0"].text == (
         "Made Up, 79.0 GiB of 80.0 GiB free, compute capability 9.0: 'ktd serve' runs the model "
@@ -240,6 +240,29 @@ def test_a_gpu_that_ktd_serve_would_not_see_is_a_warning(driver) -> None:
     found = {finding.name: finding for finding in gpu.gpu_findings()}
     assert found["nvidia-smi"].level is Level.WARNING
     assert "runs on the CPU" in found["nvidia-smi"].advice
+
+
+def test_a_missing_compiler_is_a_warning(
+    driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """SGLang wants one for 4-bit experts, in the order in which its builds look for it."""
+    driver((9, 0))
+
+    def compiler():
+        return next(f for f in gpu.gpu_findings() if f.name == "CUDA compiler")
+
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(gpu, "_TOOLKIT", tmp_path / "none")
+    assert compiler().level is Level.WARNING
+    assert "none/bin/nvcc: SGLang compiles some kernels" in compiler().text
+    for place in (tmp_path / "none/bin", tmp_path, tmp_path / "home/bin"):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "nvcc").touch(0o700)
+        if place.parent.name == "home":
+            monkeypatch.setenv("CUDA_HOME", str(place.parent))
+        assert compiler().level is Level.OK
+        assert compiler().text == str(place / "nvcc")
 
 
 def test_a_driver_without_a_gpu_is_a_note(driver) -> None:

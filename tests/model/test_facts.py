@@ -134,7 +134,7 @@ class TestRefused:
             read_facts(folder.written(**changes), device="cpu")
         assert "\n" not in str(caught.value)
 
-    def test_asymmetric_gptq_on_a_gpu(self, folder):
+    def test_what_sglang_computes_on_no_gpu(self, folder):
         """The CPU's kernels compute it."""
         for index, name in enumerate("ab"):
             head = {"lm_head.weight": ("BF16", [10, 8])} if name == "b" else {}
@@ -149,6 +149,12 @@ class TestRefused:
             folder.written(quantization_config=config | {"sym": True}), device="cuda"
         )
         assert (facts.expert_format, facts.moe_runner) == ("gptq", "auto")
+        folder.written(quantization_config={"quant_method": "awq", "bits": 4, "group_size": 32})
+        assert read_facts(folder.path, device="cpu").expert_format == "awq"
+        with pytest.raises(
+            ModelUnsupported, match=r"AWQ quantised in groups of 32, .* 128, or serve it with --dev"
+        ):
+            read_facts(folder.path, device="cuda")
 
     @pytest.mark.parametrize("dtype", ["F16", "F32", "F8_E4M3"])
     def test_experts_in_another_type(self, folder, dtype):

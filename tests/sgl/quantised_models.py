@@ -143,9 +143,11 @@ def _int4(weight: torch.Tensor) -> Quantised:
     }, (values * scale).flatten(1)
 
 
-def _asymmetric(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _asymmetric(
+    weight: torch.Tensor, group: int = _GROUP
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Nibbles ``[K / g, g, N]`` of the transposed weight, scales and zeros ``[K / g, N]``."""
-    groups = weight.t().unflatten(0, (-1, _GROUP))
+    groups = weight.t().unflatten(0, (-1, group))
     least, most = groups.amin(1), groups.amax(1)
     scale = ((most - least) / 15).bfloat16().float()  # as SGLang keeps it, and half holds it too
     zero = (-least / scale).round().clamp(1, 15)
@@ -175,8 +177,8 @@ def _gptq_symmetric(weight: torch.Tensor) -> Quantised:
     }, (values * scale[:, None]).flatten(0, 1).t()
 
 
-def _awq(weight: torch.Tensor) -> Quantised:
-    values, scale, zero = _asymmetric(weight)
+def _awq(weight: torch.Tensor, group: int = _GROUP) -> Quantised:
+    values, scale, zero = _asymmetric(weight, group)
     return {
         "qweight": nibbles(values.flatten(0, 1), _AWQ_ORDER),
         "scales": scale.half(),
@@ -267,6 +269,11 @@ RECIPES = {
 QUANTISED_ACTIVATIONS = ("fp8_block", "fp8_channel", "int8")
 NEAR = 1 / 8
 # What SGLang computes on a GPU out of slots.
+_MARLIN_GROUP = 128  # with zero points
 GPU_RECIPES = RECIPES | {
+    "awq": Recipe(
+        lambda weight: _awq(weight, _MARLIN_GROUP),
+        lambda alone: _awq_config(alone) | {"group_size": _MARLIN_GROUP},
+    ),
     "gptq": Recipe(_gptq_symmetric, lambda alone: _gptq_config(alone) | {"sym": True}),
 }

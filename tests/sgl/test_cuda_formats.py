@@ -17,6 +17,7 @@ from tests.sgl.four_bits import GPT_OSS, KINDS, MIDDLE, MXFP4, Experts, Sizes
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SIZES = Sizes(experts=3, hidden=256, width=128, group=32)
+LARGE_GROUPS = Sizes(experts=3, hidden=256, width=256, group=128)
 
 
 @pytest.mark.parametrize(
@@ -66,12 +67,23 @@ def test_a_runner_that_has_the_format_not_is_refused(kind):
     """SGLang would end with an assertion."""
     from sglang.srt.layers.moe.utils import MoeRunnerBackend
 
-    experts = Experts(kind, SIZES).format
-    cuda_formats.check_runner(experts, MoeRunnerBackend.AUTO, SIZES.width)
+    experts = Experts(kind, LARGE_GROUPS).format
+    cuda_formats.check_runner(experts, MoeRunnerBackend.AUTO, LARGE_GROUPS.width)
     with pytest.raises(FormatRefused, match="leave out --moe-runner-backend triton"):
-        cuda_formats.check_runner(experts, MoeRunnerBackend.TRITON, SIZES.width)
-    with pytest.raises(FormatRefused, match=r"\(32 wide\) is no wider than a group \(32\)"):
-        cuda_formats.check_runner(experts, MoeRunnerBackend.AUTO, SIZES.group)
+        cuda_formats.check_runner(experts, MoeRunnerBackend.TRITON, LARGE_GROUPS.width)
+    with pytest.raises(FormatRefused, match=r"\(128 wide\) is no wider than a group \(128\)"):
+        cuda_formats.check_runner(experts, MoeRunnerBackend.AUTO, LARGE_GROUPS.group)
+
+
+@pytest.mark.parametrize("group", [32, 64])
+def test_zero_points_of_small_groups_are_refused(group):
+    """SGLang's Marlin kernel has those of the first group of what it takes at a time."""
+    from sglang.srt.layers.moe.utils import MoeRunnerBackend
+
+    sizes = Sizes(3, 256, 256, group)
+    with pytest.raises(FormatRefused, match=f"awq experts in groups of {group} wrongly; use a"):
+        cuda_formats.check_runner(Experts("awq", sizes).format, MoeRunnerBackend.AUTO, 256)
+    cuda_formats.check_runner(Experts("gptq", sizes).format, MoeRunnerBackend.AUTO, 256)
 
 
 def test_mxfp4_is_admitted_on_marlin_with_what_its_experts_compute():

@@ -36,6 +36,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 SIZES = Sizes(experts=16, hidden=512, width=256, group=32)
 WIDE = Sizes(experts=16, hidden=512, width=512, group=128)
+# Of each kind: SGLang reads the zero points of smaller groups than 128 wrongly.
+SIZES_OF = {kind: WIDE if kind == "awq" else SIZES for kind in KINDS}
 # SGLang pads hidden sizes of MXFP4 to 256 and widths to 128; gpt-oss has 2880 of both.
 PADDED = Sizes(experts=16, hidden=576, width=160, group=32)
 ROWS = (1, 7, 64, 700, 1500)
@@ -53,7 +55,8 @@ def sglang_alone():
 class Hybrid:
     """A layer whose slots hold ``in_slots`` experts, and unmodified SGLang's with all of them."""
 
-    def __init__(self, kind, in_slots, *, sizes=SIZES, stream=False, mapped=False, math=None):
+    def __init__(self, kind, in_slots, *, sizes=None, stream=False, mapped=False, math=None):
+        sizes = sizes or SIZES_OF[kind]
         self.random = torch.Generator().manual_seed(in_slots)
         experts, stock = Experts(kind, sizes, math), Experts(kind, sizes, math)
         self.sizes = sizes

@@ -109,7 +109,7 @@ MODELS = {
             "num_hidden_layers": 2,
             "head_dim": 64,
             "intermediate_size": 128,
-            "moe_intermediate_size": 128,
+            "moe_intermediate_size": 256,
             "num_experts": 8,
             "num_experts_per_tok": 2,
             "norm_topk_prob": True,

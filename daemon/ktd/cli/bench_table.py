@@ -72,8 +72,8 @@ def add_parser(actions: Subparsers) -> None:
     add("--settle-seconds", metavar="S", type=positive_float, default=10.0,
         help="and so long at least there: a policy's moves are paced by time (10)")  # fmt: skip
     add("--learn", metavar="N", type=positive_int, default=8000,
-        help="the same for the first cell of adaptive, which remembers (8000: of the drawn routing "
-        "that stays, what frequency is given); ten times --longest at most")  # fmt: skip
+        help="tokens that adaptive reads before its first cell, and remembers (8000: of the drawn "
+        "routing that stays, what frequency is given); ten times --longest at most")  # fmt: skip
     add("--longest", metavar="S", type=positive_float, default=60.0, help="of a run (60 s)")
     add("--resume", metavar="FILE", type=Path, help="keep cells here, and go on where a run ended")
     add("--stop-after", metavar="MIN", type=positive_float, help="begin no cell after so long")

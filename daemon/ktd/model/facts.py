@@ -164,11 +164,9 @@ def read_facts(folder: Path, *, device: str, ranks: int = 1) -> ModelFacts:
     declared = _declared_format(whole, config, folder)
     checkpoint = read_checkpoint(folder)
     experts = _check_dtypes(checkpoint, declared, folder)
-    if device != "cpu" and not experts.on_gpus:
+    if device != "cpu" and experts.not_on_gpus:
         raise ModelUnsupported(
-            f"{folder} has experts that {experts.name.upper()} quantised asymmetrically "
-            "(sym=false), which SGLang computes on no GPU; use a symmetric checkpoint, or serve it "
-            "with --device cpu."
+            f"{folder} has experts that {experts.not_on_gpus}, or serve it with --device cpu."
         )
     _check_dense_weights(checkpoint, device, folder)
     _check_head(architecture, whole, config, checkpoint, folder)

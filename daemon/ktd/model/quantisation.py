@@ -22,6 +22,18 @@ _MARLIN_HIDDEN, _MARLIN_WIDTH = 256, 128
 _TRITON_GROUPS = (32, 128)
 
 
+# As ktd.sgl.cuda_formats says why.
+_ZEROS_GROUP = 128
+_ASYMMETRIC = (
+    "GPTQ quantised asymmetrically (sym=false), which SGLang computes on no GPU; use a symmetric "
+    "checkpoint"
+)
+_FINE_ZEROS = (
+    "AWQ quantised in groups of {}, of whose zero points SGLang's Marlin kernel reads a part on "
+    "GPUs and computes nonsense; use a checkpoint with groups of 128"
+)
+
+
 class QuantisationUnsupported(Exception):  # says what happened
     """The clause says what the experts are and what to use instead."""
 
@@ -36,14 +48,14 @@ class ExpertFormat:
         group: Inputs under one scale, where the format says so.
         runner: SGLang's ``--moe-runner-backend`` on a GPU: its Triton runner, or Marlin, which it
             chooses by itself for some formats, and for some has to be told to.
-        on_gpus: SGLang computes them there.
+        not_on_gpus: Why SGLang does not compute them there, and what to use; empty: it does.
     """
 
     name: str
     dtypes: tuple[str, ...]
     group: int = 0
     runner: str = TRITON
-    on_gpus: bool = True
+    not_on_gpus: str = ""
 
     def expert_bytes(self, hidden: int, width: int) -> int:
         """One expert, whole: gate, up and down, with scales, zero points and biases."""
@@ -124,7 +136,8 @@ def _gptq(config: Mapping[str, Any]) -> ExpertFormat:
             "experts quantised by GPTQ with act-order; use a checkpoint made with desc_act=false"
         )
     group = _group("GPTQ", config, "bits", "group_size")
-    return ExpertFormat("gptq", _PACKED_TYPES, group, AUTO, on_gpus=bool(config.get("sym")))
+    why = "" if config.get("sym") else _ASYMMETRIC
+    return ExpertFormat("gptq", _PACKED_TYPES, group, AUTO, why)
 
 
 def _awq(config: Mapping[str, Any]) -> ExpertFormat:
@@ -134,7 +147,9 @@ def _awq(config: Mapping[str, Any]) -> ExpertFormat:
         next((name for name in names if name in config), names[0])
         for names in (("bits", "w_bit"), ("group_size", "q_group_size"))
     )
-    return ExpertFormat("awq", _PACKED_TYPES, _group("AWQ", config, bits, group), AUTO)
+    size = _group("AWQ", config, bits, group)
+    why = "" if size >= _ZEROS_GROUP else _FINE_ZEROS.format(size)
+    return ExpertFormat("awq", _PACKED_TYPES, size, AUTO, why)
 
 
 def _compressed_tensors(config: Mapping[str, Any]) -> ExpertFormat:

@@ -32,7 +32,7 @@ ARCHITECTURES = {
     "Glm4MoeForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
     # Its attention has sinks, for which SGLang has kernels on GPUs alone.
     "GptOssForCausalLM": Architecture(("cuda",), tied_head=False, clamps=("swiglu_limit",)),
-    "GraniteMoeForCausalLM": Architecture(("cpu",)),
+    "GraniteMoeForCausalLM": Architecture(("cpu", "cuda")),
     "MixtralForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
     "OlmoeForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),
     "PhiMoEForCausalLM": Architecture(("cpu", "cuda"), tied_head=False),

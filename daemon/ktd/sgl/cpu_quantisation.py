@@ -1,9 +1,8 @@
 """SGLang's configurations of quantised checkpoints, for hosts without a GPU.
 
-SGLang registers what its GPU kernels compute: GPTQ and AWQ experts through Marlin alone, INT8 of
-compressed-tensors on another vendor's devices alone. ktd's pool computes them on the CPU, so these
-configurations stand in their place, say what the tensors are, and refuse quantised layers that are
-no experts, for which SGLang has GPU kernels only.
+SGLang registers what its GPU kernels compute: GPTQ and AWQ experts through Marlin alone. ktd's pool
+computes them on the CPU, so these configurations stand in their place, say what the tensors are,
+and refuse quantised layers that are no experts, for which SGLang has GPU kernels only.
 """
 
 from __future__ import annotations
@@ -16,9 +15,6 @@ from sglang.srt.layers.moe.fused_moe_triton import FusedMoE
 from sglang.srt.layers.quantization import QUANTIZATION_METHODS
 from sglang.srt.layers.quantization.awq.awq import AWQConfig, AWQMoEMethod, is_layer_skipped_awq
 from sglang.srt.layers.quantization.awq.schemes import AWQMoEScheme
-from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import (
-    CompressedTensorsConfig,
-)
 from sglang.srt.layers.quantization.fp8 import Fp8Config, Fp8LinearMethod
 from sglang.srt.layers.quantization.gptq.gptq import GPTQConfig, GPTQMarlinMoEMethod
 from sglang.srt.layers.quantization.gptq.schemes import GPTQMarlinMoEScheme
@@ -27,9 +23,9 @@ from sglang.srt.layers.quantization.unquant import (
     UnquantizedLinearMethod,
 )
 from sglang.srt.layers.quantization.utils import get_dynamic_override
-from sglang.srt.layers.quantization.w8a8_int8 import W8A8Int8MoEMethod
 
 from ktd.sgl.expert_format import FormatRefused
+from ktd.sgl.int8_experts import Int8ExpertsConfig
 
 
 def register() -> None:
@@ -112,7 +108,7 @@ class CpuGptqConfig(GPTQConfig):
         return GPTQMarlinMoEMethod(self)
 
 
-class CpuCompressedTensorsConfig(CompressedTensorsConfig):
+class CpuCompressedTensorsConfig(Int8ExpertsConfig):
     """compressed-tensors, INT8 experts included."""
 
     def get_linear_scheme(
@@ -124,14 +120,3 @@ class CpuCompressedTensorsConfig(CompressedTensorsConfig):
         """Nothing for a layer that is left alone."""
         if self.get_scheme_dict(layer, layer_name, matched_target) is not None:
             raise _dense_refused(str(layer_name))
-
-    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
-        """SGLang's own, but for INT8 experts."""
-        if isinstance(layer, FusedMoE):
-            self._add_fused_moe_to_target_scheme_map()
-            scheme = self.get_scheme_dict(layer, f"{prefix}.0.gate_proj")
-            quantised = scheme and (scheme["weights"], scheme["input_activations"])
-            fp8 = quantised and self._is_fp8_w8a8(*quantised)
-            if quantised and not fp8 and self._is_dynamic_token_w8a8(*quantised):
-                return W8A8Int8MoEMethod(self)
-        return super().get_quant_method(layer, prefix)

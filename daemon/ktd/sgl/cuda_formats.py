@@ -33,6 +33,9 @@ REPACKED = (WeightFormat.INT4, WeightFormat.GPTQ, WeightFormat.AWQ, WeightFormat
 # Eight zero points of GPTQ, which stores them less one, in the middle of 4 bits.
 _MIDDLE = 0x77777777
 ADMITTED = tuple(dict.fromkeys(VERBATIM + REPACKED))
+# Marlin takes up to so many inputs at a time, and reads the zero points of the first group of them
+# alone (https://github.com/sgl-project/sglang/pull/37759; SGLang 0.5.17 and 0.5.23).
+_ZEROS_GROUP = 128
 # Of MXFP4 on Marlin: inputs of a tile, and a GPU that SGLang has it for.
 _TILE = 64
 _HOPPER = (9, 0)
@@ -70,6 +73,12 @@ def check_runner(slots: ExpertFormat, backend: Any, width: int) -> None:
         raise FormatRefused(
             f"SGLang computes {slots.weights} experts on its Marlin runner alone, which it "
             f"chooses by itself; leave out --moe-runner-backend {backend.value}"
+        )
+    if slots.weights is WeightFormat.AWQ and slots.group < _ZEROS_GROUP:
+        raise FormatRefused(
+            f"SGLang's Marlin kernel reads the zero points of awq experts in groups of "
+            f"{slots.group} wrongly; use a checkpoint with groups of {_ZEROS_GROUP}, or "
+            "--device cpu"
         )
     if width <= slots.group:
         # It takes the width for the inputs of gate and up when it orders their scales.

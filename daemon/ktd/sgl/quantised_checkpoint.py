@@ -18,7 +18,14 @@ def prepare(spec: EngineSpec) -> None:
     Raises:
         ReleaseTooOld: SGLang has not the classes that they are made of.
     """
-    if spec.device != "cpu" or not _is_quantised(Path(spec.model_path)):
+    model = Path(spec.model_path)
+    if spec.device != "cpu":
+        if _mentions(model, "compressed-tensors"):
+            from ktd.sgl import int8_experts
+
+            int8_experts.register()
+        return
+    if not _mentions(model, "quantization_config"):
         return
     try:
         # Imports most of SGLang, which an unquantised checkpoint does not need this early.
@@ -31,8 +38,8 @@ def prepare(spec: EngineSpec) -> None:
     cpu_quantisation.register()
 
 
-def _is_quantised(model: Path) -> bool:
+def _mentions(model: Path, word: str) -> bool:
     try:
-        return "quantization_config" in (model / "config.json").read_text()
+        return word in (model / "config.json").read_text()
     except OSError:
         return False

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from ktd.enginespec import MMAP, EngineSpec, report_failure
+from ktd.sgl import quantised_checkpoint
 
 SCHEDULER_MODULE = "sglang.srt.managers.scheduler"
 KT_WRAPPER = "sglang.srt.layers.moe.kt_ep_wrapper.KTEPWrapperMethod"
@@ -74,10 +75,10 @@ def install(spec: EngineSpec) -> None:
     if spec.device != "cpu":
         register(SCHEDULER_RESULTS, hooks.before_results, HookType.BEFORE)
         register(LOAD_GPT_OSS, hooks.around_load_of_gpt_oss, HookType.AROUND)
+    quantised_checkpoint.prepare(spec)
     if spec.device == "cpu":
-        from ktd.sgl import cpu_kernels, quantised_checkpoint
+        from ktd.sgl import cpu_kernels
 
-        quantised_checkpoint.prepare(spec)
         register(
             cpu_kernels.GATE_SIGMOID_MUL_ADD, cpu_kernels.gate_sigmoid_mul_add, HookType.REPLACE
         )

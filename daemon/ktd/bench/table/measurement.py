@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
 import statistics
 import tempfile
@@ -15,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ktd.bench.decode_load import DecodeLoad, Stretch
 from ktd.bench.prompts import Prompts
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from ktd.client import KtdClient
 
 _OFF = "off"
+# Experts in slots, by layer.
+Layers: TypeAlias = Mapping[int, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,10 @@ class Load:
         settle: Tokens before a cell is measured.
         settle_policy: The same for policies.
         settle_seconds: And so long at least: a policy's moves are paced by time.
-        learn: The same for the first cell of a policy that keeps what it has learned.
+        learn: Tokens that a policy reads before its first cell, if it keeps what it has learned.
         longest: Seconds of one run, at most.
         rounds: How often a row is measured, its cells in turn: what disturbs a host for minutes
-            does so to all of them.
+            does so to all of them. A policy goes on in a later round where it ended.
     """
 
     streams: int
@@ -123,6 +126,7 @@ class TableBench:
         self._load = load
         self._routings = routings
         self._prompts = prompts
+        self._largest = largest
         self._slots = slots_needed(engines.sizes, largest)
         self._file = file
         self._progress = progress
@@ -130,6 +134,7 @@ class TableBench:
         self._took: list[float] = []
         self._left = 0
         self._learned: set[tuple[str, str]] = set()  # routing and policy
+        self._settled: dict[Cell, Layers] = {}  # where a policy had come to
 
     async def run(self, cells: Sequence[Cell]) -> bool:
         """True when all of them are done; False when the time was over before.
@@ -156,6 +161,7 @@ class TableBench:
     async def _engine(self, cells: Sequence[Cell], slots: Sequence[str]) -> None:
         checks = cells[0].check
         self._learned.clear()
+        self._settled.clear()
         self._progress(f"starting an engine, {' '.join(slots)}")
         async with self._started([*self._engines.arguments, *slots], checks) as run:
             for cell in self._in_turn(cells):
@@ -211,29 +217,11 @@ class TableBench:
     async def _cell(self, run: _Running, cell: Cell) -> Measured:
         load = self._load
         run.routing.choose(cell.kind)
-        policy = cell.column if cell.column in POLICIES else _OFF
         await run.client.set_policy(_OFF)
-        if not cell.check:
-            known = self._routings[cell.kind].known
-            experts = cell_placement(
-                cell.column, cell.ratio, self._engines.sizes, self._slots, known
-            )
-            await run.place(dict(zip(self._engines.moe_layers, experts, strict=True)))
-        settle, longest = load.settle, 2 * load.longest
-        if policy != _OFF:
-            await run.client.set_policy(policy, threshold=max(1, load.prompt // 2))
-            settle = load.settle_policy
-        if policy == "dynamic":
-            # It looks at prompts alone: every stream reads one.
-            settle = max(settle, load.streams * load.output)
-        elif policy in LEARNING and (cell.kind, policy) not in self._learned:
-            self._learned.add((cell.kind, policy))
-            settle, longest = max(settle, load.learn), 10 * load.longest
-        began = time.monotonic()
-        await asyncio.to_thread(run.load.measure_tokens, settle, longest=longest)
-        left = began + load.settle_seconds - time.monotonic()
-        if policy != _OFF and left > 0:
-            await asyncio.to_thread(run.load.measure, left)
+        if cell.column in LEARNING and (cell.kind, cell.column) not in self._learned:
+            self._learned.add((cell.kind, cell.column))
+            await self._let_learn(run, cell)
+        await self._settle(run, cell)
         before = (await run.client.stats()).totals
         stretches: list[Stretch] = []
         for _ in range(load.runs):
@@ -242,6 +230,10 @@ class TableBench:
             )
             stretches.append(stretch)
         after = (await run.client.stats()).totals
+        if cell.column in POLICIES:
+            placed = await run.placed()
+            if _size(placed) == _size(self._placement(cell)):  # and not in the middle of a swap
+                self._settled[cell] = placed
         inside = after.gpu_pairs - before.gpu_pairs
         outside = after.cpu_pairs - before.cpu_pairs
         calls = after.move_calls - before.move_calls
@@ -254,6 +246,42 @@ class TableBench:
             move_calls=calls,
             move_call_ms=took / 1e6 / max(1, calls),
         )
+
+    async def _let_learn(self, run: _Running, cell: Cell) -> None:
+        """With all slots in use, whatever the cell's ratio: tokens take the least time so."""
+        if not cell.check:
+            await run.place(self._placement(dataclasses.replace(cell, ratio=self._largest)))
+        await self._set_policy(run, cell.column)
+        longest = 10 * self._load.longest
+        await asyncio.to_thread(run.load.measure_tokens, self._load.learn, longest=longest)
+        await run.client.set_policy(_OFF)
+
+    async def _settle(self, run: _Running, cell: Cell) -> None:
+        """Brings the engine to what is measured."""
+        load = self._load
+        settled = self._settled.get(cell)
+        if not cell.check:
+            await run.place(self._placement(cell) if settled is None else settled)
+        settle, seconds = load.settle, 0.0
+        if cell.column in POLICIES:
+            await self._set_policy(run, cell.column)
+            if settled is None:
+                settle, seconds = load.settle_policy, load.settle_seconds
+        if cell.column == "dynamic" and settled is None:
+            # It looks at prompts alone: every stream reads one.
+            settle = max(settle, load.streams * load.output)
+        began = time.monotonic()
+        await asyncio.to_thread(run.load.measure_tokens, settle, longest=2 * load.longest)
+        if (left := began + seconds - time.monotonic()) > 0:
+            await asyncio.to_thread(run.load.measure, left)
+
+    async def _set_policy(self, run: _Running, name: str) -> None:
+        await run.client.set_policy(name, threshold=max(1, self._load.prompt // 2))
+
+    def _placement(self, cell: Cell) -> Layers:
+        known = self._routings[cell.kind].known
+        experts = cell_placement(cell.column, cell.ratio, self._engines.sizes, self._slots, known)
+        return dict(zip(self._engines.moe_layers, experts, strict=True))
 
     def _check_time(self) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:
@@ -269,6 +297,10 @@ class TableBench:
             f"{100 * measured.hit_rate:.1f} % in slots{_moved(measured)}; {self._left} cells "
             f"left, about {left / 60:.1f} minutes"
         )
+
+
+def _size(layers: Layers) -> int:
+    return sum(map(len, layers.values()))
 
 
 def _moved(measured: Measured) -> str:
@@ -288,8 +320,13 @@ class _Running:
     load: DecodeLoad
     routing: RoutingFile
 
-    async def place(self, layers: Mapping[int, Sequence[int]]) -> None:
+    async def placed(self) -> Layers:
+        """The experts in slots, by layer."""
+        rows = (await self.client.placement()).layers
+        return {row.layer: tuple(row.gpu_experts) for row in rows}
+
+    async def place(self, layers: Layers) -> None:
         """Moves what is not there yet; waits until it is."""
-        now = {row.layer: tuple(row.gpu_experts) for row in (await self.client.placement()).layers}
+        now = await self.placed()
         if any(now[layer] != tuple(chosen) for layer, chosen in layers.items()):
             await self.client.apply_and_wait(layers=layers)

@@ -6,10 +6,12 @@ Functions and struct: https://docs.nvidia.com/deploy/nvml-api/
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from ktd.cli.checks.finding import Finding, Level
 from ktd.cli.quantities import bytes_text
@@ -19,6 +21,9 @@ _LIBRARY = "libnvidia-ml.so.1"
 GPU = "GPU "
 _TEXT_SIZE = 96
 _TOOL = "nvidia-smi"
+_COMPILER = "CUDA compiler"
+# Where SGLang's kernel builds look behind the variables and PATH (tvm_ffi/cpp/extension.py).
+_TOOLKIT = Path("/usr/local/cuda")
 # bf16 on tensor cores, which SGLang's kernels and ktd's choice of types take for granted.
 _OLDEST = (8, 0)
 
@@ -65,7 +70,7 @@ def gpu_findings() -> list[Finding]:
     if not gpus:
         text = "the driver sees no GPU: slots are host memory, and the model runs on the CPU"
         return [*findings, Finding("gpu", "devices", Level.NOTE, text)]
-    return [*findings, *_tool(), *(_device(gpu) for gpu in gpus)]
+    return [*findings, *_tool(), *(_device(gpu) for gpu in gpus), _compiler()]
 
 
 def _tool() -> list[Finding]:
@@ -74,6 +79,20 @@ def _tool() -> list[Finding]:
     text = f"{_TOOL} is not in PATH, and 'ktd serve' asks it for GPUs and their free memory"
     advice = "put it there, it comes with the driver; without it the model runs on the CPU"
     return [Finding("gpu", _TOOL, Level.WARNING, text, advice)]
+
+
+def _compiler() -> Finding:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    found = shutil.which("nvcc")
+    path = Path(home) / "bin/nvcc" if home else Path(found) if found else _TOOLKIT / "bin/nvcc"
+    if path.is_file():
+        return Finding("gpu", _COMPILER, Level.OK, str(path), data={"nvcc": str(path)})
+    text = (
+        f"there is no {path}: SGLang compiles some kernels when they are first used, those of "
+        "GPTQ, AWQ and MXFP4 experts among them, and ends where it cannot"
+    )
+    advice = "install the CUDA toolkit of torch's CUDA version, or set CUDA_HOME to where it is"
+    return Finding("gpu", _COMPILER, Level.WARNING, text, advice, {"nvcc": None})
 
 
 def _device(gpu: Gpu) -> Finding:
