@@ -32,8 +32,8 @@ from ktd.bench.decode_load import DecodeLoad
 from ktd.bench.link import link_bytes_per_second
 from ktd.bench.swap import CALLS_PER_SECOND, measure_swaps
 from ktd.bench.table import measurement
-from ktd.bench.table.cells import Cell, planned
-from ktd.bench.table.placements import cell_placement
+from ktd.bench.table.cells import SAME, Cell, planned
+from ktd.bench.table.placements import COLUMNS, cell_placement
 from ktd.bench.table.routing import SHIFTING
 from ktd.cli import bench_table
 from ktd.cli.program import run as ktd
@@ -105,10 +105,22 @@ def rate_of(text: str) -> tuple[float | None, float]:
 def wanted(cell: Cell, args: argparse.Namespace) -> bool:
     """Whether a cell is one of the few that were asked for."""
     if cell.kind == SHIFTING:
-        ratios = args.shifting_ratios
-        return ratios is None or cell.ratio in {float(r) / 100 for r in ratios.split(",")}
-    columns = args.stationary_columns
-    return columns is None or cell.column in columns.split(",")
+        return not args.shifting_ratios or cell.ratio in args.shifting_ratios
+    few = args.stationary_columns
+    return not few or cell.column in few or cell.check or cell.ratio in SAME
+
+
+def ratios_of(text: str) -> list[float]:
+    """Percentages."""
+    return [float(number) / 100 for number in text.split(",") if number]
+
+
+def columns_of(text: str) -> list[str]:
+    """Names of columns."""
+    names = [name for name in text.split(",") if name]
+    if unknown := [name for name in names if name not in COLUMNS]:
+        raise argparse.ArgumentTypeError(f"there is no column {unknown[0]!r}: {', '.join(COLUMNS)}")
+    return names
 
 
 def main() -> int:
@@ -118,8 +130,8 @@ def main() -> int:
     parser.add_argument("--swap-rates", default="none,100")
     parser.add_argument("--swap-seconds", type=float, default=4.0)
     parser.add_argument("--swap-ratio", type=float, default=0.6)
-    parser.add_argument("--shifting-ratios", metavar="LIST")
-    parser.add_argument("--stationary-columns", metavar="LIST")
+    parser.add_argument("--shifting-ratios", metavar="LIST", type=ratios_of)
+    parser.add_argument("--stationary-columns", metavar="LIST", type=columns_of)
     parser.add_argument("--begin-after", type=Path, metavar="FILE")
     args, rest = parser.parse_known_args()
     args.folder.mkdir(parents=True, exist_ok=True)

@@ -23,8 +23,9 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ _ON_GPU = (
     *("--max-running-requests", "16", "--cuda-graph-max-bs-decode", "8"),
     *("--chunked-prefill-size", "2048", "--enforce-disable-flashinfer-allreduce-fusion"),
 )
+_FILE = "KTD_SAME_MEMORY"
 _SAME_MEMORY = Path(__file__).resolve().parent / "same_memory"
 _GIB = 1 << 30
 _TOUCHED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
@@ -108,11 +110,9 @@ class Engine:
         self._server = server
         self._calls = RankCalls(daemon.runtime_dir, ranks)
         self._layers = len(daemon.ktd_json("placement", "get")["layers"])
-        self.pools = [
-            {name: hello[name] for name in ("threads", "isa", "device")}
-            for file in self._calls.files
-            if (hello := file.hello()) is not None
-        ]
+        hellos = [hello for file in self._calls.files if (hello := file.hello()) is not None]
+        self.pids = [hello["pid"] for hello in hellos]
+        self.pools = [{name: h[name] for name in ("threads", "isa", "device")} for h in hellos]
 
     def measure(self, measured: Measured, batch: int, tokens: int) -> None:
         """One run of so many streams; the pools' calls while it warms up count as well."""
@@ -168,20 +168,27 @@ def same_memory(folder: Path | None, num_bytes: int) -> Iterator[dict[str, str]]
     if folder is None:
         yield {}
         return
-    file = folder / "experts"
-    with file.open("wb") as opened:
-        opened.truncate(num_bytes)
     paths = [str(_SAME_MEMORY), os.environ.get("PYTHONPATH", "")]
-    try:
-        yield {"KTD_SAME_MEMORY": str(file), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    finally:
-        file.unlink()
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="experts-") as opened:
+        opened.truncate(num_bytes)
+        yield {_FILE: opened.name, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def mapped_pages() -> str:
-    """How many of the file's pages are huge ones."""
+def shared_pages(engines: Sequence[Engine], env: Mapping[str, str]) -> dict[str, Any]:
+    """What of the file is there, and how much of the host's shared memory is in huge pages.
+
+    Raises:
+        RuntimeError: A rank has its experts somewhere else.
+    """
+    if not env:
+        return {}
+    for pid in (pid for engine in engines for pid in engine.pids):
+        if env[_FILE] not in Path(f"/proc/{pid}/maps").read_text():
+            raise RuntimeError(f"the rank with pid {pid} does not map {env[_FILE]}")
     lines = Path("/proc/meminfo").read_text().splitlines()
-    return ", ".join(" ".join(line.split()) for line in lines if line.startswith("Shmem"))
+    found = dict(line.split(":") for line in lines if line.startswith("Shmem"))
+    pages = {name: " ".join(value.split()) for name, value in found.items()}
+    return {"file_bytes": Path(env[_FILE]).stat().st_blocks * 512, **pages}
 
 
 def measure(
@@ -195,11 +202,13 @@ def measure(
                 stack.enter_context(serving(model, ranks, args.folder, options, env))
                 for ranks in reversed(RANKS)
             ]
-            say(f"- {mapped_pages()}")
+            args.pages = shared_pages(engines, env)
+            say(f"- shared: {json.dumps(args.pages)}")
             return measure_in_turn(engines, args.batch, args.tokens, args.runs)
     found = {batch: Measured() for batch in args.batch}
     for ranks in reversed(RANKS):
         with serving(model, ranks, args.folder, options, env) as engine:
+            args.pages = shared_pages([engine], env)
             for batch, measured in found.items():
                 for _ in range(args.runs):
                     engine.measure(measured, batch, args.tokens)
@@ -364,6 +373,7 @@ def main() -> None:
         "host": about,
         "model": what,
         "read_loops": loops,
+        "shared_pages": args.pages,
         "decode": as_json(found),
         "bar": BAR,
         "streams_below_bar": [n for n, of in found.items() if of.ratio().median < BAR],

@@ -256,9 +256,11 @@ def test_a_missing_compiler_is_a_warning(
     monkeypatch.setattr(gpu, "_TOOLKIT", tmp_path / "none")
     assert compiler().level is Level.WARNING
     assert "none/bin/nvcc: SGLang compiles some kernels" in compiler().text
-    for place in (tmp_path / "none/bin", tmp_path, tmp_path / "home/bin"):
+    for place in (tmp_path / "none/bin", tmp_path / "path/bin", tmp_path / "home/bin"):
         place.mkdir(parents=True, exist_ok=True)
         (place / "nvcc").touch(0o700)
+        if place.parent.name == "path":
+            monkeypatch.setenv("PATH", f"{tmp_path}:{place}")
         if place.parent.name == "home":
             monkeypatch.setenv("CUDA_HOME", str(place.parent))
         assert compiler().level is Level.OK

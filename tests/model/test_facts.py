@@ -152,7 +152,7 @@ class TestRefused:
         folder.written(quantization_config={"quant_method": "awq", "bits": 4, "group_size": 32})
         assert read_facts(folder.path, device="cpu").expert_format == "awq"
         with pytest.raises(
-            ModelUnsupported, match=r"AWQ quantised in groups of 32, .* 128, or serve it with --dev"
+            ModelUnsupported, match=r"AWQ quantised in groups of 32, .* 128, or serve this one with"
         ):
             read_facts(folder.path, device="cuda")
 

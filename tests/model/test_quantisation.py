@@ -74,7 +74,8 @@ def test_what_the_kernels_have(config, name, expert_bytes):
         (GPTQ, "auto", ""),
         ({**GPTQ, "sym": False}, "auto", "asymmetrically"),
         (AWQ, "auto", ""),
-        ({**AWQ, "group_size": 64}, "auto", "in groups of 64, of whose zero points"),
+        ({**AWQ, "group_size": 64}, "auto", "in groups of 64, with whose zero points"),
+        ({**AWQ, "group_size": 256}, "auto", "in groups of 256, with whose zero points"),
         ({"quant_method": "mxfp4"}, "marlin", ""),
     ],
 )

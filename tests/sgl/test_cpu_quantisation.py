@@ -160,22 +160,6 @@ def test_a_quantised_checkpoint_puts_them_into_sglangs_table(table, tmp_path):
     assert get_quantization_config("awq") is cpu_quantisation.CpuAwqConfig
 
 
-def test_int8_of_compressed_tensors_is_read_on_a_gpu_as_sglangs_own(table, tmp_path):
-    """Dense layers are SGLang's there."""
-    from sglang.srt.layers.quantization import get_quantization_config
-
-    config = {"quantization_config": {"quant_method": "compressed-tensors"}}
-    quantised_checkpoint.prepare(spec_of(tmp_path, config, device="cuda"))
-    found = get_quantization_config("compressed-tensors")
-    ignoring = eight_bits("int") | {"ignore": [ATTENTION]}
-    method = found.from_config(ignoring).get_quant_method(bare("experts"), EXPERTS)
-    assert type(method).__name__ == "W8A8Int8MoEMethod"
-    method = found.from_config(ignoring).get_quant_method(bare("dense"), ATTENTION)
-    assert type(method).__name__ == "UnquantizedLinearMethod"
-    method = found.from_config(eight_bits("float")).get_quant_method(bare("experts"), EXPERTS)
-    assert type(method).__name__ == "CompressedTensorsFusedMoEMethod"
-
-
 def test_a_release_without_these_classes_is_named(monkeypatch, tmp_path):
     """An unquantised checkpoint is served by it nevertheless."""
     monkeypatch.delattr("ktd.sgl.cpu_quantisation", raising=False)

@@ -75,15 +75,15 @@ def test_a_runner_that_has_the_format_not_is_refused(kind):
         cuda_formats.check_runner(experts, MoeRunnerBackend.AUTO, LARGE_GROUPS.group)
 
 
-@pytest.mark.parametrize("group", [32, 64])
-def test_zero_points_of_small_groups_are_refused(group):
+@pytest.mark.parametrize("group", [32, 64, 256])
+def test_zero_points_of_other_groups_are_refused(group):
     """SGLang's Marlin kernel has those of the first group of what it takes at a time."""
     from sglang.srt.layers.moe.utils import MoeRunnerBackend
 
-    sizes = Sizes(3, 256, 256, group)
-    with pytest.raises(FormatRefused, match=f"awq experts in groups of {group} wrongly; use a"):
-        cuda_formats.check_runner(Experts("awq", sizes).format, MoeRunnerBackend.AUTO, 256)
-    cuda_formats.check_runner(Experts("gptq", sizes).format, MoeRunnerBackend.AUTO, 256)
+    sizes = Sizes(3, 512, 512, group)
+    with pytest.raises(FormatRefused, match=f"awq experts in groups of {group}; use a checkpoint"):
+        cuda_formats.check_runner(Experts("awq", sizes).format, MoeRunnerBackend.AUTO, 512)
+    cuda_formats.check_runner(Experts("gptq", sizes).format, MoeRunnerBackend.AUTO, 512)
 
 
 def test_mxfp4_is_admitted_on_marlin_with_what_its_experts_compute():

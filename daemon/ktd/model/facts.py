@@ -166,7 +166,7 @@ def read_facts(folder: Path, *, device: str, ranks: int = 1) -> ModelFacts:
     experts = _check_dtypes(checkpoint, declared, folder)
     if device != "cpu" and experts.not_on_gpus:
         raise ModelUnsupported(
-            f"{folder} has experts that {experts.not_on_gpus}, or serve it with --device cpu."
+            f"{folder} has experts that {experts.not_on_gpus}, or serve this one with --device cpu."
         )
     _check_dense_weights(checkpoint, device, folder)
     _check_head(architecture, whole, config, checkpoint, folder)

@@ -22,15 +22,14 @@ _MARLIN_HIDDEN, _MARLIN_WIDTH = 256, 128
 _TRITON_GROUPS = (32, 128)
 
 
-# As ktd.sgl.cuda_formats says why.
-_ZEROS_GROUP = 128
+_ZEROS_GROUP = 128  # ktd.sgl.cuda_formats, which checks again, says why
 _ASYMMETRIC = (
     "GPTQ quantised asymmetrically (sym=false), which SGLang computes on no GPU; use a symmetric "
     "checkpoint"
 )
-_FINE_ZEROS = (
-    "AWQ quantised in groups of {}, of whose zero points SGLang's Marlin kernel reads a part on "
-    "GPUs and computes nonsense; use a checkpoint with groups of 128"
+_OTHER_ZEROS = (
+    "AWQ quantised in groups of {}, with whose zero points SGLang's Marlin kernel on GPUs does not "
+    "compute rightly; use a checkpoint with groups of {}"
 )
 
 
@@ -148,7 +147,7 @@ def _awq(config: Mapping[str, Any]) -> ExpertFormat:
         for names in (("bits", "w_bit"), ("group_size", "q_group_size"))
     )
     size = _group("AWQ", config, bits, group)
-    why = "" if size >= _ZEROS_GROUP else _FINE_ZEROS.format(size)
+    why = "" if size == _ZEROS_GROUP else _OTHER_ZEROS.format(size, _ZEROS_GROUP)
     return ExpertFormat("awq", _PACKED_TYPES, size, AUTO, why)
 
 

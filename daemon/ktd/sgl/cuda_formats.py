@@ -34,7 +34,8 @@ REPACKED = (WeightFormat.INT4, WeightFormat.GPTQ, WeightFormat.AWQ, WeightFormat
 _MIDDLE = 0x77777777
 ADMITTED = tuple(dict.fromkeys(VERBATIM + REPACKED))
 # Marlin takes up to so many inputs at a time, and reads the zero points of the first group of them
-# alone (https://github.com/sgl-project/sglang/pull/37759; SGLang 0.5.17 and 0.5.23).
+# alone (https://github.com/sgl-project/sglang/pull/37759; SGLang 0.5.17 and 0.5.23). It has no
+# kernel for larger groups.
 _ZEROS_GROUP = 128
 # Of MXFP4 on Marlin: inputs of a tile, and a GPU that SGLang has it for.
 _TILE = 64
@@ -74,10 +75,11 @@ def check_runner(slots: ExpertFormat, backend: Any, width: int) -> None:
             f"SGLang computes {slots.weights} experts on its Marlin runner alone, which it "
             f"chooses by itself; leave out --moe-runner-backend {backend.value}"
         )
-    if slots.weights is WeightFormat.AWQ and slots.group < _ZEROS_GROUP:
+    awq = slots.weights is WeightFormat.AWQ
+    if awq and slots.group != _ZEROS_GROUP:
         raise FormatRefused(
-            f"SGLang's Marlin kernel reads the zero points of awq experts in groups of "
-            f"{slots.group} wrongly; use a checkpoint with groups of {_ZEROS_GROUP}, or "
+            "SGLang's Marlin kernel does not compute rightly with the zero points of awq experts "
+            f"in groups of {slots.group}; use a checkpoint with groups of {_ZEROS_GROUP}, or "
             "--device cpu"
         )
     if width <= slots.group:
@@ -85,7 +87,7 @@ def check_runner(slots: ExpertFormat, backend: Any, width: int) -> None:
         raise FormatRefused(
             f"SGLang orders the scales of {slots.weights} experts wrongly where a rank's part of "
             f"an expert ({width} wide) is no wider than a group ({slots.group}); use fewer ranks "
-            "(--tp), a checkpoint with smaller groups, or --device cpu"
+            f"(--tp), {'' if awq else 'a checkpoint with smaller groups, '}or --device cpu"
         )
 
 

@@ -27,11 +27,15 @@ class Int8ExpertsConfig(CompressedTensorsConfig):
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
         """SGLang's own, but for INT8 experts."""
-        if isinstance(layer, FusedMoE):
-            self._add_fused_moe_to_target_scheme_map()
-            scheme = self.get_scheme_dict(layer, f"{prefix}.0.gate_proj")
-            quantised = scheme and (scheme["weights"], scheme["input_activations"])
-            fp8 = quantised and self._is_fp8_w8a8(*quantised)
-            if quantised and not fp8 and self._is_dynamic_token_w8a8(*quantised):
-                return W8A8Int8MoEMethod(self)
+        if isinstance(layer, FusedMoE) and self._has_int8(layer, prefix):
+            return W8A8Int8MoEMethod(self)
         return super().get_quant_method(layer, prefix)
+
+    def _has_int8(self, layer: FusedMoE, prefix: str) -> bool:
+        self._add_fused_moe_to_target_scheme_map()
+        scheme = self.get_scheme_dict(layer, f"{prefix}.0.gate_proj")
+        # 0.5.17 asks more of experts whose activations are not quantised, and fails.
+        if scheme is None or scheme["weights"] is None or scheme["input_activations"] is None:
+            return False
+        quantised = scheme["weights"], scheme["input_activations"]
+        return not self._is_fp8_w8a8(*quantised) and self._is_dynamic_token_w8a8(*quantised)

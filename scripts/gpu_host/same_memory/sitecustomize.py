@@ -34,9 +34,10 @@ def _put_on(path: str, store: ModuleType) -> None:
         rank = ranks.get_rank() if ranks.is_initialized() else 0
         begin = taken + rank * size
         begin -= begin % mmap.ALLOCATIONGRANULARITY
-        taken += -(-size * count // _HUGE_PAGE) * _HUGE_PAGE
-        if os.fstat(file).st_size < max(taken, begin + size + slack):
-            raise MemoryError(f"{path} is too small for the experts")
+        # What is skipped at the beginning of a piece is taken at its end.
+        taken += -(-(size * count + slack) // _HUGE_PAGE) * _HUGE_PAGE
+        if os.fstat(file).st_size < taken:
+            raise MemoryError(f"{path} is too small for the experts: give a larger --experts-gib")
         mapping = mmap.mmap(file, size + slack, flags=mmap.MAP_SHARED, offset=begin)
         self._advise(mapping)
         return mapping
@@ -55,7 +56,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is None or spec.loader is None:
-            return spec
+            raise ImportError(f"{fullname} is not found as a file of PYTHONPATH")
         loader, execute, file = spec.loader, spec.loader.exec_module, _FILE
 
         def execute_and_replace(module: ModuleType) -> None:

@@ -146,8 +146,8 @@ def planned(
     """All cells in the order in which they are measured: those of an engine together.
 
     A row's cells follow each other, so that what disturbs a host for a while does so to all of
-    them. The largest ratio comes first: the tokens from which a policy learns take least there, and
-    a run whose time is over has most of its rows. With nothing in slots, or with everything, there
+    them. The largest ratio comes first, whose tokens take least: a run whose time is over has most
+    of its rows. With nothing in slots, or with everything, there
     is one placement for all columns, and it is measured once.
     """
     cells = [

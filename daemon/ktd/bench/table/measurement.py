@@ -50,7 +50,8 @@ class Load:
         learn: Tokens that a policy reads before its first cell, if it keeps what it has learned.
         longest: Seconds of one run, at most.
         rounds: How often a row is measured, its cells in turn: what disturbs a host for minutes
-            does so to all of them. A policy goes on in a later round where it ended.
+            does so to all of them. A policy goes on in a later round where it ended, unless
+            routing shifts.
     """
 
     streams: int
@@ -230,7 +231,7 @@ class TableBench:
             )
             stretches.append(stretch)
         after = (await run.client.stats()).totals
-        if cell.column in POLICIES:
+        if cell.column in POLICIES and cell.kind != SHIFTING:  # there it is of another stretch soon
             placed = await run.placed()
             if _size(placed) == _size(self._placement(cell)):  # and not in the middle of a swap
                 self._settled[cell] = placed
@@ -249,8 +250,7 @@ class TableBench:
 
     async def _let_learn(self, run: _Running, cell: Cell) -> None:
         """With all slots in use, whatever the cell's ratio: tokens take the least time so."""
-        if not cell.check:
-            await run.place(self._placement(dataclasses.replace(cell, ratio=self._largest)))
+        await run.place(self._placement(dataclasses.replace(cell, ratio=self._largest)))
         await self._set_policy(run, cell.column)
         longest = 10 * self._load.longest
         await asyncio.to_thread(run.load.measure_tokens, self._load.learn, longest=longest)

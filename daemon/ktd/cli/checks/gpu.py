@@ -83,15 +83,19 @@ def _tool() -> list[Finding]:
 
 def _compiler() -> Finding:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    found = shutil.which("nvcc")
-    path = Path(home) / "bin/nvcc" if home else Path(found) if found else _TOOLKIT / "bin/nvcc"
+    if not home and (found := shutil.which("nvcc")):
+        home = str(Path(found).parent.parent)
+    path = (Path(home) if home else _TOOLKIT) / "bin/nvcc"
     if path.is_file():
         return Finding("gpu", _COMPILER, Level.OK, str(path), data={"nvcc": str(path)})
     text = (
-        f"there is no {path}: SGLang compiles some kernels when they are first used, those of "
-        "GPTQ, AWQ and MXFP4 experts among them, and ends where it cannot"
+        f"there is no {path}: SGLang compiles some kernels when they are first used, those of 4-bit"
+        " experts on its Marlin runner among them, and ends where it cannot"
     )
-    advice = "install the CUDA toolkit of torch's CUDA version, or set CUDA_HOME to where it is"
+    advice = (
+        "install the CUDA toolkit of torch's CUDA version, or set CUDA_HOME to where it is, for the"
+        " service too; not needed where ~/.cache/tvm-ffi has them already"
+    )
     return Finding("gpu", _COMPILER, Level.WARNING, text, advice, {"nvcc": None})
 
 
