@@ -239,6 +239,25 @@ def test_markdown_has_both_tables_the_checks_and_the_ranks(report):
     assert "- model: a model" in text
 
 
+def test_rounds_are_compared_one_by_one():
+    """What disturbs one of them does so to both; the best of the others is not adaptive itself."""
+    rates = {"uniform": (10.0, 5.0, 10.0), "frequency": (20.0, 10.0, 20.0)}
+    rates["adaptive"] = (20.0, 11.0, 18.0)
+    results = {
+        Cell(STATIONARY, 0.5, column): Measured(found, 0.5, 10.0) for column, found in rates.items()
+    }
+    routings = {STATIONARY: zipf_routing(STATIONARY, SIZES, 0)}
+
+    def judged(rounds):
+        report = Report({}, (STATIONARY,), (0.5,), tuple(rates), results, routings, rounds)
+        return report.rows(STATIONARY)[0][-1]
+
+    assert judged(1) == "0.900"
+    assert judged(3) == "1.000 (0.90 to 1.10)"
+    results[Cell(STATIONARY, 0.5, "frequency")] = Measured((20.0, 10.0), 0.5, 10.0)
+    assert judged(3) == "1.000", "a cell with fewer rounds has no partners: medians"
+
+
 def test_json_has_every_run_and_the_whole_permutations(report):
     """So that figures can be computed anew."""
     value = report.as_json()

@@ -116,7 +116,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     )
     cells = planned(args.routings, args.ratios, args.columns, args.checks)
     done = asyncio.run(bench.run(cells))
-    report = Report(request, args.routings, args.ratios, args.columns, file.results, routings)
+    report = Report(
+        request, args.routings, args.ratios, args.columns, file.results, routings, args.rounds
+    )
     if args.markdown:
         args.markdown.write_text(report.markdown(), encoding="utf-8")
     if args.plot:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ktd.bench.summary import Summary
 from ktd.bench.table.cells import SAME, Cell, Measured
 from ktd.bench.table.routing import SHIFTING, STRETCH, Routing
 
@@ -21,6 +23,7 @@ class Report:
         kinds, ratios, columns: Of the tables.
         results: Of the cells that are done.
         routings: By kind.
+        rounds: How often each row was measured, its cells in turn.
     """
 
     request: Mapping[str, Any]
@@ -29,6 +32,7 @@ class Report:
     columns: Sequence[str]
     results: Mapping[Cell, Measured]
     routings: Mapping[str, Routing]
+    rounds: int = 1
 
     def row(self, kind: str, ratio: float) -> list[Measured | None]:
         """One row's cells; where all placements are the same, it was measured once."""
@@ -64,10 +68,26 @@ class Report:
         return "adaptive" in self.columns and len(self.columns) > 1
 
     def _judged(self, row: Sequence[Measured | None]) -> str:
-        adaptive = row[self.columns.index("adaptive")]
-        if adaptive is None or any(measured is None for measured in row):
+        """Of medians; round by round where there are several, against the best of the others."""
+        place = self.columns.index("adaptive")
+        adaptive, others = row[place], [*row[:place], *row[place + 1 :]]
+        known = [measured for measured in others if measured is not None]
+        if adaptive is None or len(known) < len(others):
             return ""
-        return f"{adaptive.rate / max(m.rate for m in row if m is not None):.3f}"
+        if self.rounds == 1 or any(len(m.rates) != len(adaptive.rates) for m in known):
+            return f"{min(1.0, adaptive.rate / max(measured.rate for measured in known)):.3f}"
+        turns = self._turns(adaptive)
+        ratios = [
+            Summary.of([a / b for a, b in zip(turns, self._turns(m), strict=True)]) for m in known
+        ]
+        least = min(ratios, key=lambda ratio: ratio.median)
+        return f"{least.median:.3f} ({least.low:.2f} to {least.high:.2f})"
+
+    def _turns(self, measured: Measured) -> list[float]:
+        """The mean of each round's runs: what disturbs a host for a while is in all of a round."""
+        runs = max(1, len(measured.rates) // self.rounds)
+        rates = measured.rates
+        return [statistics.fmean(rates[at : at + runs]) for at in range(0, len(rates), runs)]
 
     def checks(self) -> list[tuple[float, Measured, Measured]]:
         """Ratio, the cell, and the same on an engine that was started at that ratio."""
