@@ -221,7 +221,7 @@ def _report():
     results[Cell(STATIONARY, 0.5, "uniform", check=True)] = measured(16.0)
     routings = {kind: zipf_routing(kind, SIZES, 0) for kind in (STATIONARY, SHIFTING)}
     request = {"model": "a model", "seed": 0}
-    return Report(request, (STATIONARY, SHIFTING), ratios, columns, results, routings)
+    return Report(request, (STATIONARY, SHIFTING), ratios, columns, results, routings, 3)
 
 
 def test_markdown_has_both_tables_the_checks_and_the_ranks(report):
@@ -248,14 +248,14 @@ def test_rounds_are_compared_one_by_one():
     }
     routings = {STATIONARY: zipf_routing(STATIONARY, SIZES, 0)}
 
-    def judged(rounds):
-        report = Report({}, (STATIONARY,), (0.5,), tuple(rates), results, routings, rounds)
+    def judged(runs):
+        report = Report({}, (STATIONARY,), (0.5,), tuple(rates), results, routings, runs)
         return report.rows(STATIONARY)[0][-1]
 
-    assert judged(1) == "0.900"
-    assert judged(3) == "1.000 (0.90 to 1.10)"
+    assert judged(3) == "0.900"  # one round
+    assert judged(1) == "1.000 (0.90 to 1.10)"
     results[Cell(STATIONARY, 0.5, "frequency")] = Measured((20.0, 10.0), 0.5, 10.0)
-    assert judged(3) == "1.000", "a cell with fewer rounds has no partners: medians"
+    assert judged(1) == "1.000", "a cell with fewer rounds has no partners: medians"
 
 
 def test_json_has_every_run_and_the_whole_permutations(report):

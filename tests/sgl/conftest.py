@@ -16,3 +16,14 @@ def ktd_platform():
     if not Path("/dev/nvidia0").exists():
         os.environ["SGLANG_PLATFORM"] = "ktd"
     os.environ["SGLANG_PLUGINS"] = "ktd"
+
+
+@pytest.fixture
+def table():
+    """SGLang's table of configurations, as it was afterwards."""
+    from sglang.srt.layers.quantization import QUANTIZATION_METHODS
+
+    before = dict(QUANTIZATION_METHODS)
+    yield QUANTIZATION_METHODS
+    QUANTIZATION_METHODS.clear()
+    QUANTIZATION_METHODS.update(before)

@@ -134,17 +134,6 @@ def spec_of(folder, config, device="cpu"):
     )
 
 
-@pytest.fixture
-def table():
-    """SGLang's table of configurations, as it was afterwards."""
-    from sglang.srt.layers.quantization import QUANTIZATION_METHODS
-
-    before = dict(QUANTIZATION_METHODS)
-    yield QUANTIZATION_METHODS
-    QUANTIZATION_METHODS.clear()
-    QUANTIZATION_METHODS.update(before)
-
-
 def test_a_quantised_checkpoint_puts_them_into_sglangs_table(table, tmp_path):
     """Every process looks configurations up there."""
     from sglang.srt.layers.quantization import get_quantization_config

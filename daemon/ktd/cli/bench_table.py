@@ -117,7 +117,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
     cells = planned(args.routings, args.ratios, args.columns, args.checks)
     done = asyncio.run(bench.run(cells))
     report = Report(
-        request, args.routings, args.ratios, args.columns, file.results, routings, args.rounds
+        request, args.routings, args.ratios, args.columns, file.results, routings, args.runs
     )
     if args.markdown:
         args.markdown.write_text(report.markdown(), encoding="utf-8")

@@ -23,7 +23,7 @@ class Report:
         kinds, ratios, columns: Of the tables.
         results: Of the cells that are done.
         routings: By kind.
-        rounds: How often each row was measured, its cells in turn.
+        runs: Of a cell in a round.
     """
 
     request: Mapping[str, Any]
@@ -32,7 +32,7 @@ class Report:
     columns: Sequence[str]
     results: Mapping[Cell, Measured]
     routings: Mapping[str, Routing]
-    rounds: int = 1
+    runs: int
 
     def row(self, kind: str, ratio: float) -> list[Measured | None]:
         """One row's cells; where all placements are the same, it was measured once."""
@@ -74,19 +74,19 @@ class Report:
         known = [measured for measured in others if measured is not None]
         if adaptive is None or len(known) < len(others):
             return ""
-        if self.rounds == 1 or any(len(m.rates) != len(adaptive.rates) for m in known):
+        rounds, *others_rounds = (self._rounds(measured) for measured in (adaptive, *known))
+        if len(rounds) == 1 or any(len(other) != len(rounds) for other in others_rounds):
             return f"{min(1.0, adaptive.rate / max(measured.rate for measured in known)):.3f}"
-        turns = self._turns(adaptive)
         ratios = [
-            Summary.of([a / b for a, b in zip(turns, self._turns(m), strict=True)]) for m in known
+            Summary.of([a / b for a, b in zip(rounds, other, strict=True)])
+            for other in others_rounds
         ]
         least = min(ratios, key=lambda ratio: ratio.median)
         return f"{least.median:.3f} ({least.low:.2f} to {least.high:.2f})"
 
-    def _turns(self, measured: Measured) -> list[float]:
+    def _rounds(self, measured: Measured) -> list[float]:
         """The mean of each round's runs: what disturbs a host for a while is in all of a round."""
-        runs = max(1, len(measured.rates) // self.rounds)
-        rates = measured.rates
+        rates, runs = measured.rates, self.runs
         return [statistics.fmean(rates[at : at + runs]) for at in range(0, len(rates), runs)]
 
     def checks(self) -> list[tuple[float, Measured, Measured]]:
