@@ -255,7 +255,7 @@ def test_an_unknown_flag_ends_the_start_with_sglangs_message():
         failure = host.ended()
         assert host.process.returncode == 1
         assert failure.kind == "usage"
-        assert failure.message.endswith("unrecognized arguments: --no-such-flag")
+        assert "unrecognized arguments: --no-such-flag; ktd's flags are in" in failure.message
         assert host.wait_gone() == set()
 
 

@@ -156,7 +156,8 @@ def test_an_unknown_flag_fails_with_sglangs_message(tmp_path, model_dir):
     assert refused.value.kind == "usage"
     assert (
         str(refused.value)
-        == "SGLang does not accept the arguments: unrecognized arguments: --no-such-flag"
+        == "SGLang does not accept the arguments: unrecognized arguments: --no-such-flag; ktd's "
+        "flags are in 'ktd serve --help', SGLang's in 'python -m sglang.launch_server --help'"
     )
 
 

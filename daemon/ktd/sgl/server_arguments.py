@@ -90,7 +90,11 @@ def _sglangs_own_words() -> Iterator[None]:
     except SystemExit as stop:
         lines = [line for line in errors.getvalue().splitlines() if ": error: " in line]
         words = lines[-1].split(": error: ", 1)[1] if lines else f"exit code {stop.code}"
-        raise ArgumentsRefused("usage", f"SGLang does not accept the arguments: {words}") from stop
+        raise ArgumentsRefused(
+            "usage",
+            f"SGLang does not accept the arguments: {words}; ktd's flags are in 'ktd serve --help',"
+            " SGLang's in 'python -m sglang.launch_server --help'",
+        ) from stop
     except Exception as error:
         words = " ".join(str(error).split()) or type(error).__name__
         raise ArgumentsRefused("usage", f"SGLang does not accept the arguments: {words}") from error
