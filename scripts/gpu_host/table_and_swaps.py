@@ -8,9 +8,9 @@ Swaps are measured before the cells, with --swap-ratio of all experts in slots a
 own routing; 100/20 is 100 experts a second by 20 calls (4 otherwise), and --swap-rates "" leaves
 them out. With --begin-after the engine starts at once and is measured when there is such a file:
 what else the host has to do is done meanwhile. With --shifting-ratios the rows where routing shifts
-are those only, of --ratios, and with --stationary-columns the cells where it does not are those
-only, of --columns. Leaves table.json, table.md, table.svg and
-swap-RATE.json in FOLDER.
+are those only, of --ratios, and in that order; with --stationary-columns the cells where it does
+not are those only, of --columns. Leaves table.json, table.md, table.svg and swap-RATE.json in
+FOLDER.
 """
 
 from __future__ import annotations
@@ -110,6 +110,16 @@ def wanted(cell: Cell, args: argparse.Namespace) -> bool:
     return not few or cell.column in few or cell.check or cell.ratio in SAME
 
 
+def chosen(cells: Sequence[Cell], args: argparse.Namespace) -> list[Cell]:
+    """Those that were asked for; rows of shifting routing as --shifting-ratios has them."""
+    few = [cell for cell in cells if wanted(cell, args)]
+    shifting = [cell for cell in few if cell.kind == SHIFTING]
+    if args.shifting_ratios:
+        shifting.sort(key=lambda cell: args.shifting_ratios.index(cell.ratio))
+    rest = [cell for cell in few if cell.kind != SHIFTING]
+    return [*rest, *shifting]
+
+
 def ratios_of(text: str) -> list[float]:
     """Percentages."""
     return [float(number) / 100 for number in text.split(",") if number]
@@ -137,7 +147,7 @@ def main() -> int:
     args.folder.mkdir(parents=True, exist_ok=True)
     WithSwaps.folder, WithSwaps.seconds = args.folder, args.swap_seconds
     WithSwaps.ratio, WithSwaps.begin_after = args.swap_ratio, args.begin_after
-    bench_table.planned = lambda *plan: [cell for cell in planned(*plan) if wanted(cell, args)]
+    bench_table.planned = lambda *plan: chosen(planned(*plan), args)
     rates = args.swap_rates.split(",") if args.swap_rates else []
     WithSwaps.rates = [rate_of(rate) for rate in rates]
     bench_table.TableBench = WithSwaps  # type: ignore[misc]

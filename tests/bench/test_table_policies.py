@@ -12,7 +12,7 @@ from ktd.bench.table.measurement import Engines, Load, TableBench
 from ktd.bench.table.routing import SHIFTING, STATIONARY, LayerSizes
 
 SIZES = LayerSizes(layers=3, experts=32, top_k=4)
-LEARN, SETTLE, SETTLE_POLICY, TOKENS = 900, 10, 70, 100
+LEARN, SETTLE, SETTLE_POLICY, TOKENS = 2500, 10, 70, 100
 
 
 class Engine:
@@ -108,10 +108,16 @@ async def test_it_settles_anew_behind_an_end_in_the_middle_of_a_swap(measure):
 
 
 async def test_it_settles_anew_where_routing_shifts(measure):
-    """What it had is of another stretch by then."""
-    said = await measure(SHIFTING, Engine())
+    """What it had is of another stretch by then; ten rounds of 100 tokens are two of 500."""
+    said = await measure(SHIFTING, Engine(), rounds=10)
+    learns = [2000 if word == LEARN else word for word in LEARNS[1:]]
     long = [500 if word == TOKENS else word for word in BEGINS]
-    assert said == [SHIFTING, *LEARNS[1:], *long, SHIFTING, "off", *long]
+    assert said == [SHIFTING, *learns, *long, SHIFTING, "off", *long]
+
+
+async def test_a_row_of_shifting_routing_is_measured_once_at_least(measure):
+    """Its runs are longer than all rounds of the other together."""
+    assert (await measure(SHIFTING, Engine())).count(500) == 1
 
 
 async def test_it_settles_and_learns_anew_in_an_engine_of_its_own(measure):

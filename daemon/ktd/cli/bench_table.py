@@ -64,7 +64,7 @@ def add_parser(actions: Subparsers) -> None:
     add("--runs", metavar="N", type=positive_int, default=3, help="of a cell (3)")
     add("--rounds", metavar="N", type=positive_int, default=1,
         help="times that each row is measured, its cells in turn: what disturbs a host for minutes "
-        "does so to all of them (1)")  # fmt: skip
+        "does so to all of them (1); fewer where routing shifts: runs are longer")  # fmt: skip
     add("--settle", metavar="N", type=positive_int, default=50,
         help="tokens before a cell is measured (50)")  # fmt: skip
     add("--settle-policy", metavar="N", type=positive_int, default=500,
@@ -73,7 +73,8 @@ def add_parser(actions: Subparsers) -> None:
         help="and so long at least there: a policy's moves are paced by time (10)")  # fmt: skip
     add("--learn", metavar="N", type=positive_int, default=8000,
         help="tokens that adaptive reads before its first cell, and remembers (8000: of the drawn "
-        "routing that stays, what frequency is given); ten times --longest at most")  # fmt: skip
+        "routing that stays, what frequency is given; 2000 at most of one that shifts); ten times "
+        "--longest at most")  # fmt: skip
     add("--longest", metavar="S", type=positive_float, default=60.0, help="of a run (60 s)")
     add("--resume", metavar="FILE", type=Path, help="keep cells here, and go on where a run ended")
     add("--stop-after", metavar="MIN", type=positive_float, help="begin no cell after so long")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ktd.client import KtdClient
 
 _OFF = "off"
+_LEARNT_STRETCHES = 4
 # Experts in slots, by layer.
 Layers: TypeAlias = Mapping[int, Sequence[int]]
 
@@ -49,9 +50,9 @@ class Load:
         settle_seconds: And so long at least: a policy's moves are paced by time.
         learn: Tokens that a policy reads before its first cell, if it keeps what it has learned.
         longest: Seconds of one run, at most.
-        rounds: How often a row is measured, its cells in turn: what disturbs a host for minutes
-            does so to all of them. A policy goes on in a later round where it ended, unless
-            routing shifts.
+        rounds: How often a row of stationary routing is measured, its cells in turn: what disturbs
+            a host for minutes does so to all of them. A policy goes on in a later round where it
+            ended, unless routing shifts.
     """
 
     streams: int
@@ -69,6 +70,14 @@ class Load:
     def tokens_of(self, kind: str) -> int:
         """Of one run: where routing shifts, whole stretches, of which each part is another."""
         return -(-self.tokens // STRETCH) * STRETCH if kind == SHIFTING else self.tokens
+
+    def rounds_of(self, kind: str) -> int:
+        """Of a row: fewer where a run is longer, so that a cell is as many tokens."""
+        return max(1, round(self.rounds * self.tokens / self.tokens_of(kind)))
+
+    def learn_of(self, kind: str) -> int:
+        """Before a policy's first cell: where routing shifts, what is older is of other experts."""
+        return min(self.learn, _LEARNT_STRETCHES * STRETCH) if kind == SHIFTING else self.learn
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +152,8 @@ class TableBench:
         Raises:
             KtdError: An engine failed.
         """
-        todo = [cell for cell in cells if self._rounds_of(cell) < self._load.rounds]
-        self._left = sum(self._load.rounds - self._rounds_of(cell) for cell in todo)
+        todo = [cell for cell in cells if self._rounds_left(cell) > 0]
+        self._left = sum(self._rounds_left(cell) for cell in todo)
         self._progress(f"{len(todo)} of {len(cells)} cells to measure")
         try:
             if cells_of_table := [cell for cell in todo if not cell.check]:
@@ -177,8 +186,11 @@ class TableBench:
     def _in_turn(self, cells: Sequence[Cell]) -> Iterator[Cell]:
         """A row's cells round by round, as far as they have not been measured by then."""
         for row in rows_of(cells):
-            for number in range(self._load.rounds):
+            for number in range(self._load.rounds_of(row[0].kind)):
                 yield from (cell for cell in row if self._rounds_of(cell) <= number)
+
+    def _rounds_left(self, cell: Cell) -> int:
+        return self._load.rounds_of(cell.kind) - self._rounds_of(cell)
 
     def _rounds_of(self, cell: Cell) -> int:
         """How often it has been measured."""
@@ -253,7 +265,8 @@ class TableBench:
         await run.place(self._placement(dataclasses.replace(cell, ratio=self._largest)))
         await self._set_policy(run, cell.column)
         longest = 10 * self._load.longest
-        await asyncio.to_thread(run.load.measure_tokens, self._load.learn, longest=longest)
+        tokens = self._load.learn_of(cell.kind)
+        await asyncio.to_thread(run.load.measure_tokens, tokens, longest=longest)
         await run.client.set_policy(_OFF)
 
     async def _settle(self, run: _Running, cell: Cell) -> None:
