@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ktd.experts.scattered import ScatteredTensor, scattered
+from ktd.experts.scattered import ExpertTensor, scattered
 from ktd.experts.store import HostStore
 from ktd.experts.weights import Activation, WeightFormat
 from ktd.sgl import cuda_formats
@@ -23,6 +23,7 @@ MIDDLE = 0x77777777
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 MXFP4 = "mxfp4"
 TOP_K = 4
+_BIAS_DIM = 2
 # gpt-oss: clamped SwiGLU, gate and up rows alternate, both products have biases.
 GPT_OSS = ExpertMath(Activation(alpha=1.702, limit=7.0, beta=1.0), interleaved=True, biases=True)
 
@@ -279,9 +280,11 @@ class Experts:
             whole[tuple(slice(size) for size in part.shape)].copy_(part)
 
 
-def in_pieces(host: Mapping[str, torch.Tensor]) -> dict[str, ScatteredTensor]:
-    """The same as mapped files have it, which no copy engine of a GPU reads."""
+def in_pieces(host: Mapping[str, torch.Tensor]) -> dict[str, ExpertTensor]:
+    """As mapped files have matrices, which no copy engine of a GPU reads; biases are in memory."""
     return {
-        name: scattered([[expert] for expert in tensor], tensor.shape)
+        name: tensor
+        if tensor.dim() == _BIAS_DIM
+        else scattered([[expert] for expert in tensor], tensor.shape)
         for name, tensor in host.items()
     }

@@ -42,8 +42,10 @@ SIZES_OF = {kind: WIDE if kind == "awq" else SIZES for kind in KINDS}
 PADDED = Sizes(experts=16, hidden=576, width=160, group=32)
 ROWS = (1, 7, 64, 700, 1500)
 # Relative, of a whole batch. Both runners round dequantised weights to bf16, 2^-9 for each product,
-# and Marlin may add up parts of a product in bf16; a lost expert would be a quarter of the answer.
-TOLERANCE = 0.01
+# and Marlin may add up parts of a product in bf16: with nothing in slots, where the pool computes
+# all (2e-3 of float64 at most, docs/results/formats.md), one row of INT4 is 0.0101 from SGLang's on
+# an H200. A lost expert would be a quarter of the answer.
+TOLERANCE = 0.02
 HALVES = ExpertMath(Activation(limit=7.0))
 
 
