@@ -91,8 +91,8 @@ class LiveDaemon:
             *("--config", str(config), "--port", str(self.port)),
             *("--runtime-dir", str(self.runtime_dir), "--state-dir", str(self.state_dir)),
             *("--socket", str(self.socket), "--log-format", "json", "--device", device()),
-            *args,
             *serve_arguments(),
+            *args,
         ]
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("KTD_")},

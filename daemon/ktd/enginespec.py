@@ -105,6 +105,23 @@ class EngineSpec:
         """Unix socket of SGLang's own OpenAI app."""
         return Path(self.runtime_dir) / "http.sock"
 
+    def has_cpu_path(self, position: int) -> bool:
+        """Whether experts of an MoE layer can be on the CPU: not all have slots, or can lose them.
+
+        Args:
+            position: Among the MoE layers.
+        """
+        kept = self.bench is not None and self.bench.keep_cpu_path
+        return kept or self.slots[position] < self.num_experts
+
+    def deferred_of(self, position: int) -> int:
+        """Experts of a token that an MoE layer may leave to the next one with a CPU path.
+
+        Without one behind it, as behind the last layer, they would be lost: none.
+        """
+        following = range(position + 1, len(self.slots))
+        return self.deferred_experts if any(map(self.has_cpu_path, following)) else 0
+
     def write(self) -> Path:
         """Writes the spec into its runtime directory and returns the file's path."""
         path = Path(self.runtime_dir) / "spec.json"

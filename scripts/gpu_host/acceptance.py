@@ -49,6 +49,9 @@ _FORMAT = "tests/sgl/test_gpu_models.py::test_answers_at_every_placement_are_nea
 _FORMATS = ("int4-triton", "int4-marlin", "gptq", "awq", "int8", "fp8-channel", "fp8-block")
 _ENGINE_KILLS = f"{_KILLS}test_a_killed_engine_process_is_noticed_and_everything_is_restored"
 
+_BATCHES = f"{_TESTS}/test_batches.py"
+_WAYS = ("mixed", "chunked-without-overlap", "beyond-the-graphs", "eager")
+
 _TWO_RANKS = f"{_TESTS}/test_logprobs.py::test_logprobs_agree_on_two_ranks"
 _STREAMS = f"{_TESTS}/test_streams_during_swaps.py::test_streams_do_not_notice_a_thousand_swaps"
 _FAULTS = {
@@ -95,6 +98,13 @@ JOBS: dict[str, tuple[str, ...]] = {
     **{f"arch-{name}": (f"{_ARCHITECTURE}[{name}]",) for name in (*_ARCHITECTURES, "qwen3_next")},
     "arch-gpt_oss": ("tests/sgl/test_gpu_gpt_oss.py",),
     **{f"format-{name}": (f"{_FORMAT}[{name}]",) for name in _FORMATS},
+    **{
+        f"batches-{way}": (
+            f"{_BATCHES}::test_logprobs_agree_with_the_reference[{way}]",
+            f"{_BATCHES}::test_streams_go_on_between_long_prompts[{way}]",
+        )
+        for way in _WAYS
+    },
     "plans": (f"{_TESTS}/test_placement_plans.py",),
     "kill-daemon": (
         f"{_KILLS}test_a_killed_daemon_takes_its_children_and_the_next_start_restores",

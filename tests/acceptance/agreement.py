@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.acceptance.openai import decoded, largest_error, mean_error, prompt_logprobs
@@ -68,6 +68,39 @@ def require_close(
     assert error <= ceiling
 
 
+def stock_error_of_texts(reference: Reference, stock_url: str, texts: Iterable[list[int]]) -> float:
+    """The largest error of unmodified SGLang on some texts: what bfloat16 can do to a token."""
+    return max(
+        largest_error(prompt_logprobs(stock_url, ids), reference.logprobs(ids)) for ids in texts
+    )
+
+
+def require_greedy(
+    reference: Reference, stock_url: str, answers: Sequence[tuple[list[int], list[int]]]
+) -> tuple[int, float]:
+    """Fails unless each token of greedy answers is the reference's likeliest, or as good as it.
+
+    As good is one nearer to it than twice what bfloat16 can do.
+
+    Args:
+        reference: What the model should say.
+        stock_url: Unmodified SGLang.
+        answers: Prompts, each with what followed.
+
+    Returns:
+        How many tokens were not the likeliest, and what bfloat16 can do.
+    """
+    error = stock_error_of_texts(reference, stock_url, (begin + ids for begin, ids in answers))
+    near = 0
+    for begin, ids in answers:
+        table = reference.table(begin + ids)[len(begin) - 1 : -1]
+        for at, (row, token) in enumerate(zip(table, ids, strict=True)):
+            gap = float(row.max() - row[token])
+            assert gap <= 2 * error, f"token {at} behind {begin[:8]}...: {gap} > 2 x {error}"
+            near += gap > 0
+    return near, error
+
+
 class GreedyStreams:
     """Compares greedy streams of some prompts with those of a quiet run.
 
@@ -90,10 +123,7 @@ class GreedyStreams:
         self._quiet = quiet
         self._begin = [reference.tokenizer(prompt)["input_ids"] for prompt in prompts]
         texts = [begin + ids for begin, ids in zip(self._begin, quiet, strict=True)]
-        # The largest error of unmodified SGLang on these texts: what bfloat16 can do to a token.
-        self.error = max(
-            largest_error(prompt_logprobs(stock_url, ids), reference.logprobs(ids)) for ids in texts
-        )
+        self.error = stock_error_of_texts(reference, stock_url, texts)
 
     def differs(self, number: int, ids: list[int]) -> bool:
         """Whether a stream, or the beginning of one, differs from the quiet one.

@@ -62,7 +62,7 @@ class Streamed:
 async def stream(
     session: aiohttp.ClientSession,
     url: str,
-    prompt: str,
+    prompt: str | list[int],
     max_tokens: int,
     *,
     into: Streamed | None = None,
@@ -72,7 +72,7 @@ async def stream(
     Args:
         session: Of the caller.
         url: The server's.
-        prompt: Text.
+        prompt: Text, or its ids.
         max_tokens: As many are decoded.
         into: What has come, also where the stream is cut; None: made here.
     """

@@ -149,6 +149,17 @@ def test_results_are_kept_and_read_again(tmp_path):
     assert ResultFile(path, request).results == {**again.results, third: measured(7.0)}
 
 
+def test_a_file_that_does_not_say_where_weights_came_from_is_continued(tmp_path):
+    """As releases before wrote it; one of other weights is not."""
+    path = tmp_path / "cells.jsonl"
+    ResultFile(path, {"model": "m"}).add(Cell(STATIONARY, 0.1, "uniform"), measured(5.0))
+    assert len(ResultFile(path, {"model": "m", "weights": "generated"}).results) == 1
+    other = tmp_path / "other.jsonl"
+    ResultFile(other, {"model": "m", "weights": "as in its checkpoint"})
+    with pytest.raises(ConfigError, match="with weights as in its checkpoint, not generated"):
+        ResultFile(other, {"model": "m", "weights": "generated"})
+
+
 def test_a_cell_that_is_measured_again_has_both(tmp_path):
     """All rates count the same, and so does what was moved."""
     path, cell = tmp_path / "cells.jsonl", Cell(SHIFTING, 0.1, "adaptive")

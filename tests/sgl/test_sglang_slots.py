@@ -123,3 +123,20 @@ def test_fp8_experts_that_are_quantised_at_load_have_bf16_slots_and_scales_witho
     decoded = stored["w2_weight"][3].float() * stored["w2_weight_scale"][3][:, None]
     step = stored["w2_weight_scale"][3][:, None]
     assert ((decoded - values.float() * 0.5).abs() <= 0.51 * step).all()
+
+
+@pytest.mark.parametrize("num_slots", [0, 2, 4])
+def test_the_input_is_never_overwritten_where_the_pool_reads_it_too(num_slots):
+    """SGLang asks for sums in the input's place for most models; slots have fewer experts."""
+    from sglang.srt.layers.moe.moe_runner.base import MoeRunnerConfig
+
+    made = []
+    slots = SglangSlots.__new__(SglangSlots)
+    slots._method = SimpleNamespace(create_moe_runner=lambda _, config: made.append(config))
+    slots._num_slots, slots._always_skips = num_slots, False
+    asked = MoeRunnerConfig(num_experts=EXPERTS, num_local_experts=EXPERTS, inplace=True)
+    slots.create_runner(None, asked)
+    assert [(config.inplace, config.num_local_experts) for config in made] == [
+        (False, max(1, num_slots))
+    ]
+    assert asked.inplace

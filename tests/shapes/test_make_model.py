@@ -12,7 +12,9 @@ from ktd.model.checkpoint import read_checkpoint
 from ktd.model.facts import read_facts
 from ktd.shapes import writer
 from ktd.shapes.catalogue import model_shape
+from ktd.shapes.generated import INDEX, weights_are_generated
 from ktd.shapes.values import ValueSource
+from tests.live import MODEL
 
 SMALL = ("--shape", "ktd-tiny", "--layers", "2", "--num-experts", "8")
 
@@ -54,6 +56,16 @@ def test_both_folders_are_the_same_model_to_the_daemon(written, generated):
     assert (one.expert_bytes, one.other_bytes) == (other.expert_bytes, other.other_bytes)
     assert read_checkpoint(written).expert_bytes == read_checkpoint(generated).expert_bytes > 0
     assert one.total_experts == 16
+
+
+def test_both_folders_say_that_their_weights_were_generated(written, generated, tmp_path):
+    """As a benchmark has to print it; a checkpoint that somebody trained does not."""
+    for folder in (written, generated):
+        assert weights_are_generated(folder)
+    assert not weights_are_generated(MODEL)
+    for text in ("no JSON", "[]", "{}", '{"metadata": "ktd make-model"}', '{"metadata": {}}'):
+        (tmp_path / INDEX).write_text(text)
+        assert not weights_are_generated(tmp_path), text
 
 
 def test_the_tokenizer_takes_any_text_and_shows_every_id(written):

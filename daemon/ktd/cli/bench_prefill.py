@@ -18,6 +18,7 @@ from ktd.cli.bench_options import (
     progress,
     started,
 )
+from ktd.cli.bench_request import request_of, say_weights
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.terminal import out
 
@@ -54,8 +55,13 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
                 for tokens in args.tokens
             ]
     if args.json:
-        out().line(json.dumps({"results": [result.as_json() for result in results]}))
+        out().line(
+            json.dumps(
+                {"request": request_of(args, rest), "results": [r.as_json() for r in results]}
+            )
+        )
         return ExitCode.OK
+    say_weights(args.model)
     for result in results:
         for name, rate in result.tokens_per_second.items():
             first = result.first_token_ms[name].text(0)

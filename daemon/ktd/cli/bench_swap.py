@@ -15,6 +15,7 @@ from ktd.bench.servers import RunningServer
 from ktd.bench.swap import CALLS_PER_SECOND, SwapResult, measure_swaps
 from ktd.cli.arguments import positive_float, positive_int
 from ktd.cli.bench_options import add_action, add_seed, plans_of, progress, started
+from ktd.cli.bench_request import request_of, say_weights
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.quantities import bytes_text
 from ktd.cli.tables import facts
@@ -72,8 +73,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
         result = asyncio.run(_measure(args, server, prompts))
     result = replace(result, link_bytes_per_second=link)
     if args.json:
-        out().line(json.dumps(result.as_json()))
+        out().line(json.dumps({"request": request_of(args, rest)} | result.as_json()))
     else:
+        say_weights(args.model)
         _print(result)
     return ExitCode.OK
 

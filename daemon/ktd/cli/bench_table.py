@@ -18,6 +18,7 @@ from ktd.bench.table.report import Report
 from ktd.bench.table.routing import KINDS, LayerSizes, Routing, recorded_routing, zipf_routing
 from ktd.cli.arguments import nonnegative_int, positive_float, positive_int
 from ktd.cli.bench_options import add_action, add_seed, plans_of, progress
+from ktd.cli.bench_request import weights_of
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.tables import table
 from ktd.cli.terminal import out
@@ -132,6 +133,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _print(report: Report) -> None:
+    out().line(f"weights {report.request['weights']}")
     for kind in report.kinds:
         out().line(f"tokens/s, {report.title(kind)}")
         header = report.header()
@@ -154,6 +156,7 @@ def _request(
     sizes = engines.sizes
     return {
         "model": args.model.name,
+        "weights": weights_of(args.model),
         "experts": f"{sizes.layers} layers of {sizes.experts}, {engines.expert_format}",
         "options": " ".join(rest),
         "routing": "Zipf 0.8" if args.trace is None else args.trace.name,

@@ -148,7 +148,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         options: dict[str, Any] = {
             "names": tuple(self._in_slots.fields),
             "unstored": self._format.unstored(declared),
-            "always_skips": self._keeps_cpu_path,
+            "always_skips": self._rank.spec.has_cpu_path(self._position),
         }
         side = self._rank.side
         if side is not None:
@@ -234,7 +234,7 @@ class HybridMoEMethod(FusedMoEMethodBase):
         from ktd.sgl.cuda_step import CudaStep, StreamedLayer
 
         handle, streamed = None, None
-        if self._num_slots < rank.spec.num_experts or self._keeps_cpu_path:
+        if rank.spec.has_cpu_path(self._position):
             scale = routed_scale_of(layer)
             handle = rank.pool.add_layer(dataclasses.replace(experts, routed_scale=scale))
             if side.stream is not None and self._slots.streams:
@@ -246,27 +246,12 @@ class HybridMoEMethod(FusedMoEMethodBase):
         return CudaStep(
             side,
             self._position,
-            side.layer(self._position, handle, deferred=self._deferred),
+            side.layer(self._position, handle, deferred=rank.spec.deferred_of(self._position)),
             self._slots,
             has_slots=self._num_slots > 0,
             whole=handle is None and self._layer.mapped() == list(range(rank.spec.num_experts)),
             streamed=streamed,
         )
-
-    @property
-    def _deferred(self) -> int:
-        """Experts of a token that may be a layer late: none if no layer with a CPU path follows."""
-        spec = self._rank.spec
-        following = spec.slots[self._position + 1 :]
-        if not following or not (self._keeps_cpu_path or min(following) < spec.num_experts):
-            return 0
-        return spec.deferred_experts
-
-    @property
-    def _keeps_cpu_path(self) -> bool:
-        """Whether a layer may give up slots although every expert has one."""
-        bench = self._rank.spec.bench
-        return bench is not None and bench.keep_cpu_path
 
     def _mapper(self) -> Mapper | None:
         store = self._rank.store

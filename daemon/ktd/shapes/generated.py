@@ -18,6 +18,9 @@ from ktd.shapes.model import ModelShape
 from ktd.shapes.tensors import Tensor
 
 MARKER = "ktd_generated.json"
+# Of the weights' index, which every model has that was made here; readers look at its map alone.
+INDEX = "model.safetensors.index.json"
+_MADE_BY = "ktd make-model"
 # Other bytes for the same seed need another version.
 _VERSION = 1
 
@@ -44,6 +47,20 @@ class Generated:
             "seed": self.seed,
         }
         (folder / MARKER).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def index_metadata(num_bytes: int) -> dict[str, Any]:
+    """Metadata of the index: how large the tensors are together, and that they were made here."""
+    return {"total_size": num_bytes, "made_by": _MADE_BY}
+
+
+def weights_are_generated(folder: Path) -> bool:
+    """Whether a model's weights were generated, be they written or only described."""
+    try:
+        metadata: Any = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("metadata")
+    except (OSError, ValueError, AttributeError):
+        return False
+    return isinstance(metadata, dict) and metadata.get("made_by") == _MADE_BY
 
 
 def read_generated(folder: Path) -> Generated | None:

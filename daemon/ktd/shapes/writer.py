@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ktd.errors import ConfigError, DoesNotFit
-from ktd.shapes.generated import Generated
+from ktd.shapes.generated import INDEX, Generated, index_metadata
 from ktd.shapes.tensors import Tensor
 from ktd.shapes.tokenizer import write_tokenizer
 from ktd.shapes.values import ValueSource
@@ -127,14 +127,14 @@ class CheckpointWriter:
 
     def _write_index(self, names: Sequence[str], shards: Sequence[Sequence[Numbered]]) -> None:
         index = {
-            "metadata": {"total_size": self.num_bytes},
+            "metadata": index_metadata(self.num_bytes),
             "weight_map": {
                 tensor.name: name
                 for name, shard in zip(names, shards, strict=True)
                 for _, tensor in shard
             },
         }
-        path = self._folder / "model.safetensors.index.json"
+        path = self._folder / INDEX
         path.write_text(json.dumps(index), encoding="utf-8")
 
 

@@ -108,7 +108,9 @@ class ResultFile:
         text = path.read_text(encoding="utf-8")
         lines = text.splitlines()
         try:
-            written = json.loads(lines[0])["request"]
+            written = dict(json.loads(lines[0])["request"])
+            # Files of earlier releases do not say where weights came from.
+            written.setdefault("weights", request.get("weights"))
             # A run that was killed may have left half a line at the end.
             for line in lines[1:]:
                 if line.endswith("}"):
