@@ -129,6 +129,25 @@ def test_sglang_must_be_new_enough(
     assert found["SGLang"].level is level
 
 
+@pytest.mark.parametrize(
+    ("version", "gpu", "level"),
+    [
+        ("0.5.17", True, Level.OK),
+        ("0.5.23", True, Level.NOTE),
+        ("0.5.23", False, Level.OK),
+        ("0.5.16", True, Level.PROBLEM),
+    ],
+)
+def test_a_release_that_was_run_on_no_gpu_is_said(
+    monkeypatch: pytest.MonkeyPatch, version: str, gpu: bool, level: Level
+) -> None:
+    """It is no problem, and a user should know."""
+    monkeypatch.setattr(software, "installed", lambda _package: version)
+    found = {finding.name: finding for finding in software.software_findings(gpu=gpu)}
+    assert found["SGLang"].level is level
+    assert ("but with 0.5.17" in found["SGLang"].text) is (level is Level.NOTE)
+
+
 def test_a_kernel_extension_that_is_not_built_is_a_problem(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

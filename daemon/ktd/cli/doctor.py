@@ -53,11 +53,12 @@ def run(args: argparse.Namespace, _rest: list[str]) -> int:
     """Looks and reports; 1 if there is a problem."""
     socket_path = Path(getattr(args, "socket", None) or default_socket())
     gpus = gpu_findings()
+    gpu = any(finding.name.startswith(GPU) for finding in gpus)
     findings = [
         *cpu_findings(),
-        *memory_findings(gpu=any(finding.name.startswith(GPU) for finding in gpus)),
+        *memory_findings(gpu=gpu),
         *gpus,
-        *software_findings(),
+        *software_findings(gpu=gpu),
         *service_findings(socket_path, default_state_dir(os.environ, os.getuid())),
     ]
     problems = [finding for finding in findings if finding.level is Level.PROBLEM]

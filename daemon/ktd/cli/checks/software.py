@@ -12,16 +12,23 @@ from ktd.version import __version__
 
 _OLDEST_PYTHON = (3, 11)
 _OLDEST_SGLANG = (0, 5, 17)
+# Releases that ktd has run on GPUs with: docs/results/gpu-engine.md. What it uses of others is
+# compared without one (tests/sgl/test_*contract.py).
+_ON_GPUS = ((0, 5, 17),)
 _INSTALL_ENGINE = "pip install 'ktd[engine]'"
 _PLUGIN_GROUPS = ("sglang.srt.plugins", "sglang.srt.platforms")
 
 
-def software_findings() -> list[Finding]:
-    """Versions and plugins."""
+def software_findings(*, gpu: bool = False) -> list[Finding]:
+    """Versions and plugins.
+
+    Args:
+        gpu: Models would run on one.
+    """
     return [
         _python(),
         Finding("software", "ktd", Level.OK, __version__, data={"version": __version__}),
-        _sglang(),
+        _sglang(gpu=gpu),
         _torch(),
         *(_plugins(group) for group in _PLUGIN_GROUPS),
     ]
@@ -43,7 +50,7 @@ def _python() -> Finding:
     return Finding("software", "Python", Level.OK, found, data=data)
 
 
-def _sglang() -> Finding:
+def _sglang(*, gpu: bool) -> Finding:
     found = installed("sglang")
     data = {"version": found}
     if found is None:
@@ -53,6 +60,10 @@ def _sglang() -> Finding:
     if numbers < _OLDEST_SGLANG:
         advice = f"0.5.17 or newer is needed: {_INSTALL_ENGINE}"
         return Finding("software", "SGLang", Level.PROBLEM, found, advice, data)
+    if gpu and numbers not in _ON_GPUS:
+        known = ", ".join(".".join(map(str, release)) for release in _ON_GPUS)
+        text = f"{found}, with which ktd was run on no GPU yet, but with {known}"
+        return Finding("software", "SGLang", Level.NOTE, text, data=data)
     return Finding("software", "SGLang", Level.OK, found, data=data)
 
 
