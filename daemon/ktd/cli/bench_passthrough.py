@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ktd.bench.passthrough import measure_passthrough
 from ktd.cli.bench_decode import check_few
 from ktd.cli.bench_options import add_action, plans_of, progress, started
+from ktd.cli.bench_request import request_of, say_weights
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.terminal import out
 from ktd.errors import ConfigError
@@ -49,8 +50,9 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             progress=progress,
         )
     if args.json:
-        out().line(json.dumps(result.as_json()))
+        out().line(json.dumps({"request": request_of(args, rest)} | result.as_json()))
         return ExitCode.OK
+    say_weights(args.model)
     out().line(f"front adds to the first token   {result.first_token_ms.text(2)} ms")
     out().line(f"front adds to each token        {result.per_token_ms.text(3)} ms")
     out().line(f"SGLang's own first token        {result.direct_first_token_ms.text(2)} ms")
