@@ -32,7 +32,7 @@ def exact_of(reference: Reference) -> list[float]:
 def error_of(url: str, reference: Reference) -> float:
     """Mean absolute difference over all texts."""
     values = answers_of(url, reference)
-    assert len(values) >= 3 * 200
+    assert len(values) >= 3 * 5 * 200
     return mean_error(values, exact_of(reference))
 
 

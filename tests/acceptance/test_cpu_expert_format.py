@@ -17,8 +17,6 @@ from tests.live import LiveDaemon, serve_arguments
 pytestmark = pytest.mark.engine
 
 RATIOS = ("0", "0.37", "1")
-# Of each text: neither placement nor model averages near-ties out here.
-WINDOWS = 5
 # A 1/254 of a row's largest weight, and 1/14 of that of 32: between these the answers differ.
 LOSS = {"int8": (0.001, 0.05), "int4": (0.05, 1.0)}
 
@@ -32,8 +30,8 @@ def test_no_placement_changes_the_answer_of_quantised_experts(
     What unmodified SGLang loses is that of the same values: another model has other near ties.
     """
     pytest.importorskip("transformers", reason="Transformers is not installed here")
-    quantised = Reference(model_dir, lambda model: quantise_experts(model, form), windows=WINDOWS)
-    wanted, checkpoint = exact_of(quantised), exact_of(Reference(model_dir, windows=WINDOWS))
+    quantised = Reference(model_dir, lambda model: quantise_experts(model, form))
+    wanted, checkpoint = exact_of(quantised), exact_of(Reference(model_dir))
     lost = mean_error(wanted, checkpoint)
     print(f"{form}: quantising alone moves log-probabilities by {lost:.4f}")
     low, high = LOSS[form]
@@ -42,7 +40,7 @@ def test_no_placement_changes_the_answer_of_quantised_experts(
     written(model_dir, same, form)
     with stock_server(same, [*TOKENS, *serve_arguments()], gpu=on_gpu()) as server:
         url = f"http://127.0.0.1:{server.endpoint.port}"
-        stock_error = error_of(url, Reference(same, windows=WINDOWS))
+        stock_error = error_of(url, Reference(same))
     answers = {}
     for ratio in RATIOS:
         with LiveDaemon(
