@@ -39,6 +39,8 @@ WAYS = (
 )
 STREAMS, BEGINNING, LENGTH = 4, 24, 96
 FILLERS = 2
+# Prompts of each: where they go first, as SGLang has it without mixing, streams wait for them.
+MOST = 18
 NEAR = 0.05
 
 
@@ -115,7 +117,7 @@ async def streams_between_prompts(daemon, short, long):
 
         async def fill(prompts):
             found = []
-            while not over.is_set():
+            while not over.is_set() and len(found) < MOST:
                 for prompt in prompts:
                     answer = await stream(session, daemon.http_url, prompt, 1)
                     found.append((prompt, answer.ids))
@@ -153,9 +155,11 @@ def test_streams_go_on_between_long_prompts(way, reference, stock_url):
     )
     # Tokens that are as good are rare; a lost expert makes many of them.
     assert near <= NEAR * sum(len(ids) for _, ids in once.values())
-    assert counted["prefill_tokens"] == sum(map(len, short)) + len(filled) * POSITIONS
+    # A chunk of one token looks like one more stream where streams are in its step.
+    unlike = sum(map(len, short)) + len(filled) * POSITIONS - counted["prefill_tokens"]
+    assert 0 <= unlike <= (len(filled) if way.mixed else 0)
     # A first token comes of the prompt; behind each answer's last one a step may have begun.
-    further = counted["decode_tokens"] - STREAMS * (LENGTH - 1)
+    further = counted["decode_tokens"] - unlike - STREAMS * (LENGTH - 1)
     assert 0 <= further <= STREAMS + len(filled)
     # So many steps at least, if no token comes of a step that also reads a prompt.
     assert (counted["decode_steps"] < LENGTH - 1) is way.mixed
