@@ -33,9 +33,8 @@ FORMATS = (
         marks=pytest.mark.skipif(not on_gpu(), reason="SGLang has its FP8 experts on GPUs alone"),
     ),
 )
-# Activations are rounded to E4M3 before each product: 0.0597 on a GPU over the first window of each
-# text, where BF16 loses 0.0187 of its 0.035. Over all windows FP8 has not been measured.
-CEILINGS = {"bf16": CEILING, "fp8_block": 0.09}
+# Activations are rounded to E4M3 before each product: without a GPU 0.0539 to 0.0542.
+CEILINGS = {"bf16": CEILING, "fp8_block": 0.07}
 BLOCK = 128
 SOME = ("--gpu-experts-ratio", "0.37")
 STREAMED = ("--gpu-prefill-token-threshold", "100", "--disable-radix-cache")

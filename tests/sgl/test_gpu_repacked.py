@@ -42,10 +42,11 @@ SIZES_OF = {kind: WIDE if kind == "awq" else SIZES for kind in KINDS}
 PADDED = Sizes(experts=16, hidden=576, width=160, group=32)
 ROWS = (1, 7, 64, 700, 1500)
 # Relative, of a whole batch. Both runners round dequantised weights to bf16, 2^-9 for each product,
-# and Marlin may add up parts of a product in bf16: with nothing in slots, where the pool computes
-# all (2e-3 of float64 at most, docs/results/formats.md), one row of INT4 is 0.0101 from SGLang's on
-# an H200. A lost expert would be a quarter of the answer.
-TOLERANCE = 0.02
+# and Marlin may add up parts of a product in bf16; a lost expert would be a quarter of the answer.
+# With nothing in slots, where the pool computes all (within 2e-3 of float64), one row of INT4 was
+# 0.0101 from Marlin's on an H200.
+TOLERANCE = 0.01
+TOLERANCES = {"int4-marlin": 0.015}
 HALVES = ExpertMath(Activation(limit=7.0))
 
 
@@ -59,6 +60,7 @@ class Hybrid:
 
     def __init__(self, kind, in_slots, *, sizes=None, stream=False, mapped=False, math=None):
         sizes = sizes or SIZES_OF[kind]
+        self.tolerance = TOLERANCES.get(kind, TOLERANCE)
         self.random = torch.Generator().manual_seed(in_slots)
         experts, stock = Experts(kind, sizes, math), Experts(kind, sizes, math)
         self.sizes = sizes
@@ -191,7 +193,7 @@ def test_a_split_layer_gives_what_sglang_gives_alone(kind, in_slots):
     for rows in ROWS:
         dispatch = layer.batch(rows)
         found, wanted = layer.hybrid(dispatch), layer.stock(dispatch)
-        assert error(found, wanted) < TOLERANCE, f"{rows} rows"
+        assert error(found, wanted) < layer.tolerance, f"{rows} rows"
         pairs += rows * TOP_K
     layer.side.refresh_counters()
     assert int(layer.counters.sum()) == pairs
@@ -206,7 +208,7 @@ def test_tokens_are_padded_for_the_slots_alone(in_slots):
         found = layer.hybrid(dispatch)
         assert found.shape == dispatch.hidden_states.shape
         assert found.is_contiguous()
-        assert error(found, layer.stock(dispatch)) < TOLERANCE, f"{rows} rows"
+        assert error(found, layer.stock(dispatch)) < layer.tolerance, f"{rows} rows"
 
 
 @pytest.mark.parametrize("math", [ExpertMath(), HALVES], ids=["silu", "clamped-halves"])
@@ -215,7 +217,7 @@ def test_mxfp4_experts_compute_other_products(math):
     layer = Hybrid(MXFP4, 6, sizes=PADDED, math=math)
     layer.check_slots()
     dispatch = layer.batch(64)
-    assert error(layer.hybrid(dispatch), layer.stock(dispatch)) < TOLERANCE
+    assert error(layer.hybrid(dispatch), layer.stock(dispatch)) < layer.tolerance
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -269,7 +271,7 @@ def test_experts_move_into_slots_while_steps_run(kind, mapped):
         steps.synchronize()
         layer.check_slots()
         dispatch = layer.batch(64)
-        assert error(layer.hybrid(dispatch), layer.stock(dispatch)) < TOLERANCE
+        assert error(layer.hybrid(dispatch), layer.stock(dispatch)) < layer.tolerance
     copier.stop()
     assert [tensor.data_ptr() for tensor in layer.layer.slots.values()] == addresses
 
@@ -291,7 +293,7 @@ def test_a_captured_layer_sees_experts_move(kind):
             graph.replay()
             layer.side.launched()
             layer.side.check(None)
-            assert error(out, wanted) < TOLERANCE
+            assert error(out, wanted) < layer.tolerance
             victim = layer.layer.mapped()[2]
             absent = next(e for e in range(layer.sizes.experts) if not layer.layer.is_mapped(e))
             layer.layer.unmap(victim)
@@ -308,6 +310,6 @@ def test_long_prefills_stream_where_slots_take_host_rows(in_slots):
     for rows in (7, 700):
         dispatch = layer.batch(rows)
         found = layer.hybrid(dispatch, decode=False)
-        assert error(found, layer.stock(dispatch)) < TOLERANCE
+        assert error(found, layer.stock(dispatch)) < layer.tolerance
     assert layer.slots.streams
     assert not Hybrid("awq", 1).slots.streams

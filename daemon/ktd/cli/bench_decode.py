@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 from typing import TYPE_CHECKING
 
 from ktd.bench.decode import DecodeResult, measure_decode
 from ktd.bench.servers import RunningServer
 from ktd.cli.bench_options import add_action, add_against, counts, plans_of, progress, started
-from ktd.cli.bench_request import request_of, say_weights
+from ktd.cli.bench_request import results_json, say_weights
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.terminal import out
 from ktd.errors import ConfigError
@@ -59,11 +58,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
             _measure(args, [together.enter_context(started(plan)) for plan in plans], rates)
     results = [DecodeResult.of(found, batch) for batch, found in rates.items()]
     if args.json:
-        out().line(
-            json.dumps(
-                {"request": request_of(args, rest), "results": [r.as_json() for r in results]}
-            )
-        )
+        out().line(results_json(args, rest, results))
         return ExitCode.OK
     say_weights(args.model)
     for result in results:

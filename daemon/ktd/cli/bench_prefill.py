@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from ktd.bench.prefill import measure_prefill
@@ -18,7 +17,7 @@ from ktd.cli.bench_options import (
     progress,
     started,
 )
-from ktd.cli.bench_request import request_of, say_weights
+from ktd.cli.bench_request import results_json, say_weights
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.terminal import out
 
@@ -55,11 +54,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
                 for tokens in args.tokens
             ]
     if args.json:
-        out().line(
-            json.dumps(
-                {"request": request_of(args, rest), "results": [r.as_json() for r in results]}
-            )
-        )
+        out().line(results_json(args, rest, results))
         return ExitCode.OK
     say_weights(args.model)
     for result in results:

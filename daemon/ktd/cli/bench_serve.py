@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from ktd.bench.lengths import draw_lengths
@@ -11,7 +10,7 @@ from ktd.bench.prompts import Prompts
 from ktd.bench.serve import Bounds, ServeResult, measure_serve
 from ktd.cli.arguments import positive_float, positive_int
 from ktd.cli.bench_options import add_action, add_against, add_seed, plans_of, progress, started
-from ktd.cli.bench_request import request_of, say_weights
+from ktd.cli.bench_request import results_json, say_weights
 from ktd.cli.exit_codes import ExitCode
 from ktd.cli.tables import table
 from ktd.cli.terminal import out
@@ -83,11 +82,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> int:
                 )
             )
     if args.json:
-        out().line(
-            json.dumps(
-                {"request": request_of(args, rest), "results": [r.as_json() for r in results]}
-            )
-        )
+        out().line(results_json(args, rest, results))
     else:
         say_weights(args.model)
         _print(args, results)
