@@ -68,6 +68,15 @@ def test_jobs_run_side_by_side_and_what_failed_is_told(scripts, tmp_path, monkey
     assert kept == {"results.txt", "pytest.log", "daemons.tar.xz"}
 
 
+def test_nothing_is_complained_of_where_all_passed(scripts, tmp_path, monkeypatch):
+    acceptance = scripts("acceptance")
+    (tmp_path / "test_good.py").write_text("def test_good():\n    pass\n")
+    monkeypatch.setattr(acceptance, "JOBS", {"good": (f"{tmp_path}/test_good.py",)})
+    monkeypatch.setattr(sys, "argv", ["acceptance.py", str(tmp_path / "out")])
+    assert acceptance.main() == 0
+    assert "good: passed" in (tmp_path / "out" / "results.txt").read_text()
+
+
 def test_a_long_failure_keeps_its_ends(scripts, tmp_path):
     """And the whole report stays within what can be shown."""
     reports = scripts("acceptance_report")

@@ -57,7 +57,8 @@ class EngineSpec:
         experts_per_token: Of those; not every class of SGLang tells its layers.
         slots: Slots per MoE layer, in the order of ``moe_layers``.
         initial: Experts in slots at the start, per MoE layer, ascending; at most ``slots`` of them.
-        cpu_threads: Threads of the native pool over all ranks, or None for every core allowed.
+        cpu_threads: Threads of the native pool over all ranks, or None for every core allowed,
+            less an eighth beside GPUs.
         isa: Kernel set to force, or None for the best one.
         swap_rate: Limit of copying into slots per rank, bytes per second, or None.
         prefill_threshold: Tokens of a prefill from which a GPU computes all experts of a layer,

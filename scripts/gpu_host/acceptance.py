@@ -243,8 +243,9 @@ def main() -> int:
     run.ini.write_text(PYTEST_INI)
     results = run_all(run, args.jobs or list(JOBS), args.lanes)
     print(report(results, characters=10_000))
-    keep(args.folder, run, results, report(results))
-    return 0 if all(result.outcome == "passed" for result in results) else 1
+    passed = all(result.outcome == "passed" for result in results)
+    keep(args.folder, run, results, report(results))  # and removes the logs that tell it
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

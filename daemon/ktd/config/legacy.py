@@ -28,7 +28,8 @@ LEGACY_FLAGS = {
         "and the CPU; --isa forces one.",
     ),
     "--kt-cpuinfer": LegacyFlag(
-        1, "the expert pool uses every core it may; --cpu-threads limits it."
+        1,
+        "the expert pool uses every core, beside GPUs seven eighths; --cpu-threads sets it.",
     ),
     "--kt-threadpool-count": LegacyFlag(
         1, "ktd places threads and weights by the host's NUMA nodes itself."

@@ -213,7 +213,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "cpu_threads", ("--cpu-threads",), values.integer, CPU,
         "Threads of the expert pool over all ranks.",
-        shown_default="every core allowed", metavar="N",
+        shown_default="every core allowed; beside GPUs seven eighths", metavar="N",
     ),
     Option(
         "isa", ("--isa",), values.text, CPU,
