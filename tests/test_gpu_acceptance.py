@@ -70,11 +70,30 @@ def test_jobs_run_side_by_side_and_what_failed_is_told(scripts, tmp_path, monkey
 
 def test_nothing_is_complained_of_where_all_passed(scripts, tmp_path, monkeypatch):
     acceptance = scripts("acceptance")
-    (tmp_path / "test_good.py").write_text("def test_good():\n    pass\n")
-    monkeypatch.setattr(acceptance, "JOBS", {"good": (f"{tmp_path}/test_good.py",)})
+    (tmp_path / "test_good.py").write_text(TESTS.replace("1 == 2", "1 == 1"))
+    test = f"{tmp_path}/test_good.py"
+    jobs = {"good": (test,), "none": (f"{test}::test_absent",)}
+    monkeypatch.setattr(acceptance, "JOBS", jobs)
     monkeypatch.setattr(sys, "argv", ["acceptance.py", str(tmp_path / "out")])
     assert acceptance.main() == 0
-    assert "good: passed" in (tmp_path / "out" / "results.txt").read_text()
+    told = (tmp_path / "out" / "results.txt").read_text()
+    assert "good: passed" in told
+    assert "none: skipped" in told
+
+
+def test_a_job_whose_lane_has_died_is_not_forgotten(scripts, tmp_path, monkeypatch):
+    acceptance = scripts("acceptance")
+    (tmp_path / "test_good.py").write_text("def test_good():\n    pass\n")
+    jobs = dict.fromkeys(("one", "two"), (f"{tmp_path}/test_good.py",))
+    monkeypatch.setattr(acceptance, "JOBS", jobs)
+    monkeypatch.setattr(acceptance.Run, "_command", lambda *_: ["/no/such/program"])
+    monkeypatch.setattr(acceptance.threading, "excepthook", lambda _: None)
+    arguments = ["acceptance.py", str(tmp_path / "out"), "--lanes", "1"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert acceptance.main() == 1
+    told = (tmp_path / "out" / "results.txt").read_text()
+    assert "one: KILLED" in told
+    assert "two: not started" in told
 
 
 def test_a_long_failure_keeps_its_ends(scripts, tmp_path):

@@ -34,6 +34,8 @@ class JobResult:
         """In a word or two."""
         if not self.log.exists():
             return "not started"
+        if self.status == 0 and all(test.outcome == "skipped" for test in self.tests()):
+            return "skipped"
         names = {0: "passed", 1: "FAILED", 2: "INTERRUPTED", None: "KILLED", 5: "NO TESTS"}
         return names.get(self.status, f"EXIT {self.status}")
 

@@ -86,6 +86,7 @@ class WithSwaps(measurement.TableBench):
                     progress=lambda _: None,
                 )
                 found = dataclasses.replace(result, link_bytes_per_second=link).as_json()
+                found["request"] = self._request()
                 name = f"{rate:g}-by-{calls:g}" if rate else "unlimited"
                 (self.folder / f"swap-{name}.json").write_text(json.dumps(found))
                 names = (
@@ -94,6 +95,16 @@ class WithSwaps(measurement.TableBench):
                 )
                 say(f"swaps, {name}: {json.dumps({k: found[k] for k in names})}")
             yield run
+
+    def _request(self) -> dict[str, Any]:
+        """What swaps were measured with."""
+        engines = self._engines
+        return {
+            "model": engines.model.name,
+            "options": " ".join(engines.arguments),
+            "slots of a layer": self._slots,
+            "share of experts in slots": self.ratio,
+        }
 
 
 def rate_of(text: str) -> tuple[float | None, float]:

@@ -278,6 +278,16 @@ def test_json_has_every_run_and_the_whole_permutations(report):
     assert np.array(value["ranks"][SHIFTING]).shape == (16, 3, 32)
 
 
+def test_a_check_with_everything_in_slots_is_compared_with_the_one_cell_of_that_row():
+    """Which is of the first column, whichever that is."""
+    columns = ("random", "uniform")
+    cells = planned((STATIONARY,), (0.0, 1.0), columns, 3)
+    results = {cell: measured(20.5 if cell.check else 20.0) for cell in cells}
+    routings = {STATIONARY: zipf_routing(STATIONARY, SIZES, 0)}
+    report = Report({}, (STATIONARY,), (0.0, 1.0), columns, results, routings, 3)
+    assert report.as_json()["checks"] == [{"ratio": 1.0, "table": 20.0, "alone": 20.5}]
+
+
 def test_the_plot_has_a_line_for_each_column_of_each_table(report):
     """Well-formed, and points are where the figures are."""
     root = ET.fromstring(table_svg(report))  # noqa: S314 - our own

@@ -105,7 +105,9 @@ def test_one_rank_leaves_cores_to_the_pool():
         (32, float("inf"), 28),
         (4, float("inf"), 3),
         (2, 2.0, 1),
-        (16, 5.5, 3),
+        (16, 5.5, 4),
+        (64, 8.0, 7),
+        (64, 0.5, 1),
         (9, float("inf"), 8),
     ],
 )

@@ -57,9 +57,9 @@ def pool_cores(
 ) -> PoolCores:
     """Threads and cores of one rank's pool: all allowed cores are divided among the ranks.
 
-    Beside a GPU an eighth of the cores, one at least for each rank, is left to the engine's own
-    processes: schedulers launch steps all the time, and a pool thread that shares the core of one
-    holds up a layer.
+    Beside a GPU an eighth of the cores, or of as many as the quota feeds, one at least for each
+    rank, is left to the engine's own processes: schedulers launch steps all the time, and a pool
+    thread that shares the core of one holds up a layer.
 
     Args:
         limit: Threads of all ranks that were asked for, or None.
@@ -71,9 +71,8 @@ def pool_cores(
             nobody knows.
     """
     if gpu and limit is None:
-        cores = len(cores_allowed())
-        left = max(world_size, cores // _LEFT_TO_ENGINE)
-        limit = max(world_size, int(min(cores, quota)) - left)
+        fed = int(min(len(cores_allowed()), quota))
+        limit = max(world_size, fed - max(world_size, fed // _LEFT_TO_ENGINE))
     if world_size == 1:
         return PoolCores(limit or 0)
     # As cores of a node stand together, so do ranks.

@@ -44,9 +44,11 @@ class Streams:
     cpu_share: bool = False
 
     @classmethod
-    def of(cls, spec: EngineSpec, threshold: int) -> Streams:
-        """As the engine was started."""
-        return cls(threshold, spec.prefill_buffer_bytes, spec.prefill_cpu_share)
+    def of(cls, spec: EngineSpec) -> Streams | None:
+        """As the engine was started; None: long prefills are computed like others."""
+        if spec.prefill_threshold is None:
+            return None
+        return cls(spec.prefill_threshold, spec.prefill_buffer_bytes, spec.prefill_cpu_share)
 
 
 class CudaSide:
@@ -66,6 +68,7 @@ class CudaSide:
         streams: Takes long prefills; None: they go to the pool like the others.
         errors: The words of all ranks; None: this is the only one.
         rank: Which one this is.
+        give_up_s: Seconds after which a pool whose heart stands still is given up.
 
     Attributes:
         channel: The way to the pool.
@@ -87,6 +90,7 @@ class CudaSide:
         streams: Streams | None = None,
         errors: ErrorWords | None = None,
         rank: int = 0,
+        give_up_s: float = 2.0,
     ) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
         total = torch.cuda.get_device_properties(self.device).total_memory
@@ -98,6 +102,7 @@ class CudaSide:
             hidden=hidden,
             max_tokens=self.max_rows,
             top_k=top_k,
+            give_up_s=give_up_s,
             told=None if errors is None else errors.address(rank),
         )
         self.num_tokens = torch.zeros(1, dtype=torch.int32, device=self.device)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ktd.enginespec import PROCESS_ENDED, EngineSpec, read_failure, report_failure
+from ktd.version import untried_on_gpus
 
 LIFELINE_VARIABLE = "KTD_LIFELINE_FD"
 _WARM_UP_SECONDS = 600.0
@@ -127,6 +128,8 @@ class EngineHost:
             return
         from ktd.cuda import error_words
 
+        if note := untried_on_gpus(distribution_version("sglang")):
+            logger.warning("SGLang is %s.", note)
         first, step = server_args.base_gpu_id, server_args.gpu_id_step
         gpus = range(first, first + ranks * step, step)
         os.environ.update(cores.gpu_core_environment(gpus))

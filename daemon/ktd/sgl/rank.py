@@ -157,7 +157,6 @@ class Rank:
         from ktd.sgl.cuda_side import CudaSide, Streams
 
         errors = None
-        threshold = self.spec.prefill_threshold
         try:
             if self.world_size > 1:
                 path = error_words.path_of(Path(self.spec.runtime_dir))
@@ -168,9 +167,10 @@ class Rank:
                 hidden=hidden,
                 top_k=self.spec.experts_per_token,
                 chunk=self._chunk,
-                streams=(None if threshold is None else Streams.of(self.spec, threshold)),
+                streams=Streams.of(self.spec),
                 errors=errors,
                 rank=self.rank,
+                give_up_s=self.spec.silence_s,
             )
         except CudaFailed as error:
             raise self.refuse("model", f"{error}") from error

@@ -93,10 +93,15 @@ class Report:
         """Ratio, the cell, and the same on an engine that was started at that ratio."""
         pairs = []
         for cell, alone in self.results.items():
-            inside = self.results.get(Cell(cell.kind, cell.ratio, cell.column))
-            if cell.check and inside is not None:
+            if cell.check and (inside := self._inside(cell)) is not None:
                 pairs.append((cell.ratio, inside, alone))
         return sorted(pairs, key=lambda pair: pair[0])
+
+    def _inside(self, check: Cell) -> Measured | None:
+        """The cell of the table that a check is compared with."""
+        if check.ratio in SAME:
+            return self.row(check.kind, check.ratio)[0]
+        return self.results.get(Cell(check.kind, check.ratio, check.column))
 
     def check_lines(self) -> list[str]:
         """One for each check."""

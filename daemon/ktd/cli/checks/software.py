@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import platform
-import re
 import sys
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from ktd.cli.checks.finding import Finding, Level
-from ktd.version import __version__
+from ktd.version import __version__, release_numbers, untried_on_gpus
 
 _OLDEST_PYTHON = (3, 11)
 _OLDEST_SGLANG = (0, 5, 17)
-# Releases that ktd has run on GPUs with: docs/results/gpu-engine.md. What it uses of others is
-# compared without one (tests/sgl/test_*contract.py).
-_ON_GPUS = ((0, 5, 17),)
 _INSTALL_ENGINE = "pip install 'ktd[engine]'"
 _PLUGIN_GROUPS = ("sglang.srt.plugins", "sglang.srt.platforms")
 
@@ -56,13 +52,10 @@ def _sglang(*, gpu: bool) -> Finding:
     if found is None:
         text = "not installed: this host can be a client, not a server"
         return Finding("software", "SGLang", Level.PROBLEM, text, _INSTALL_ENGINE, data)
-    numbers = tuple(int(n) for n in re.findall(r"\d+", found)[:3])
-    if numbers < _OLDEST_SGLANG:
+    if release_numbers(found) < _OLDEST_SGLANG:
         advice = f"0.5.17 or newer is needed: {_INSTALL_ENGINE}"
         return Finding("software", "SGLang", Level.PROBLEM, found, advice, data)
-    if gpu and numbers not in _ON_GPUS:
-        known = ", ".join(".".join(map(str, release)) for release in _ON_GPUS)
-        text = f"{found}, with which ktd was run on no GPU yet, but with {known}"
+    if gpu and (text := untried_on_gpus(found)):
         return Finding("software", "SGLang", Level.NOTE, text, data=data)
     return Finding("software", "SGLang", Level.OK, found, data=data)
 
