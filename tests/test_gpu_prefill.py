@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,32 @@ def test_everything_that_was_measured_is_printed_and_kept(figures):
     kept = make().as_json()
     assert kept["first_token_seconds"]["streamed"] == [0.27, 0.28, 0.29]
     assert len(kept["bounds"]) == 3
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_server_that_comes_after_another_has_failed_ends_too(monkeypatch, together):
+    """And one that has not begun to start does not."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    prefill = importlib.import_module("prefill")
+    begun, ended, other = [], [], threading.Event()
+
+    @contextlib.contextmanager
+    def server(_model, arguments):
+        begun.append(arguments)
+        if arguments == "bad":
+            assert not together or other.wait(10)
+            raise RuntimeError("it does not start")
+        other.set()
+        time.sleep(0.3)
+        yield arguments
+        ended.append(arguments)
+
+    monkeypatch.setattr(prefill, "ktd_server", server)
+    options = {"first": "bad", "second": "slow"}
+    with (
+        pytest.raises(RuntimeError, match="does not start"),
+        prefill.started(Path("m"), options, together=together),
+    ):
+        pass
+    assert ended == (["slow"] if together else [])
+    assert sorted(begun) == ["bad", *ended]

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +75,16 @@ def started(
     """All servers; they end when the context is left."""
     stacks = [contextlib.ExitStack() for _ in options]
     with ThreadPoolExecutor(len(stacks) if together else 1) as pool:
+        starts = [
+            pool.submit(stack.enter_context, ktd_server(model, arguments))
+            for stack, arguments in zip(stacks, options.values(), strict=True)
+        ]
         try:
-            servers = list(
-                pool.map(
-                    lambda stack, arguments: stack.enter_context(ktd_server(model, arguments)),
-                    stacks,
-                    options.values(),
-                )
-            )
-            yield dict(zip(options, servers, strict=True))
+            yield {name: start.result() for name, start in zip(options, starts, strict=True)}
         finally:
+            for start in starts:
+                start.cancel()
+            wait(starts)  # one that comes after another has failed ends too
             list(pool.map(lambda stack: stack.close(), stacks))
 
 
