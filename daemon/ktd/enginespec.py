@@ -22,7 +22,6 @@ PROCESS_ENDED = "a process of SGLang ended while it served; its log says why"
 # Kinds of host memory that experts can be in.
 COPY = "copy"
 MMAP = "mmap"
-_SILENCE_S, _SILENCE_MMAP_S = 2.0, 20.0
 
 # Of the buffer that long prefills stream through, unless a start says otherwise.
 PREFILL_BUFFER_BYTES = 4 << 30
@@ -106,14 +105,6 @@ class EngineSpec:
     def http_socket(self) -> Path:
         """Unix socket of SGLang's own OpenAI app."""
         return Path(self.runtime_dir) / "http.sock"
-
-    @property
-    def silence_s(self) -> float:
-        """Seconds after which a pool beside a GPU is given up whose heart stands still.
-
-        Experts in the page cache may have to come from a disk, and then from a slow one.
-        """
-        return _SILENCE_MMAP_S if self.host_memory == MMAP else _SILENCE_S
 
     def has_cpu_path(self, position: int) -> bool:
         """Whether experts of an MoE layer can be on the CPU: not all have slots, or can lose them.

@@ -29,8 +29,8 @@ LENGTH = 48
 # A swap of most slots takes seconds, so that a step can fail in the middle of one.
 RATE = "3000000"
 LIVES = frozenset({placement_pb2.SWAP_STATE_STAGING, placement_pb2.SWAP_STATE_COMMITTING})
-# On a GPU a whole swap is one batch.
-LATER = 1 if on_gpu() else 2
+# Of the batches of a swap, or of the copies into slots: behind one that is done.
+LATER = 2
 # On GPUs a rank may be the first to see that another one has no answer.
 OR_SEEN_BY_ANOTHER = "|has no answer for a layer" if on_gpu() else ""
 # Longer than any failure may go unnoticed, and a roll-back takes.

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ktd.enginespec import MMAP, Bench, EngineSpec
+from ktd.enginespec import Bench, EngineSpec
 
 SPEC = EngineSpec(
     engine_id="e",
@@ -20,11 +20,6 @@ SPEC = EngineSpec(
     initial=((), (), (), ()),
     deferred_experts=2,
 )
-
-
-def test_a_pool_that_reads_from_a_disk_is_waited_for_longer():
-    assert SPEC.silence_s == 2
-    assert replace(SPEC, host_memory=MMAP).silence_s == 20
 
 
 def test_a_layer_whose_every_expert_has_a_slot_has_no_path_to_the_cpu():

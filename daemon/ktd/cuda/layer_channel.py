@@ -31,6 +31,8 @@ _BLOCKS_PER_PROCESSOR = 4
 _REQUEST_OFFSET = 16  # of x, ids, weights and out in csrc/mailbox.h's Mailbox
 _HIDDEN_OFFSET = 52
 _NANOSECONDS = 1_000_000_000
+# Between two beats of a pool's heart lies a worker's part of one expert, or the wait for others'.
+GIVE_UP_S = 2.0
 
 
 class ChannelError(IntEnum):
@@ -109,7 +111,7 @@ class LayerChannel:
         hidden: int,
         max_tokens: int,
         top_k: int,
-        give_up_s: float = 2.0,
+        give_up_s: float = GIVE_UP_S,
         limit_s: float | None = None,
         always: bool = False,
         told: int | None = None,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ktd.cuda.error_words import ErrorWords
-from ktd.cuda.layer_channel import ChannelError, DeviceLayer, LayerChannel
+from ktd.cuda.layer_channel import GIVE_UP_S, ChannelError, DeviceLayer, LayerChannel
 from ktd.cuda.streams import has_passed, new_event, new_stream
 from ktd.enginespec import EngineSpec
 from ktd.errors import CudaFailed
@@ -31,6 +31,8 @@ from ktd.sgl.scratch_expert import ScratchExpert
 # Rows of a step beyond a chunk of prefill: with mixed batches each running request adds one.
 _MIXED_ROWS = 1024
 _ANSWER_BYTES = 4  # float32
+# As long as a pool is waited for without a GPU (pool_watch.py), where the disk may be slow too.
+_GIVE_UP_DISK_S = 20.0
 # SGLang's own choices for the largest chunk, where nobody gave one: by the GPU's memory.
 _CHUNK, _LARGE_CHUNK, _LARGE_GPU = 8192, 16384, 160_000 << 20
 
@@ -68,7 +70,7 @@ class CudaSide:
         streams: Takes long prefills; None: they go to the pool like the others.
         errors: The words of all ranks; None: this is the only one.
         rank: Which one this is.
-        give_up_s: Seconds after which a pool whose heart stands still is given up.
+        from_disk: Experts may have to come from a disk, for which a pool is waited for longer.
 
     Attributes:
         channel: The way to the pool.
@@ -90,7 +92,7 @@ class CudaSide:
         streams: Streams | None = None,
         errors: ErrorWords | None = None,
         rank: int = 0,
-        give_up_s: float = 2.0,
+        from_disk: bool = False,
     ) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
         total = torch.cuda.get_device_properties(self.device).total_memory
@@ -102,7 +104,7 @@ class CudaSide:
             hidden=hidden,
             max_tokens=self.max_rows,
             top_k=top_k,
-            give_up_s=give_up_s,
+            give_up_s=_GIVE_UP_DISK_S if from_disk else GIVE_UP_S,
             told=None if errors is None else errors.address(rank),
         )
         self.num_tokens = torch.zeros(1, dtype=torch.int32, device=self.device)

@@ -170,7 +170,7 @@ class Rank:
                 streams=Streams.of(self.spec),
                 errors=errors,
                 rank=self.rank,
-                give_up_s=self.spec.silence_s,
+                from_disk=self.store.mapped,
             )
         except CudaFailed as error:
             raise self.refuse("model", f"{error}") from error
