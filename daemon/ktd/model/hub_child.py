@@ -126,8 +126,8 @@ def _cached(request: Request, error: Exception) -> str:
         offline = isinstance(error, OfflineModeIsEnabled)
         why = "HF_HUB_OFFLINE is set" if offline else f"it cannot be reached ({_line(error)})"
         raise Refused(
-            f"{request.repo_id} is not, or not completely, in the cache {request.cache}, and "
-            f"Hugging Face cannot be asked: {why}."
+            f"There is no folder {request.repo_id}; as a repository of Hugging Face it is not, or "
+            f"not completely, in the cache {request.cache}, and cannot be asked for: {why}."
         ) from error
 
 
