@@ -173,7 +173,9 @@ class Layer:
             SimpleNamespace(compute=self._compute, parameters=dict),
             has_slots=in_slots > 0,
             whole=ordered,
-            streamed=StreamedLayer(stream, place, self.side.streamed_layer(0, handle, table)),
+            streamed=StreamedLayer(
+                stream, place, in_slots, self.side.streamed_layer(0, handle, table)
+            ),
         )
         self.view = SimpleNamespace(**slots, local=in_slots)
 

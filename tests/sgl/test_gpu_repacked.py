@@ -117,6 +117,7 @@ class Hybrid:
             streamed = StreamedLayer(
                 self.side.stream,
                 place,
+                in_slots,
                 self.side.streamed_layer(0, handle, self.side.stream.table(place)),
             )
         self.step = CudaStep(

@@ -1,4 +1,4 @@
-"""Which stretches of a layer's experts are copied together, and from where."""
+"""Which experts of a layer long prefills copy to a GPU, and where a pass finds each of them."""
 
 from __future__ import annotations
 
@@ -26,20 +26,17 @@ MODEL = Path(__file__).parents[2] / "models/ktd-tiny"
 
 
 @pytest.mark.parametrize(
-    ("table", "expected"),
+    ("experts", "expected"),
     [
-        ([-1, -1, -1], [(0, 3, -1)]),
-        ([0, 1, 2], [(0, 3, 0)]),
-        ([2, 1, 0], [(0, 1, 2), (1, 2, 1), (2, 3, 0)]),
-        ([-1, 4, 5, -1, -1, 0], [(0, 1, -1), (1, 3, 4), (3, 5, -1), (5, 6, 0)]),
-        ([-1, -2, -2, -1, 3], [(0, 1, -1), (1, 3, -2), (3, 4, -1), (4, 5, 3)]),
-        ([3], [(0, 1, 3)]),
+        ([0, 1, 2], [(0, 3)]),
+        ([0, 2, 4], [(0, 1), (2, 1), (4, 1)]),
+        ([0, 3, 4, 8], [(0, 1), (3, 2), (8, 1)]),
+        ([3], [(3, 1)]),
         ([], []),
     ],
 )
-def test_experts_that_lie_together_are_one_copy(table, expected):
-    """In the host store neighbours do, in slots those whose slots follow each other."""
-    assert list(runs(table)) == expected
+def test_experts_that_lie_together_are_one_copy(experts, expected):
+    assert list(runs(experts)) == expected
 
 
 def layer_of(number: int, in_slots: list[int]) -> tuple[ExpertLayer, dict[str, torch.Tensor]]:
@@ -73,7 +70,7 @@ def counters(*counts: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("rows", [EXPERTS, 3, 1])
 def test_a_pass_sees_every_expert_of_every_layer(rows):
-    """Whatever is in slots, in pieces of any size, pass after pass, also after one broken off."""
+    """In a slot or in a piece of any size, pass after pass, also after one broken off."""
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU that torch can use")
     stream = stream_of(3, budget=2 * rows * 8)
@@ -81,13 +78,17 @@ def test_a_pass_sees_every_expert_of_every_layer(rows):
     places = [stream.add_layer(number, *layer) for number, layer in enumerate(layers)]
     for broken in (False, True, False, False):
         stream.begin(8, counters(*[[0] * EXPERTS] * 3))
-        for place, (_, host) in zip(places, layers, strict=True):
-            seen = torch.zeros(EXPERTS, 2)
+        for place, (layer, host) in zip(places, layers, strict=True):
+            where = torch.cat([layer.slots["w"].cpu(), torch.zeros(EXPERTS, 2)])
+            assert stream.slots_compute(place) == (place > 0)
+            assert stream.pieces_of(place) == -(
+                -(EXPERTS - len(set(layer.mapped()) - {-1})) // rows
+            )
             for _ in range(stream.pieces_of(place)):
                 with stream.next_piece(place) as piece:
                     part = piece.tensors["w"][: piece.count].cpu()
-                    seen[piece.first : piece.first + piece.count] = part
-            assert torch.equal(seen, host["w"])
+                    where[piece.first : piece.first + piece.count] = part
+            assert torch.equal(where[stream.table(place).cpu()], host["w"])
             if broken:
                 break
 
@@ -105,15 +106,13 @@ def test_the_coldest_experts_without_a_slot_go_to_the_cpu():
     counts = [0, 9, 1, 0, 8, 7, 6]
     stream.begin(1000, counters(counts))
     with stream.next_piece(place) as piece:
-        table = stream.table(place).tolist()
-        assert table == [0, 1, -1, 3, 4, 5, 6]
-        copied = piece.tensors["w"].cpu()
+        assert stream.table(place).tolist() == [0, 3, -1, 1, 4, 5, 6]
+        copied = piece.tensors["w"][: piece.count].cpu()
     host = torch.arange(EXPERTS * 2, dtype=torch.float32).view(EXPERTS, 2)
-    kept = [0, 1, 3, 4, 5, 6]
-    assert torch.equal(copied[kept], host[kept])
+    assert torch.equal(copied, host[[1, 4, 5, 6]])
     stream.begin(1000, counters(counts[::-1]))
     with stream.next_piece(place):
-        assert stream.table(place).tolist() == [0, 1, 2, 3, 4, 5, -1]
+        assert stream.table(place).tolist() == [0, 3, 4, 1, 5, 6, -1]
 
 
 def test_layers_out_of_turn_are_refused():

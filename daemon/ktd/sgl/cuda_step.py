@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,25 +124,36 @@ class CudaStep:
     def _stream(
         self, layer: nn.Module, dispatch_output: Any, streamed: StreamedLayer
     ) -> torch.Tensor:
-        experts, weights = self._split(streamed.device, dispatch_output, None)
-        stream, place = streamed.stream, streamed.place
-        clock = stream.clock
+        ids, weights = self._split(streamed.device, dispatch_output, None)
+        clock = streamed.stream.clock
         if clock is not None:
             clock.published()
-        if stream.pieces_of(place) == 1:
-            with stream.next_piece(place) as piece:
-                out = self._piece(layer, dispatch_output, piece, experts, weights)
-        else:
-            total = torch.zeros(
-                dispatch_output.hidden_states.shape, dtype=torch.float32, device=experts.device
-            )
-            for _ in range(stream.pieces_of(place)):
-                with stream.next_piece(place) as piece:
-                    rows = _within(experts, piece)
-                    total += self._piece(layer, dispatch_output, piece, rows, weights)
-            out = total.to(dispatch_output.hidden_states.dtype)
-        self._side.channel.collect(out, answered=None if clock is None else clock.answered())
+        total: torch.Tensor | None = None
+        for part in self._parts_of_stream(layer, dispatch_output, streamed, ids, weights):
+            total = part if total is None else total.float().add_(part)
+        hidden_states = dispatch_output.hidden_states
+        out = torch.empty_like(hidden_states) if total is None else total.to(hidden_states.dtype)
+        self._side.channel.collect(
+            out, add=total is not None, answered=None if clock is None else clock.answered()
+        )
         return out
+
+    def _parts_of_stream(
+        self,
+        layer: nn.Module,
+        dispatch_output: Any,
+        streamed: StreamedLayer,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> Iterator[torch.Tensor]:
+        """bf16 ``[tokens, hidden]`` of the slots, which wait for no copy, and of each piece."""
+        stream, place = streamed.stream, streamed.place
+        if stream.slots_compute(place):
+            slots = torch.where(ids < streamed.num_slots, ids, -1)
+            yield self._slots.compute(layer, dispatch_output, slots, weights)
+        for _ in range(stream.pieces_of(place)):
+            with stream.next_piece(place) as piece:
+                yield self._piece(layer, dispatch_output, piece, _within(ids, piece), weights)
 
     def _piece(
         self,
@@ -163,11 +174,13 @@ class StreamedLayer:
     Attributes:
         stream: The rank's.
         place: The layer's in it.
-        device: Its tables for such steps: the slot of an expert is its id, or the CPU has it.
+        num_slots: Of it: ids below are slots, and those from it on come through the stream.
+        device: Its tables for such steps.
     """
 
     stream: PrefillStream
     place: int
+    num_slots: int
     device: DeviceLayer
 
 
@@ -182,9 +195,9 @@ class WithParameters:
         return getattr(self.__dict__["_layer"], name)
 
 
-def _within(experts: torch.Tensor, piece: Piece) -> torch.Tensor:
+def _within(ids: torch.Tensor, piece: Piece) -> torch.Tensor:
     """Ids as rows of a piece, -1 for those that are not in it."""
-    rows = experts - piece.first
+    rows = ids - piece.first
     return torch.where((rows >= 0) & (rows < piece.count), rows, -1)
 
 

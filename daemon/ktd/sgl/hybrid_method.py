@@ -240,9 +240,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
             if side.stream is not None and self._slots.streams:
                 place = side.stream.add_layer(self._position, self._layer, _in_one_piece(tensors))
                 table = side.stream.table(place)
-                streamed = StreamedLayer(
-                    side.stream, place, side.streamed_layer(self._position, handle, table)
-                )
+                device = side.streamed_layer(self._position, handle, table)
+                streamed = StreamedLayer(side.stream, place, self._num_slots, device)
         return CudaStep(
             side,
             self._position,

@@ -1,11 +1,10 @@
 """Long prefills on a GPU: a layer's experts pass through a double buffer at the link's speed.
 
-From some number of tokens on, bringing all of a layer's experts to the GPU takes less time than
-computing them on the CPU. The copies follow a fixed order, layer by layer, and know nothing of the
-routing, so those of the next layer run while this one is computed. An expert that has a slot comes
-from there, the others from the host store, but for a share, the least used, that the CPU computes
-meanwhile (prefill_share.py). No slot changes, and nothing remains in the buffer that a later step
-relies on.
+From some number of tokens on, bringing to the GPU what a layer has in no slot takes less time than
+computing it on the CPU. The copies follow a fixed order, layer by layer, and know nothing of the
+routing, so those of the next layer run while this one is computed. Experts with a slot are used
+there, and a share of the others, the least used, may be the CPU's (prefill_share.py). No slot
+changes, and nothing remains in the buffer that a later step relies on.
 """
 
 from __future__ import annotations
@@ -15,26 +14,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
 import torch
 
 from ktd.cuda.driver import copy_async
 from ktd.cuda.streams import new_event, new_stream
-from ktd.sgl.expert_layer import EMPTY, ExpertLayer
+from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.prefill_clock import PrefillClock
 from ktd.sgl.prefill_division import PrefillDivision
 from ktd.sgl.prefill_share import PrefillShare
 
 _BUFFERS = 2
-_ON_CPU = -2  # in the place of a slot: not copied
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Experts ``[first, first + count)`` of a layer in one half of the buffer.
+    """Some of a layer's experts, in one half of the buffer.
 
     Attributes:
-        tensors: ``[C, …]`` by parameter name; expert ``first + i`` in row i.
+        first: What :meth:`PrefillStream.table` has for the first of them; the others follow.
+        count: Of them.
+        tensors: ``[C, …]`` by parameter name; the first in row 0.
     """
 
     first: int
@@ -133,8 +132,12 @@ class PrefillStream:
         return len(self._layers) - 1
 
     def table(self, place: int) -> torch.Tensor:
-        """int32 ``[E]`` on the device: an expert's id, or -1 if the CPU has it in this pass."""
+        """As :meth:`PrefillDivision.table` of a layer."""
         return self._division.table(self._positions[place])
+
+    def slots_compute(self, place: int) -> bool:
+        """Whether a layer has experts in slots in this pass."""
+        return self._division.in_slots(self._positions[place])
 
     def _reserve(self, host: Mapping[str, torch.Tensor]) -> None:
         num_experts = next(iter(host.values())).shape[0]
@@ -166,21 +169,19 @@ class PrefillStream:
             counters: int64 ``[kinds, MoE layers, E, tiers]`` in host memory: how often experts were
                 chosen so far.
         """
+        share = None
         if self.clock is not None:
             self.clock.look()
-            experts = self._division.divide(
-                self._positions,
-                self._layers,
-                counters,
-                partial(self.clock.share.experts, tokens),
-            )
+            share = partial(self.clock.share.experts, tokens)
+        experts = self._division.divide(self._positions, self._layers, counters, share)
+        if self.clock is not None:
             self.clock.begin(tokens, len(self._layers), experts)
         # What an earlier pass left unused has nobody waiting for it.
         self._ahead.clear()
         self._planned = (
             (place, first)
-            for place, layer in enumerate(self._layers)
-            for first in range(0, layer.num_experts, self._rows)
+            for place, position in enumerate(self._positions)
+            for first in range(0, len(self._division.streamed(position)), self._rows)
         )
         for half in self._halves:
             half.free.record(torch.cuda.current_stream(self._device))
@@ -188,8 +189,8 @@ class PrefillStream:
             self._fill_next()
 
     def pieces_of(self, place: int) -> int:
-        """In how many pieces a layer passes."""
-        return -(-self._layers[place].num_experts // self._rows)
+        """In how many pieces what a layer has in no slot passes; 0: there is nothing."""
+        return -(-len(self._division.streamed(self._positions[place])) // self._rows)
 
     @contextmanager
     def next_piece(self, place: int) -> Iterator[Piece]:
@@ -214,63 +215,48 @@ class PrefillStream:
         place, first = planned
         half = self._halves[self._turn]
         self._turn = (self._turn + 1) % _BUFFERS
-        layer = self._layers[place]
-        piece = Piece(first, min(self._rows, layer.num_experts - first), half.tensors)
+        experts = self._division.streamed(self._positions[place])[first : first + self._rows]
+        piece = Piece(self._layers[place].num_slots + first, len(experts), half.tensors)
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(half.free)
             if self.clock is not None:
                 self.clock.copying()
-            copied = self._copy(layer, self._host[place], piece, self._positions[place])
+            self._copy(self._host[place], experts, half.tensors)
             if self.clock is not None:
-                self.clock.copied(copied)
+                self.clock.copied(len(experts))
             half.filled.record(self._stream)
         self._ahead.append((place, piece, half))
 
     def _copy(
         self,
-        layer: ExpertLayer,
         host: Mapping[str, torch.Tensor],
-        piece: Piece,
-        position: int,
-    ) -> int:
-        """Returns how many experts come from the host store."""
-        stream = self._stream.cuda_stream
-        part = slice(piece.first, piece.first + piece.count)
-        on_cpu = self._division.on_cpu(position)[part]
-        table: list[int] = np.where(on_cpu, _ON_CPU, layer.table[part].numpy()).tolist()
-        copied = 0
-        for start, end, slot in runs(table):
-            if slot == _ON_CPU:
-                continue
-            copied += end - start if slot == EMPTY else 0
-            for name, buffer in piece.tensors.items():
-                if slot == EMPTY:
-                    source = host[name][piece.first + start : piece.first + end]
-                else:
-                    source = layer.slots[name][slot : slot + end - start]
+        experts: Sequence[int],
+        buffer: Mapping[str, torch.Tensor],
+    ) -> None:
+        row = 0
+        for first, count in runs(experts):
+            for name, tensor in buffer.items():
+                source = host[name][first : first + count]
                 copy_async(
-                    buffer[start].data_ptr(),
+                    tensor[row].data_ptr(),
                     source.data_ptr(),
                     source.numel() * source.element_size(),
-                    stream,
+                    self._stream.cuda_stream,
                 )
-        return copied
+            row += count
 
 
-def runs(table: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Stretches ``[start, end)`` of experts that lie together: in the host store, or in slots.
+def runs(experts: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Stretches of experts that lie together in the host store.
 
     Args:
-        table: Slot of each expert, or a negative number that says where else it is.
+        experts: Ascending.
 
     Yields:
-        Start, end, and the entry of the first.
+        The first, and how many.
     """
     start = 0
-    for end in range(1, len(table) + 1):
-        if end < len(table):
-            follows = table[start] if table[start] < 0 else table[end - 1] + 1
-            if table[end] == follows:
-                continue
-        yield start, end, table[start]
-        start = end
+    for end in range(1, len(experts) + 1):
+        if end == len(experts) or experts[end] != experts[end - 1] + 1:
+            yield experts[start], end - start
+            start = end
