@@ -1,12 +1,14 @@
 """Measures how fast long prompts are read, against what CPU and link could do side by side.
 
-    engine.sh run python3 scripts/gpu_host/prefill.py FOLDER [--layers 12] [option of ktd serve ...]
+    engine.sh run python3 scripts/gpu_host/prefill.py FOLDER [--layers 12] [--begin-after FILE]
+        [option of ktd serve ...]
 
 Four servers of one model of Qwen3-30B-A3B's shape, BF16, generated weights, a tenth of its experts
 in slots, all started together and asked in turn, each time with another prompt: the CPU computes
 what is in no slot; it is streamed; it is streamed with a share for the CPU; and all experts in
 slots, for the time of everything else. In the same run: the link, DRAM, and SGLang's expert kernels
-alone. Leaves prefill.json and each server's log in FOLDER. Three minutes on 16 cores.
+alone. Leaves prefill.json and each server's log in FOLDER. Three minutes on 16 cores. With
+--begin-after the servers start at once, and all is measured when there is such a file.
 
 The aim is the smaller of (a) the CPU's rate and the link's, added, and (b) that at which DRAM gives
 the experts that have no slot, each by the tokens of a prompt.
@@ -123,21 +125,36 @@ def kernel_seconds(model: Path, tokens: int) -> float | None:
 
 
 def read_prompts(
-    servers: dict[str, RunningServer], prompts: Callable[[], list[int]], *, runs: int, until: float
+    servers: dict[str, RunningServer],
+    prompts: Callable[[], list[int]],
+    *,
+    runs: int,
+    seconds: float,
 ) -> dict[str, list[float]]:
     """Seconds to the first token of ``runs`` prompts for each server, or fewer if time is over."""
+    until = time.monotonic() + seconds
     for name, server in servers.items():
         for _ in range(_LEARNING if name == "share" else 2):
             first = timed_completion(server.endpoint, prompts(), 1).first
         say(f"{name}: warm, {first:.3f} s")
-    seconds: dict[str, list[float]] = {name: [] for name in servers}
+    found: dict[str, list[float]] = {name: [] for name in servers}
     for run in range(runs):
-        if run and time.monotonic() - _BEGAN > until:
+        if run and time.monotonic() > until:
             say(f"no time for more than {run} of {runs} runs")
             break
         for name, server in servers.items():
-            seconds[name].append(timed_completion(server.endpoint, prompts(), 1).first)
-    return seconds
+            found[name].append(timed_completion(server.endpoint, prompts(), 1).first)
+    return found
+
+
+def ceilings() -> tuple[float | None, float]:
+    """Bytes a second from host to device, None without a GPU, and of a loop that reads DRAM."""
+    link = link_bytes_per_second()
+    host = HostCeilings(_READ_BYTES)
+    host.sweep(lambda _: None)
+    dram = host.table.dram[host.table.threads]
+    say(f"link {0 if link is None else link / 1e9:.1f} GB/s, DRAM {dram / 1e9:.1f} GB/s")
+    return link, dram
 
 
 def divisions(log: str) -> list[str]:
@@ -155,7 +172,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--ratio", default="0.1")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=170.0, help="no run begins later")
+    parser.add_argument("--seconds", type=float, default=60.0, help="after which no run begins")
+    parser.add_argument("--begin-after", type=Path, metavar="FILE")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     args, rest = parser.parse_known_args(words)
     gpu = args.device == "cuda"
@@ -166,11 +184,6 @@ def main(words: Sequence[str] | None = None) -> int:
         subprocess.run([*make, "--layers", args.layers, "--experts", "generated", str(model)],
                        check=True, stdout=subprocess.DEVNULL)  # fmt: skip
     facts = read_facts(model, device="cpu")
-    link = link_bytes_per_second()
-    host = HostCeilings(_READ_BYTES)
-    host.sweep(lambda _: None)
-    dram = host.table.dram[host.table.threads]
-    say(f"link {0 if link is None else link / 1e9:.1f} GB/s, DRAM {dram / 1e9:.1f} GB/s")
     common = (
         *("--device", args.device, *(_GPU_ARGUMENTS if gpu else ())),
         *("--chunked-prefill-size", str(args.tokens), "--max-total-tokens", str(5 * args.tokens)),
@@ -180,9 +193,12 @@ def main(words: Sequence[str] | None = None) -> int:
     prompts = Prompts.of_model(model, seed=0)
     with started(model, options, together=gpu) as servers:
         say(f"serving: {', '.join(servers)}")
+        while args.begin_after is not None and not args.begin_after.exists():
+            time.sleep(0.2)
+        link, dram = ceilings()
         absent = absent_experts(servers["cpu"])
         seconds = read_prompts(
-            servers, lambda: prompts.tokens(args.tokens), runs=args.runs, until=args.seconds
+            servers, lambda: prompts.tokens(args.tokens), runs=args.runs, seconds=args.seconds
         )
         kernels = kernel_seconds(model, args.tokens) if gpu else None
         logs = {
