@@ -169,6 +169,8 @@ class PrefillStream:
             counters: int64 ``[kinds, MoE layers, E, tiers]`` in host memory: how often experts were
                 chosen so far.
         """
+        if not self._layers:  # every expert of every layer has a slot
+            return
         share = None
         if self.clock is not None:
             self.clock.look()
