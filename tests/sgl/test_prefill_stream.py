@@ -115,6 +115,15 @@ def test_the_coldest_experts_without_a_slot_go_to_the_cpu():
         assert stream.table(place).tolist() == [0, 3, 4, 1, 5, 6, -1]
 
 
+def test_nothing_streams_where_every_expert_of_every_layer_has_a_slot(monkeypatch):
+    """Then no layer was added, and a long prefill is one like others."""
+    monkeypatch.setattr(prefill_stream, "new_stream", lambda _: None)
+    device = torch.device("cpu")
+    stream = PrefillStream(device, 1, 1 << 20, PrefillDivision(device, 2, EXPERTS))
+    stream.begin(8, counters(*[[0] * EXPERTS] * 2))
+    assert stream.num_bytes == 0
+
+
 def test_layers_out_of_turn_are_refused():
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU that torch can use")
