@@ -20,7 +20,7 @@ from tests.acceptance.reference import TEXTS
 from tests.device import on_gpu
 from tests.faults.armed import Fault
 from tests.live import READY_SECONDS, ROOT, LiveDaemon
-from tests.skips import two_ranks
+from tests.skips import repeats, two_ranks
 
 pytestmark = pytest.mark.engine
 
@@ -72,10 +72,10 @@ class Outcome:
     streams: list
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(1, id="one-rank"), pytest.param(2, id="two-ranks", marks=two_ranks)],
-)
+ONE_RANK = pytest.param(1, id="one-rank")
+
+
+@pytest.fixture(scope="module", params=[ONE_RANK, pytest.param(2, id="two-ranks", marks=two_ranks)])
 def scene(request, reference, stock_url):
     ranks = request.param
     prompts = []
@@ -248,6 +248,15 @@ def test_a_step_of_a_swap_that_fails_is_taken_back(scene, point, nth, cause):
     assert outcome.restarts == 0
 
 
+# Two ranks come back from a swap that fails and from a death, each of which has another start.
+on_two_ranks_too = pytest.mark.parametrize(
+    "scene",
+    [ONE_RANK, pytest.param(2, id="two-ranks", marks=(two_ranks, *repeats))],
+    indirect=True,
+)
+
+
+@on_two_ranks_too
 def test_tables_that_do_not_reach_the_gpu_end_the_engine(scene):
     """Where experts are is not known any more, so nothing is computed by it."""
     fault = Fault("table-upload", rank=scene.ranks - 1)
@@ -265,6 +274,7 @@ def test_tables_that_do_not_reach_the_gpu_end_the_engine(scene):
     ],
     ids=["cpu-task", "pool-thread", "rank-death"],
 )
+@on_two_ranks_too
 def test_a_step_that_fails_ends_the_engine_and_not_the_service(scene, point, cause):
     """In the middle of a swap, which ends with it."""
     if point == "pool-thread" and scene.ranks > 1 and len(cores_allowed()) < 2 * scene.ranks:

@@ -27,7 +27,8 @@ def table(*more):
     # Where routing shifts, three runs are three stretches: each of the trace's phases once.
     command = [sys.executable, "-m", "ktd", "bench", "table", str(MODEL), "--json"]
     command += ["--trace", str(TRACE), "--batch", "2", "--runs", "3", "--tokens", "200"]
-    command += ["--learn", "1500", "--output-tokens", "200", *more]
+    command += ["--learn", "1500", "--output-tokens", "200"]
+    command += ["--settle-policy", "300", "--settle-seconds", "5", *more]
     done = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=500, check=False
     )

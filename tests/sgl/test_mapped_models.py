@@ -127,6 +127,7 @@ def test_a_file_that_is_cut_off_while_it_is_used_is_named(tmp_path):
     assert failure.message.startswith(f"{model}/model.safetensors became shorter, or its disk fail")
 
 
+@pytest.mark.soak
 def test_two_ranks_map_their_parts_of_one_file(tmp_path):
     """Rows of gate and up, columns of down, which are rows apart in the file."""
     engine = {"slots": 4, "in_slots": 3}
