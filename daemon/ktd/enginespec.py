@@ -61,9 +61,9 @@ class EngineSpec:
             less an eighth beside GPUs.
         isa: Kernel set to force, or None for the best one.
         swap_rate: Limit of copying into slots per rank, bytes per second, or None.
-        prefill_threshold: Tokens of a prefill from which a GPU computes all experts of a layer,
-            which stream through a buffer; None: never, and so wherever a GPU cannot read experts
-            from host memory by itself.
+        prefill_threshold: Tokens of a prefill from which a GPU computes all experts of a layer, of
+            which those without a slot stream through a buffer; None: never, and so wherever a GPU
+            cannot read experts from host memory by itself.
         prefill_cpu_share: Whether the CPU computes a share of those experts meanwhile.
         prefill_buffer_bytes: Of that buffer on each rank, at most.
         deferred_experts: Of a decoded token, so many that the CPU computes may be added a layer

@@ -248,15 +248,12 @@ def test_a_step_of_a_swap_that_fails_is_taken_back(scene, point, nth, cause):
     assert outcome.restarts == 0
 
 
-# Two ranks come back from a swap that fails and from a death, each of which has another start.
-on_two_ranks_too = pytest.mark.parametrize(
+# It costs two ranks another start; in the default run they have the tests before and after.
+@pytest.mark.parametrize(
     "scene",
     [ONE_RANK, pytest.param(2, id="two-ranks", marks=(two_ranks, *repeats))],
     indirect=True,
 )
-
-
-@on_two_ranks_too
 def test_tables_that_do_not_reach_the_gpu_end_the_engine(scene):
     """Where experts are is not known any more, so nothing is computed by it."""
     fault = Fault("table-upload", rank=scene.ranks - 1)
@@ -274,7 +271,6 @@ def test_tables_that_do_not_reach_the_gpu_end_the_engine(scene):
     ],
     ids=["cpu-task", "pool-thread", "rank-death"],
 )
-@on_two_ranks_too
 def test_a_step_that_fails_ends_the_engine_and_not_the_service(scene, point, cause):
     """In the middle of a swap, which ends with it."""
     if point == "pool-thread" and scene.ranks > 1 and len(cores_allowed()) < 2 * scene.ranks:

@@ -248,22 +248,24 @@ def test_a_split_layer_gives_what_the_runner_gives_alone(form, in_slots, runner)
 
 @pytest.mark.parametrize("share", [False, True], ids=["gpu-alone", "cpu-share"])
 @pytest.mark.parametrize("experts_at_once", [16, 5])
-@pytest.mark.parametrize("in_slots", [0, 6, 15])
+@pytest.mark.parametrize("in_slots", [0, 6, 15, 16])
 @pytest.mark.parametrize("form", VERBATIM)
 def test_a_streamed_layer_is_the_runner_alone(form, in_slots, experts_at_once, share, runner):
-    """In one piece or several, the least used on the CPU: as in a split layer."""
+    """Slots, one piece or several, and half of the rest on the CPU: as in a split layer."""
     size = sum(t[0].numel() * t.element_size() for t in weights_of(form, None).values())
     layer = Layer(form, in_slots, runner, buffer=2 * experts_at_once * size, share=share)
+    stream, absent = layer.side.stream, EXPERTS - in_slots
+    if share:
+        stream.clock.share.experts = lambda _tokens, absent: absent // 2
+    on_cpu = absent // 2 if share else 0
     for rows in (7, 700):
-        if share:
-            layer.says_the_cpu_is_fast(rows)
         dispatch = layer.batch(rows)
         found = layer.hybrid(dispatch, decode=False, threshold=1)
         wanted = layer.stock(dispatch)
         assert error(found, wanted) < TOLERANCES[form]
-        assert share or layer.on_cpu() == 0
-        # A single expert may be smaller than the answer.
-        assert layer.on_cpu() > 0 or not share or in_slots == 15
+        assert layer.on_cpu() == on_cpu
+        assert stream.pieces_of(0) == -(-(absent - on_cpu) // experts_at_once)
+        assert stream.slots_compute(0) == (in_slots > 0)
 
 
 def test_a_share_learns_and_follows_slots_that_move(runner):

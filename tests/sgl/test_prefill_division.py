@@ -20,11 +20,11 @@ def device_fixture(request):
     return torch.device(request.param)
 
 
-def layer(*in_slots):
+def layer(*in_slots, slots=SLOTS):
     table = torch.full((EXPERTS,), -1, dtype=torch.int32)
     for slot, expert in enumerate(in_slots):
         table[expert] = slot
-    return SimpleNamespace(table=table, num_slots=max(SLOTS, len(in_slots)))
+    return SimpleNamespace(table=table, num_slots=max(slots, len(in_slots)))
 
 
 def counters(counts):
@@ -68,6 +68,13 @@ def test_what_is_in_no_slot_passes_in_the_order_of_ids(device, in_slots, table):
     assert division.divide([0], [layer(*in_slots)], counters([[0] * EXPERTS]), None) == 0
     assert division.table(0).tolist() == table
     assert told(division, 0, layer(*in_slots)) == []
+
+
+def test_a_layer_without_slots_has_rows_from_0_on(device):
+    division, without = PrefillDivision(device, 1, EXPERTS), layer(slots=0)
+    assert division.divide([0], [without], counters([[5, 1, 5, 5, 5, 5]]), lambda _: 1) == 1
+    assert division.table(0).tolist() == [0, -1, 1, 2, 3, 4]
+    assert told(division, 0, without) == [1]
 
 
 def test_the_experts_chosen_least_are_the_cpus(device):

@@ -88,7 +88,9 @@ def test_a_pass_sees_every_expert_of_every_layer(rows):
                 with stream.next_piece(place) as piece:
                     part = piece.tensors["w"][: piece.count].cpu()
                     where[piece.first : piece.first + piece.count] = part
-            assert torch.equal(where[stream.table(place).cpu()], host["w"])
+            table = stream.table(place).cpu()
+            assert int(table.min()) >= 0
+            assert torch.equal(where[table], host["w"])
             if broken:
                 break
 

@@ -60,7 +60,8 @@ class DeviceLayer:
     Attributes:
         handle: The pool's; None if every expert is in a slot, then nothing is published and there
             is nothing to collect.
-        table: int32 ``[E]``: the slot that holds an expert, or -1.
+        table: int32 ``[E]``: the slot that holds an expert, or a step's own number for what else
+            computes it on the device; -1: the pool does.
         counters: int64 ``[E, 2]`` (slot, CPU), grown by one per pair.
         decode_counters: The same for rows that decode a token; None: these are counted alike.
         map_padding: Rows of padding get slots too, for a runner that does not skip -1.
@@ -194,7 +195,7 @@ class LayerChannel:
             first_decode_row: Rows from it on are counted as decoding; part of a captured graph.
 
         Returns:
-            int32 ``[T, K]``: the slot of each pair, -1 where none computes it.
+            int32 ``[T, K]``: of each pair what the table has, -1 also for what is nowhere.
 
         Raises:
             ValueError: An argument is not as described, or the batch is too large.

@@ -73,7 +73,7 @@ class PrefillStream:
         device: Where.
         threshold: Tokens of prefill from which a step is computed so.
         budget: Bytes of the buffer, both halves, at most: a layer with more comes in pieces.
-        division: Between the buffer and the CPU.
+        division: Between slots, the buffer and the CPU.
         help_: None: the CPU gets no share.
 
     Attributes:

@@ -7,7 +7,7 @@ struct Routing {
   const void* ids;       // Id [rows, top_k], -1: nothing
   const float* weights;  // [rows, top_k]
   const uint4* x;        // bf16 [rows, hidden]
-  const int* table;      // [num_experts]: the slot that computes an expert, or -1
+  const int* table;      // [num_experts]: the slot that computes an expert, or what else; -1: CPU
   const int* resident;   // the same as it is counted: not a slot for this step alone
   // [num_experts, 2] (slot, CPU), grown by one per pair: for rows before first_decode_row, and from
   // it on.
