@@ -172,7 +172,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--ratio", default="0.1")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=60.0, help="after which no run begins")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="from the first prompt; then no run begins"
+    )
     parser.add_argument("--begin-after", type=Path, metavar="FILE")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     args, rest = parser.parse_known_args(words)
