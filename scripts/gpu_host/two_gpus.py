@@ -9,7 +9,8 @@ say what the memory gives. Without MODEL one is generated: real shape, answers w
 With --same-memory FOLDER, a tmpfs (mounted with huge=always, as the stores' own memory has huge
 pages), both engines have their experts on the very same pages: a virtual host's memory need not be
 equally fast everywhere.
-Leaves two_gpus.json, two_gpus.md and the daemons' logs in FOLDER. Stops at the first failure.
+Leaves two_gpus.json, two_gpus.md and the daemons' logs in FOLDER. Stops at the first failure; exit
+status 1 as well if a bar is missed.
 KTD_TEST_DEVICE=cpu runs it without GPUs.
 """
 
@@ -336,7 +337,7 @@ def made_model(folder: Path, shape: str, layers: int | None) -> Path:
     return model
 
 
-def main() -> None:
+def main() -> int:
     """Measures, prints, writes."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=Path)
@@ -369,6 +370,7 @@ def main() -> None:
     text = report(loops, found, what)
     print(text)
     (args.folder / "two_gpus.md").write_text(text + "\n")
+    below = [streams for streams, measured in found.items() if measured.ratio().median < BAR]
     figures = {
         "host": about,
         "model": what,
@@ -376,12 +378,13 @@ def main() -> None:
         "shared_pages": args.pages,
         "decode": as_json(found),
         "bar": BAR,
-        "streams_below_bar": [n for n, of in found.items() if of.ratio().median < BAR],
+        "streams_below_bar": below,
         "median_loop": {name: statistics.median(rates) for name, rates in loops.items()},
     }
     (args.folder / "two_gpus.json").write_text(json.dumps(figures, indent=1) + "\n")
     say("- done")
+    return 1 if below else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

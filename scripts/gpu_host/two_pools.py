@@ -152,8 +152,8 @@ def shares() -> list[list[Share]]:
     return found
 
 
-def main() -> None:
-    """Measures and prints."""
+def main() -> int:
+    """Measures and prints; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--gib", type=float, default=13.5, help="of experts")
@@ -181,6 +181,7 @@ def main() -> None:
         print(f"{len(group)} process(es), {[share.cpus for share in group]}, {isa}", flush=True)
     rates: dict[int, dict[int, list[float]]] = {}
     last: dict[int, dict[int, list[dict[str, float]]]] = {}
+    missed = False
     for tokens in args.tokens:
         rates[tokens], last[tokens] = {ranks: [] for ranks in RANKS}, {}
         for number in range(args.rounds + 1):
@@ -193,16 +194,19 @@ def main() -> None:
                     rates[tokens][ranks].append(rate(calls))
         one, two = (rates[tokens][ranks] for ranks in RANKS)
         ratio = Summary.of([b / a for a, b in zip(one, two, strict=True)])
-        verdict = "reached" if ratio.median >= BAR else "MISSED"
+        reached = ratio.median >= BAR
+        missed |= not reached
         print(
             f"{tokens} token(s): one {statistics.median(one) / 1e9:.1f} GB/s, "
-            f"two {statistics.median(two) / 1e9:.1f}; {ratio.text(3)} of {BAR}: {verdict}",
+            f"two {statistics.median(two) / 1e9:.1f}; {ratio.text(3)} of {BAR}: "
+            f"{'reached' if reached else 'MISSED'}",
             flush=True,
         )
     if args.json:
         cpus = [[share.cpus for share in group] for group in shares()]
         args.json.write_text(json.dumps({"cpus": cpus, "rates": rates, "calls": last}) + "\n")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -239,7 +239,8 @@ async def test_client_finds_a_restarted_daemon_again(tmp_path):
 @pytest.mark.parametrize(
     ("environment", "uid", "system", "expected"),
     [
-        ({"KTD_SOCKET": "/x/y.sock"}, 0, False, "/x/y.sock"),
+        ({"KTD_SOCKET": "/x/y.sock", "KTD_RUNTIME_DIR": "/z"}, 0, False, "/x/y.sock"),
+        ({"KTD_RUNTIME_DIR": "/z"}, 0, True, "/z/ktd.sock"),
         ({}, 0, False, "{system}"),
         ({"XDG_RUNTIME_DIR": "/run/user/7"}, 7, False, "/run/user/7/ktd/ktd.sock"),
         ({"XDG_RUNTIME_DIR": "/run/user/7"}, 7, True, "{system}"),
@@ -248,7 +249,7 @@ async def test_client_finds_a_restarted_daemon_again(tmp_path):
     ],
 )
 def test_default_socket(tmp_path, environment, uid, system, expected):
-    """The variable, the system's daemon, then the user's own."""
+    """The variables, the system's daemon, then the user's own."""
     path = tmp_path / "ktd.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         if system:

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 VARIABLE = "KTD_SOCKET"
-SYSTEM_SOCKET = Path("/run/ktd/ktd.sock")
+# Of `ktd serve --runtime-dir`, where its socket is made unless that is named too.
+RUNTIME_VARIABLE = "KTD_RUNTIME_DIR"
+SOCKET_NAME = "ktd.sock"
+SYSTEM_SOCKET = Path("/run/ktd") / SOCKET_NAME
 
 
 def default_socket(
@@ -19,16 +22,19 @@ def default_socket(
     uid: int | None = None,
     system_socket: Path = SYSTEM_SOCKET,
 ) -> Path:
-    """``$KTD_SOCKET``; else ``/run/ktd/ktd.sock`` for root, or if it exists; else the user's own.
+    """``$KTD_SOCKET``; else ``$KTD_RUNTIME_DIR/ktd.sock``; else the system's; else the user's own.
 
+    The system's is ``/run/ktd/ktd.sock``: for root, and for whoever finds it there.
     The user's own is ``$XDG_RUNTIME_DIR/ktd/ktd.sock``, or ``/tmp/ktd-UID/ktd.sock`` without that
     variable. A daemon and its clients agree by asking this one function.
     """
     uid = os.getuid() if uid is None else uid
     if named := environment.get(VARIABLE):
         return Path(named)
+    if folder := environment.get(RUNTIME_VARIABLE):
+        return Path(folder) / SOCKET_NAME
     if uid == 0 or system_socket.is_socket():
         return system_socket
     if runtime := environment.get("XDG_RUNTIME_DIR"):
-        return Path(runtime) / "ktd" / "ktd.sock"
-    return Path(f"/tmp/ktd-{uid}/ktd.sock")  # noqa: S108  # the server checks who owns the folder
+        return Path(runtime) / "ktd" / SOCKET_NAME
+    return Path(f"/tmp/ktd-{uid}", SOCKET_NAME)  # noqa: S108  # the server checks who owns the folder
