@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 # Releases of SGLang that ktd has run on GPUs with: docs/results/gpu-engine.md. What it uses of
 # others is compared without one (tests/sgl/test_*contract.py).
-_ON_GPUS = ("0.5.17",)
+TRIED_ON_GPUS = ("0.5.17",)
 
 
 def release_numbers(text: str) -> tuple[int, ...]:
@@ -18,6 +18,6 @@ def release_numbers(text: str) -> tuple[int, ...]:
 
 def untried_on_gpus(sglang: str) -> str:
     """What to say of that release of SGLang beside a GPU; empty if ktd has run with it on one."""
-    if release_numbers(sglang) in map(release_numbers, _ON_GPUS):
+    if release_numbers(sglang) in map(release_numbers, TRIED_ON_GPUS):
         return ""
-    return f"{sglang}, with which ktd was run on no GPU yet, but with {', '.join(_ON_GPUS)}"
+    return f"{sglang}, with which ktd was run on no GPU yet, but with {', '.join(TRIED_ON_GPUS)}"

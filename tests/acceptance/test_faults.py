@@ -19,7 +19,8 @@ from tests.acceptance.openai import Streamed, stream
 from tests.acceptance.reference import TEXTS
 from tests.device import on_gpu
 from tests.faults.armed import Fault
-from tests.live import READY_SECONDS, ROOT, LiveDaemon
+from tests.faults.live import FaultyDaemon
+from tests.live import READY_SECONDS
 from tests.skips import repeats, two_ranks
 
 pytestmark = pytest.mark.engine
@@ -37,15 +38,12 @@ OR_SEEN_BY_ANOTHER = "|has no answer for a layer" if on_gpu() else ""
 SWAP_SECONDS = 90
 
 
-class FaultyDaemon(LiveDaemon):
-    """Whose ranks meet the failures that a test arms; see tests/faults."""
-
-    def __init__(self, *args):
-        # Not by a flag: placement flags on the command line beat the placement that was stored.
-        super().__init__(*args, *TOKENS, "--swap-rate", RATE, env={"KTD_GPU_EXPERTS_RATIO": "0.37"})
-        self.command[1:4] = ["-m", "tests.faults.daemon"]
-        paths = [str(ROOT), self.environment.get("PYTHONPATH", "")]
-        self.environment["PYTHONPATH"] = ":".join(filter(None, paths))
+def faulty_daemon(ranks):
+    """A slow one, with its placement not from a flag: those on the command line beat the stored."""
+    threads = ("--tp", str(ranks), "--cpu-threads", str(2 * ranks))
+    return FaultyDaemon(
+        *threads, *TOKENS, "--swap-rate", RATE, env={"KTD_GPU_EXPERTS_RATIO": "0.37"}
+    )
 
 
 @dataclass
@@ -82,7 +80,7 @@ def scene(request, reference, stock_url):
     for number in range(STREAMS):
         ids = reference.text(TEXTS[number % len(TEXTS)])
         prompts.append(reference.tokenizer.decode(ids[30 * number : 30 * number + 24]))
-    with FaultyDaemon("--tp", str(ranks), "--cpu-threads", str(2 * ranks)) as daemon:
+    with faulty_daemon(ranks) as daemon:
         quiet = asyncio.run(once(daemon, prompts))
         assert all(whole(run) for run in quiet)
         compare = GreedyStreams(reference, stock_url, prompts, [run.ids for run in quiet])

@@ -67,7 +67,16 @@ static int Put(void *stream, Op op) {
   return 0;
 }
 
+// The copy that is refused, counted from 1; none without it.
+#ifndef REFUSED
+#define REFUSED 0
+#endif
+
+static int asked;
+
 int cuMemcpyAsync(uintptr_t to, uintptr_t from, size_t size, void *stream) {
+  if (++asked == REFUSED)
+    return 1;
   return Put(stream, (Op){.kind = kCopy, .to = to, .from = from, .size = size});
 }
 
@@ -91,12 +100,13 @@ int cuMemcpyBatchAsync(uintptr_t *to, uintptr_t *from, size_t *sizes,
 #endif
   calls[called++] = (int)count;
   for (size_t at = 0; at < count; ++at)
-    if (Put(stream, (Op){.kind = kCopy,
+    if (++asked == REFUSED ||
+        Put(stream, (Op){.kind = kCopy,
                          .to = to[at],
                          .from = from[at],
                          .size = sizes[at]}) != 0) {
       *failed = at;
-      return 400;
+      return asked == REFUSED ? 1 : 400;
     }
   return 0;
 }
@@ -136,7 +146,9 @@ int cuEventDestroy_v2(void *event) {
 }
 
 int cuGetErrorString(int status, const char **text) {
-  *text = status == 400 ? "invalid stream" : "not ready";
+  *text = status == 400 ? "invalid stream"
+          : status == 1 ? "invalid argument"
+                        : "not ready";
   return 0;
 }
 

@@ -50,10 +50,13 @@ copies = _native.SlotCopies(
     np.array(rows, np.int64).reshape(-1, 3), case["piece"], streams=streams,
     most_ahead=case["most_ahead"], together=case["together"],
 )
-turns = 0
-while not copies.done and turns < case["turns"]:
-    copies.run(1e-9 if case["turns"] < 99 else 10.0, case["rate"])
-    turns += 1
+turns, refused = 0, ""
+try:
+    while not copies.done and turns < case["turns"]:
+        copies.run(1e-9 if case["turns"] < 99 else 10.0, case["rate"])
+        turns += 1
+except RuntimeError as error:
+    refused = str(error)
 copies.finish()
 copies.finish()
 done_before = driver.late_copies()
@@ -67,6 +70,7 @@ print(json.dumps({
     "first_is_early": log[0][1] == early[0].ctypes.data,
     "streams": sorted({stream for stream, _ in log[1:]}),
     "copies": len(log) - 1,
+    "refused": refused,
     "calls": [driver.late_call(n) for n in range(driver.late_copies()) if driver.late_call(n)]
     if hasattr(driver, "late_call") else [],
 }))
@@ -138,6 +142,26 @@ def test_what_was_enqueued_before_a_batch_was_given_up_is_waited_for(driver):
     found = run(driver, sizes=SIZES, turns=3)
     assert 0 < found["copies"] < len(SIZES)
     assert sum(found["whole"]) == found["copies"]
+
+
+# The first copy is the other batch's.
+@pytest.mark.parametrize(
+    ("options", "call"),
+    [
+        (["-DREFUSED=6"], "cuMemcpyAsync"),
+        (["-DREFUSED=6", "-DSEVERAL_AT_ONCE"], "the driver's copying"),
+    ],
+    ids=["one-a-call", "several-a-call"],
+)
+def test_a_copy_that_the_driver_refuses_is_said_and_those_before_it_are_waited_for(
+    tmp_path, options, call
+):
+    """Nothing of the batch follows it, and nothing arrives later in slots that are taken again."""
+    found = run(made(tmp_path, *options), sizes=SIZES)
+    assert found["refused"] == f"{call} says invalid argument (1)"
+    assert found["copies"] == sum(found["whole"]) == 4
+    assert found["whole"][:4] == [True] * 4
+    assert found["done_before"] == 0
 
 
 def test_a_batch_of_nothing_enqueues_nothing(driver):

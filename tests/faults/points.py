@@ -14,6 +14,10 @@ from ktd.sgl.seam import SchedulerHooks
 from tests.faults.armed import Watch
 
 PLANTED = "a planted failure"
+# Beside a GPU: that SGLang is of a release that ktd has run on none with, and that such a release
+# computes something for pairs whose expert has no slot.
+RUNNER = "TESTS_RUNNER"
+UNTRIED, WRONG = RUNNERS = ("untried", "wrong")
 _NO_EXPERT = 1 << 20
 
 
@@ -36,6 +40,7 @@ def plant_in_ranks() -> None:
 
 
 def _plant(watch: Watch) -> None:
+    _plant_runner(os.environ.get(RUNNER))
     from ktd.sgl.copier import Copier
     from ktd.sgl.expert_layer import ExpertLayer
     from ktd.sgl.rank import Rank
@@ -65,6 +70,22 @@ def _plant(watch: Watch) -> None:
     _fail_copies(Copier, watch)
     _fail_tasks(Rank, watch)
     _before(Rank, "begin_step", lambda *_, **__: watch.due("pool-thread") and end_a_pool_thread())
+
+
+def _plant_runner(kind: str | None) -> None:
+    if kind is None:
+        return
+    from ktd.sgl import absent_ids
+    from ktd.sgl.sglang_slots import SglangSlots
+
+    absent_ids.untried_on_gpus = lambda release: f"{release}, of which a test says so"
+    if kind == WRONG:
+        compute = SglangSlots.compute
+
+        def compute_more(self: Any, layer: Any, rows: Any, slots: Any, weights: Any) -> Any:
+            return compute(self, layer, rows, slots, weights) + (slots < 0).any()
+
+        SglangSlots.compute = compute_more
 
 
 def _before(owner: type, name: str, action: Callable[..., object]) -> None:

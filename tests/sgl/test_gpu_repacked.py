@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import queue
+from functools import partial
 
 import pytest
 
@@ -22,6 +23,7 @@ from ktd.cuda.streams import new_event, new_stream
 from ktd.experts.pool import ExpertPool
 from ktd.experts.store import HostStore
 from ktd.experts.weights import Activation
+from ktd.sgl import absent_ids
 from ktd.sgl.copier import Copier
 from ktd.sgl.copy_lane import lane_to
 from ktd.sgl.cuda_side import CudaSide, Streams
@@ -236,6 +238,15 @@ def test_a_row_without_an_expert_here_gets_nothing_from_the_runner(kind):
         out = layer.slots.compute(layer.sglang, dispatch, some, weights)
         assert not out[:-1].any(), f"{rows} rows"
         assert bool(out[-1].any())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_trial_of_an_untried_release_admits_the_runner(kind):
+    """As `ktd.sgl.hybrid_method` makes it; Marlin may add in another order each time."""
+    layer = Hybrid(kind, 6)
+    compute = partial(layer.slots.compute, layer.sglang)
+    assert absent_ids.refusal("0.9.9", compute, layer.batch(absent_ids.ROWS), 5) == ""
+    assert absent_ids.trial(compute, layer.batch(1), None) == (0, 0)
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["copied", "mapped"])

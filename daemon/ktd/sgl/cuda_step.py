@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from ktd.cuda.layer_channel import DeviceLayer
+from ktd.sgl import absent_ids
 from ktd.sgl.cuda_side import CudaSide
+from ktd.sgl.dispatch_rows import some_rows
 from ktd.sgl.prefill_stream import Piece, PrefillStream
 from ktd.sgl.sglang_slots import SglangSlots
 
@@ -26,6 +28,7 @@ class CudaStep:
         has_slots: Whether there is any.
         whole: Slot i holds expert i, for every expert and for good: SGLang's ids are slots already.
         streamed: How it passes through the rank's prefill stream; None: it does not.
+        trial: Given the layer and a few rows of the first step, before that; None: nothing.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class CudaStep:
         has_slots: bool,
         whole: bool = False,
         streamed: StreamedLayer | None = None,
+        trial: Callable[[nn.Module, Any], None] | None = None,
     ) -> None:
         self._side = side
         self._position = position
@@ -47,9 +51,13 @@ class CudaStep:
         self._has_slots = has_slots
         self._whole = whole
         self._streamed = streamed
+        self._trial = trial
 
     def __call__(self, layer: nn.Module, dispatch_output: Any) -> torch.Tensor:
         """bf16 ``[tokens, hidden]``: the slots' sum and, added in float32, the pool's."""
+        if self._trial is not None and not torch.cuda.is_current_stream_capturing():
+            trial, self._trial = self._trial, None
+            trial(layer, some_rows(dispatch_output, slice(0, absent_ids.ROWS)))
         if self._side.streaming and self._streamed is not None:
             return self._stream(layer, dispatch_output, self._streamed)
         rows, most = dispatch_output.hidden_states.shape[0], self._side.max_rows
@@ -61,7 +69,7 @@ class CudaStep:
             [
                 self._part(
                     layer,
-                    _rows(dispatch_output, slice(start, start + most)),
+                    some_rows(dispatch_output, slice(start, start + most)),
                     self._layer_in_parts,
                     None,
                     start,
@@ -199,16 +207,3 @@ def _within(ids: torch.Tensor, piece: Piece) -> torch.Tensor:
     """Ids as rows of a piece, -1 for those that are not in it."""
     rows = ids - piece.first
     return torch.where((rows >= 0) & (rows < piece.count), rows, -1)
-
-
-def _rows(dispatch_output: Any, rows: slice) -> Any:
-    topk = dispatch_output.topk_output
-    return dispatch_output._replace(
-        hidden_states=dispatch_output.hidden_states[rows],
-        topk_output=topk._replace(
-            topk_ids=topk.topk_ids[rows],
-            topk_weights=topk.topk_weights[rows],
-            # The Marlin runner compares its rows with the others' and reads none.
-            router_logits=topk.router_logits[rows],
-        ),
-    )

@@ -129,7 +129,7 @@ class EngineHost:
         from ktd.cuda import error_words
 
         if note := untried_on_gpus(distribution_version("sglang")):
-            logger.warning("SGLang is %s.", note)
+            logger.warning("SGLang is %s; each layer tries its runner before its first step.", note)
         first, step = server_args.base_gpu_id, server_args.gpu_id_step
         gpus = range(first, first + ranks * step, step)
         os.environ.update(cores.gpu_core_environment(gpus))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ from torch import nn
 
 from ktd.experts.scattered import ExpertTensor
 from ktd.experts.weights import ExpertWeights, WeightFormat
-from ktd.sgl import cuda_formats
+from ktd.sgl import absent_ids, cuda_formats
 from ktd.sgl.expert_format import ExpertFormat, FormatRefused, expert_format, quantised
-from ktd.sgl.expert_layer import ExpertLayer
+from ktd.sgl.expert_layer import EMPTY, ExpertLayer
 from ktd.sgl.expert_loader import ExpertLoader, LayerTemplate
 from ktd.sgl.host_step import HostStep
 from ktd.sgl.limits import ExpertMath, LayerRefused, math_of, routed_scale_of
@@ -242,15 +243,28 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 table = side.stream.table(place)
                 device = side.streamed_layer(self._position, handle, table)
                 streamed = StreamedLayer(side.stream, place, self._num_slots, device)
+        whole = handle is None and self._layer.mapped() == list(range(rank.spec.num_experts))
+        release = absent_ids.release_to_try() if self._num_slots and not whole else ""
         return CudaStep(
             side,
             self._position,
             side.layer(self._position, handle, deferred=rank.spec.deferred_of(self._position)),
             self._slots,
             has_slots=self._num_slots > 0,
-            whole=handle is None and self._layer.mapped() == list(range(rank.spec.num_experts)),
+            whole=whole,
             streamed=streamed,
+            trial=partial(self._try_runner, self._slots, release) if release else None,
         )
+
+    def _try_runner(
+        self, slots: SglangSlots, release: str, layer: nn.Module, dispatch_output: Any
+    ) -> None:
+        filled = [slot for slot, expert in enumerate(self._layer.mapped()) if expert != EMPTY]
+        refusal = absent_ids.refusal(
+            release, partial(slots.compute, layer), dispatch_output, filled[0] if filled else None
+        )
+        if refusal:
+            raise self._rank.refuse("model", f"layer {self._layer_id}: {refusal}")
 
     def _mapper(self) -> Mapper | None:
         store = self._rank.store
