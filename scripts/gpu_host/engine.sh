@@ -75,7 +75,7 @@ tests() {
   printf '[pytest]\nmarkers = engine\n' >"$work/pytest.ini"
   run "$python" -m pytest -q -rs -p no:cacheprovider -c "$work/pytest.ini" --rootdir "$root" "$@" \
     "$root/tests/cuda" "$root/tests/sgl/test_prefill_division.py" "$root/tests/sgl/test_prefill_stream.py" "$root/tests/sgl/test_gpu_layer.py" \
-    "$root/tests/sgl/test_gpu_repacked.py" "$root/tests/sgl/test_staged_uploads.py" \
+    "$root/tests/sgl/test_gpu_trial.py" "$root/tests/sgl/test_gpu_repacked.py" "$root/tests/sgl/test_staged_uploads.py" \
     "$root/tests/sgl/test_staged_layer.py"
 }
 

@@ -7,7 +7,6 @@ are not here, and the pool computes them with the same quantised activations.
 from __future__ import annotations
 
 import importlib.util
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +20,6 @@ if importlib.util.find_spec("sglang") is None:
 from ktd.experts.pool import ExpertPool
 from ktd.experts.store import HostStore
 from ktd.experts.weights import ExpertWeights, WeightFormat
-from ktd.sgl import absent_ids
 from ktd.sgl.copy_lane import lane_to
 from ktd.sgl.cuda_formats import VERBATIM
 from ktd.sgl.cuda_side import CudaSide, Streams
@@ -246,40 +244,6 @@ def test_a_split_layer_gives_what_the_runner_gives_alone(form, in_slots, runner)
     assert int(layer.counters[..., 0].sum()) == (
         pairs if in_slots == 16 else int(layer.counters[:, 0, layer.layer.table >= 0].sum())
     )
-
-
-@pytest.mark.parametrize("in_slots", [1, 6, 15])
-@pytest.mark.parametrize("form", VERBATIM)
-def test_the_trial_of_an_untried_release_admits_the_runner(form, in_slots, runner):
-    """Pairs that are not here give nothing at all, by themselves and beside an expert."""
-    layer = Layer(form, in_slots, runner)
-    compute = partial(layer._compute, layer.view)
-    absent, present = absent_ids.trial(compute, layer.batch(absent_ids.ROWS), in_slots - 1)
-    assert absent == 0 < present
-
-
-def test_a_layer_is_tried_before_its_first_step_that_no_graph_captures(runner):
-    """On a few of its rows; what is refused then has computed nothing."""
-    layer = Layer(WeightFormat.BF16, 6, runner)
-    tried = []
-
-    def refuse(view, rows):
-        tried.append((view, len(rows.hidden_states), len(rows.topk_output.topk_ids)))
-        raise RuntimeError("refused")
-
-    layer.step._trial = refuse
-    with pytest.raises(RuntimeError, match="refused"):
-        layer.hybrid(layer.batch(700), decode=False)
-    layer.side.launched()  # or the pool would not sleep any more
-    assert tried == [(layer.view, absent_ids.ROWS, absent_ids.ROWS)]
-    dispatch = layer.batch(7)
-    graph = torch.cuda.CUDAGraph()
-    layer.hybrid(dispatch, decode=True)
-    layer.side.idle()
-    layer.step._trial = refuse
-    with torch.cuda.graph(graph):
-        layer.step(layer.view, dispatch)
-    assert len(tried) == 1
 
 
 @pytest.mark.parametrize("share", [False, True], ids=["gpu-alone", "cpu-share"])
