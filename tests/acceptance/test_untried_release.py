@@ -13,20 +13,23 @@ from tests.skips import needs_gpu
 
 pytestmark = [pytest.mark.engine, needs_gpu]
 SOME = ("--gpu-experts-ratio", "0.37", *TOKENS)
+GRAPHS = [pytest.param((), id="graphs"), pytest.param(("--disable-cuda-graph",), id="eager")]
 
 
-@pytest.mark.parametrize("graphs", [(), ("--disable-cuda-graph",)], ids=["graphs", "eager"])
+@pytest.mark.parametrize("graphs", GRAPHS)
 def test_a_release_whose_runner_is_right_is_served(graphs):
     """With graphs, before they are captured; else in the first step of the warm-up."""
     with FaultyDaemon(*SOME, *graphs, runner=UNTRIED) as daemon:
         request = {"model": "default", "prompt": "The", "max_tokens": 8}
+        request |= {"temperature": 0, "ignore_eos": True}
         answer = daemon.post("/v1/completions", request)
         assert answer["usage"]["completion_tokens"] == 8
 
 
-def test_one_whose_runner_is_wrong_is_refused_in_a_sentence():
+@pytest.mark.parametrize("graphs", GRAPHS)
+def test_one_whose_runner_is_wrong_is_refused_in_a_sentence(graphs):
     """Instead of wrong answers."""
-    daemon = FaultyDaemon(*SOME, runner=WRONG)
+    daemon = FaultyDaemon(*SOME, *graphs, runner=WRONG)
     try:
         assert daemon.spawn().wait(timeout=READY_SECONDS) == 3
         said = daemon.log.read_text()

@@ -241,6 +241,8 @@ async def test_client_finds_a_restarted_daemon_again(tmp_path):
     [
         ({"KTD_SOCKET": "/x/y.sock", "KTD_RUNTIME_DIR": "/z"}, 0, False, "/x/y.sock"),
         ({"KTD_RUNTIME_DIR": "/z"}, 0, True, "/z/ktd.sock"),
+        ({"KTD_RUNTIME_DIR": "~/z"}, 7, True, f"{Path.home()}/z/ktd.sock"),
+        ({"KTD_SOCKET": "y.sock"}, 7, True, f"{Path.cwd()}/y.sock"),
         ({}, 0, False, "{system}"),
         ({"XDG_RUNTIME_DIR": "/run/user/7"}, 7, False, "/run/user/7/ktd/ktd.sock"),
         ({"XDG_RUNTIME_DIR": "/run/user/7"}, 7, True, "{system}"),

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="rows are torch tensors")
 pytest.importorskip("sglang", reason="they are cut out of SGLang's types")
 
-from ktd.sgl.dispatch_rows import some_rows
+from ktd.sgl.dispatch_rows import rows_like, some_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROWS, HIDDEN, TOP_K = 6, 16, 2
@@ -30,6 +30,15 @@ def test_everything_of_a_row_goes_with_it(rows):
     assert torch.equal(found.hidden_states, of.hidden_states[rows])
     for name in ("topk_ids", "topk_weights", "router_logits"):
         expected = getattr(of.topk_output, name)[rows]
+        assert torch.equal(getattr(found.topk_output, name), expected), name
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_row_is_repeated_with_everything_that_belongs_to_it(count):
+    found, of = rows_like(whole(), count), whole()
+    assert torch.equal(found.hidden_states, of.hidden_states[[0] * count])
+    for name in ("topk_ids", "topk_weights", "router_logits"):
+        expected = getattr(of.topk_output, name)[[0] * count]
         assert torch.equal(getattr(found.topk_output, name), expected), name
 
 

@@ -28,6 +28,7 @@ from ktd.sgl.copier import Copier
 from ktd.sgl.copy_lane import lane_to
 from ktd.sgl.cuda_side import CudaSide, Streams
 from ktd.sgl.cuda_step import CudaStep, StreamedLayer
+from ktd.sgl.dispatch_rows import rows_like
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.gpu_slots import slots_on_gpu
 from ktd.sgl.limits import ExpertMath
@@ -245,8 +246,10 @@ def test_the_trial_of_an_untried_release_admits_the_runner(kind):
     """As `ktd.sgl.hybrid_method` makes it; Marlin may add in another order each time."""
     layer = Hybrid(kind, 6)
     compute = partial(layer.slots.compute, layer.sglang)
-    assert absent_ids.refusal("0.9.9", compute, layer.batch(absent_ids.ROWS), 5) == ""
-    assert absent_ids.trial(compute, layer.batch(1), None) == (0, 0)
+    for rows in absent_ids.ROWS:
+        found = absent_ids.trial(compute, rows_like(layer.batch(1), rows), range(6))
+        assert found.absent == 0 < found.expert
+        assert found.right, f"{rows} rows: {found}"
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["copied", "mapped"])

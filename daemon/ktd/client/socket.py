@@ -30,11 +30,16 @@ def default_socket(
     """
     uid = os.getuid() if uid is None else uid
     if named := environment.get(VARIABLE):
-        return Path(named)
+        return _whole(named)
     if folder := environment.get(RUNTIME_VARIABLE):
-        return Path(folder) / SOCKET_NAME
+        return _whole(folder) / SOCKET_NAME
     if uid == 0 or system_socket.is_socket():
         return system_socket
     if runtime := environment.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "ktd" / SOCKET_NAME
     return Path(f"/tmp/ktd-{uid}", SOCKET_NAME)  # noqa: S108  # the server checks who owns the folder
+
+
+def _whole(text: str) -> Path:
+    """As the daemon reads its variables."""
+    return Path(text).expanduser().absolute()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from ktd.cuda.layer_channel import DeviceLayer
-from ktd.sgl import absent_ids
+from ktd.sgl.absent_ids import Trials
 from ktd.sgl.cuda_side import CudaSide
 from ktd.sgl.dispatch_rows import some_rows
 from ktd.sgl.prefill_stream import Piece, PrefillStream
@@ -28,7 +29,7 @@ class CudaStep:
         has_slots: Whether there is any.
         whole: Slot i holds expert i, for every expert and for good: SGLang's ids are slots already.
         streamed: How it passes through the rank's prefill stream; None: it does not.
-        trial: Given the layer and a few rows of the first step, before that; None: nothing.
+        trials: What is to be tried before its first steps; None: nothing.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class CudaStep:
         has_slots: bool,
         whole: bool = False,
         streamed: StreamedLayer | None = None,
-        trial: Callable[[nn.Module, Any], None] | None = None,
+        trials: Trials | None = None,
     ) -> None:
         self._side = side
         self._position = position
@@ -51,13 +52,13 @@ class CudaStep:
         self._has_slots = has_slots
         self._whole = whole
         self._streamed = streamed
-        self._trial = trial
+        self._trials = trials
 
     def __call__(self, layer: nn.Module, dispatch_output: Any) -> torch.Tensor:
         """bf16 ``[tokens, hidden]``: the slots' sum and, added in float32, the pool's."""
-        if self._trial is not None and not torch.cuda.is_current_stream_capturing():
-            trial, self._trial = self._trial, None
-            trial(layer, some_rows(dispatch_output, slice(0, absent_ids.ROWS)))
+        trials = self._trials
+        if trials is not None and trials.slots and not torch.cuda.is_current_stream_capturing():
+            trials.try_slots(partial(self._slots.compute, layer), dispatch_output)
         if self._side.streaming and self._streamed is not None:
             return self._stream(layer, dispatch_output, self._streamed)
         rows, most = dispatch_output.hidden_states.shape[0], self._side.max_rows
@@ -172,6 +173,9 @@ class CudaStep:
         weights: torch.Tensor,
     ) -> torch.Tensor:
         view = WithParameters(layer, self._slots.parameters(piece.tensors))
+        if self._trials is not None and self._trials.pieces:
+            compute = partial(self._slots.compute, view)
+            self._trials.try_piece(compute, dispatch_output, piece.count)
         return self._slots.compute(view, dispatch_output, rows, weights)
 
 

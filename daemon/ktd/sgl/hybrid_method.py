@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,15 +19,16 @@ from torch import nn
 
 from ktd.experts.scattered import ExpertTensor
 from ktd.experts.weights import ExpertWeights, WeightFormat
-from ktd.sgl import absent_ids, cuda_formats
+from ktd.sgl import cuda_formats
+from ktd.sgl.absent_ids import Trials, fill_empty, release_to_try
 from ktd.sgl.expert_format import ExpertFormat, FormatRefused, expert_format, quantised
-from ktd.sgl.expert_layer import EMPTY, ExpertLayer
+from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.expert_loader import ExpertLoader, LayerTemplate
 from ktd.sgl.host_step import HostStep
 from ktd.sgl.limits import ExpertMath, LayerRefused, math_of, routed_scale_of
 from ktd.sgl.mapped_parameter import Mapper
 from ktd.sgl.pool_slots import PoolSlots
-from ktd.sgl.rank import Rank
+from ktd.sgl.rank import Rank, StartRefused
 from ktd.sgl.sglang_slots import SglangSlots, unquantised_method
 from ktd.sgl.slot_source import QuantisedSource, SlotSource
 from ktd.sgl.slots import Slots
@@ -244,7 +244,6 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 device = side.streamed_layer(self._position, handle, table)
                 streamed = StreamedLayer(side.stream, place, self._num_slots, device)
         whole = handle is None and self._layer.mapped() == list(range(rank.spec.num_experts))
-        release = absent_ids.release_to_try() if self._num_slots and not whole else ""
         return CudaStep(
             side,
             self._position,
@@ -253,18 +252,19 @@ class HybridMoEMethod(FusedMoEMethodBase):
             has_slots=self._num_slots > 0,
             whole=whole,
             streamed=streamed,
-            trial=partial(self._try_runner, self._slots, release) if release else None,
+            trials=self._trials(slots=self._num_slots > 0 and not whole, pieces=bool(streamed)),
         )
 
-    def _try_runner(
-        self, slots: SglangSlots, release: str, layer: nn.Module, dispatch_output: Any
-    ) -> None:
-        filled = [slot for slot, expert in enumerate(self._layer.mapped()) if expert != EMPTY]
-        refusal = absent_ids.refusal(
-            release, partial(slots.compute, layer), dispatch_output, filled[0] if filled else None
-        )
-        if refusal:
-            raise self._rank.refuse("model", f"layer {self._layer_id}: {refusal}")
+    def _trials(self, *, slots: bool, pieces: bool) -> Trials | None:
+        release = release_to_try()
+        if not release or not (slots or pieces):
+            return None
+        fill_empty(self._layer)
+
+        def refuse(sentence: str) -> StartRefused:
+            return self._rank.refuse("incompatible", f"layer {self._layer_id}: {sentence}")
+
+        return Trials(release, self._layer, refuse, slots=slots, pieces=pieces)
 
     def _mapper(self) -> Mapper | None:
         store = self._rank.store
