@@ -122,6 +122,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "idle": (f"{_TESTS}/test_idle.py",),
     "mmap": (f"{_TESTS}/test_host_memory.py",),
     "untried": (f"{_TESTS}/test_untried_release.py",),
+    "deferral": (f"{_TESTS}/test_deferral.py",),
 }
 
 
