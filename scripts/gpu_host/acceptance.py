@@ -119,7 +119,7 @@ JOBS: dict[str, tuple[str, ...]] = {
         f"{_RECORDINGS}test_a_dump_names_its_file_and_ktd_reads_it",
         f"{_RECORDINGS}test_a_profile_survives_and_the_next_start_is_warm",
     ),
-    "idle": (f"{_TESTS}/test_idle.py",),
+    "idle": (f"{_TESTS}/test_idle.py",),  # on two GPUs also of two ranks
     "mmap": (f"{_TESTS}/test_host_memory.py",),
     "untried": (f"{_TESTS}/test_untried_release.py",),
     "deferral": (f"{_TESTS}/test_deferral.py",),

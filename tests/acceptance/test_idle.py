@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.acceptance.conftest import TOKENS
+from tests.live import LiveDaemon
+from tests.skips import needs_gpu, two_ranks
+
 pytestmark = pytest.mark.engine
 
 SECONDS = 20
@@ -45,8 +49,20 @@ def takes_idle_pages():
 
 def test_the_idle_tree_uses_less_than_two_per_cent_of_a_core(live_daemon):
     """CPU time over time, of every thread of every process, daemon included; and how many wake."""
+    require_idle(live_daemon)
+
+
+@needs_gpu
+@two_ranks
+def test_so_does_the_tree_of_two_ranks():
+    """Of which one waits for the other."""
+    with LiveDaemon("--tp", "2", *TOKENS) as daemon:
+        require_idle(daemon, ranks=2)
+
+
+def require_idle(daemon, *, ranks=1):
     time.sleep(3)
-    pids = live_daemon.processes()
+    pids = daemon.processes()
     before, began = used(pids), time.monotonic()
     time.sleep(SECONDS)
     after, seconds = used(pids), time.monotonic() - began
@@ -61,7 +77,7 @@ def test_the_idle_tree_uses_less_than_two_per_cent_of_a_core(live_daemon):
     most = sorted(rates.items(), key=lambda item: -item[1][0])[:8]
     for (pid, _, name), (of_thread, times) in most:
         print(f"{100 * of_thread:.2f} %, {times:.0f} a second, by {name} of {pid}")
-    assert wakes < WAKES
+    assert wakes < ranks * WAKES
     if takes_idle_pages():
         pytest.skip(f"this kernel takes idle pages away: {100 * share:.1f} % is the price of that")
     assert share < SHARE
