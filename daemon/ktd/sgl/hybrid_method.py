@@ -243,16 +243,18 @@ class HybridMoEMethod(FusedMoEMethodBase):
                 table = side.stream.table(place)
                 device = side.streamed_layer(self._position, handle, table)
                 streamed = StreamedLayer(side.stream, place, self._num_slots, device)
-        whole = handle is None and self._layer.mapped() == list(range(rank.spec.num_experts))
         return CudaStep(
             side,
             self._position,
             side.layer(self._position, handle, deferred=rank.spec.deferred_of(self._position)),
             self._slots,
             has_slots=self._num_slots > 0,
-            whole=whole,
+            whole=handle is None and self._layer.mapped() == list(range(rank.spec.num_experts)),
             streamed=streamed,
-            trials=self._trials(slots=self._num_slots > 0 and not whole, pieces=bool(streamed)),
+            # Where every expert has a slot for good, no pair is absent, and none is left out.
+            trials=self._trials(
+                slots=self._num_slots > 0 and handle is not None, pieces=streamed is not None
+            ),
         )
 
     def _trials(self, *, slots: bool, pieces: bool) -> Trials | None:
