@@ -83,7 +83,7 @@ def test_two_pools_read_what_one_reads(tmp_path):
     command = [sys.executable, str(SCRIPTS / "two_pools.py"), "--json", str(tmp_path / "rates")]
     command += ["--gib", "0.01", "--tokens", "1,2", "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == int("MISSED" in done.stdout), done.stderr
     assert done.stdout.count("of 0.95") == 2
     found = json.loads((tmp_path / "rates").read_text())
     for tokens in ("1", "2"):
