@@ -47,7 +47,7 @@ def test_a_router_that_keeps_no_logits_is_taken():
 
 
 def test_quantised_activations_of_all_rows_do_not_go_with_some():
-    """Of SGLang 0.5.23: the runner would take them for those of the rows."""
+    """The runner would take them for those of the rows."""
     of = whole()
     if "hidden_states_pre_quant" not in of._fields:
         pytest.skip("this release of SGLang hands none over")

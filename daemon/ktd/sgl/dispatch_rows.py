@@ -36,7 +36,7 @@ def _each(dispatch_output: Any, change: Callable[[torch.Tensor], torch.Tensor]) 
             router_logits=None if logits is None else change(logits),
         ),
     )
-    # From 0.5.23 on the activations of all rows may be there quantised as well
+    # The activations of all rows may be there quantised as well
     # (SGLANG_OPT_MOE_QUANT_ONCE): a runner without them quantises what it is given.
     if getattr(changed, "hidden_states_pre_quant", None) is not None:
         changed = changed._replace(hidden_states_pre_quant=None)
