@@ -7,11 +7,12 @@ import pytest
 
 from tests.acceptance.conftest import TOKENS
 from tests.faults.live import FaultyDaemon
-from tests.faults.points import UNTRIED, WRONG
+from tests.faults.points import TRIED, UNTRIED, WRONG
 from tests.live import READY_SECONDS
 from tests.skips import needs_gpu
 
 pytestmark = [pytest.mark.engine, needs_gpu]
+LAYERS = 6
 SOME = ("--gpu-experts-ratio", "0.37", *TOKENS)
 GRAPHS = [pytest.param((), id="graphs"), pytest.param(("--disable-cuda-graph",), id="eager")]
 
@@ -24,6 +25,8 @@ def test_a_release_whose_runner_is_right_is_served(graphs):
         request |= {"temperature": 0, "ignore_eos": True}
         answer = daemon.post("/v1/completions", request)
         assert answer["usage"]["completion_tokens"] == 8
+        tried = (daemon.runtime_dir / TRIED).read_text().split()
+    assert sorted(tried, key=int) == [str(layer) for layer in range(LAYERS)], "each once"
 
 
 @pytest.mark.parametrize("graphs", GRAPHS)

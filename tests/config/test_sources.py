@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ktd.client import default_socket
 from ktd.config.options import OPTIONS
 from ktd.config.settings import Settings
 from ktd.config.sources import Sources, load, unknown_variables
@@ -25,6 +26,24 @@ def toml(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.mark.parametrize("uid", [0, 7])
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {"XDG_RUNTIME_DIR": "/run/user/7"},
+        {"XDG_RUNTIME_DIR": "/run/user/7", "KTD_RUNTIME_DIR": "/z"},
+        {"KTD_RUNTIME_DIR": "~/z"},
+        {"KTD_RUNTIME_DIR": "z"},
+        {"KTD_RUNTIME_DIR": "/z", "KTD_SOCKET": "x/y.sock"},
+    ],
+)
+def test_clients_look_where_a_daemon_of_the_same_variables_listens(env, uid, tmp_path):
+    """With no system's daemon, whose socket a user's clients would take."""
+    found = default_socket(env, uid=uid, **({"system_socket": tmp_path / "absent"} if uid else {}))
+    assert settings("m", env=env, uid=uid).socket == found
 
 
 class TestPrecedence:

@@ -39,7 +39,7 @@ class Watch:
     """The rank's side: counts how often a point is passed since a failure was asked for."""
 
     def __init__(self, folder: Path, rank: int) -> None:
-        self._folder = folder
+        self.folder = folder
         self._rank = rank
         self._id = ""
         self._passed = 0
@@ -47,7 +47,7 @@ class Watch:
     def due(self, point: str) -> bool:
         """Whether this is the occurrence that was asked for; it never is again."""
         try:
-            armed = Fault(**json.loads((self._folder / _ARMED).read_text()))
+            armed = Fault(**json.loads((self.folder / _ARMED).read_text()))
         except FileNotFoundError:
             return False
         if (armed.point, armed.rank) != (point, self._rank):
@@ -57,5 +57,5 @@ class Watch:
         self._passed += 1
         if self._passed < armed.nth:
             return False
-        (self._folder / _ARMED).rename(self._folder / _MET)
+        (self.folder / _ARMED).rename(self.folder / _MET)
         return True

@@ -11,7 +11,7 @@ class FaultyDaemon(LiveDaemon):
 
     Args:
         args: Of ``ktd serve``.
-        runner: What SGLang's runner is for ranks, one of ``points.RUNNERS``; None: what it is.
+        runner: What SGLang's runner is for ranks, of ``points``: UNTRIED, WRONG; None: as it is.
         env: Variables beside this process's.
     """
 

@@ -17,7 +17,9 @@ PLANTED = "a planted failure"
 # Beside a GPU: that SGLang is of a release that ktd has run on none with, and that such a release
 # takes pairs whose expert has no slot for those of the first slot.
 RUNNER = "TESTS_RUNNER"
-UNTRIED, WRONG = RUNNERS = ("untried", "wrong")
+UNTRIED, WRONG = "untried", "wrong"
+# What layers have tried by then, a line each.
+TRIED = "tried"
 _NO_EXPERT = 1 << 20
 
 
@@ -40,7 +42,7 @@ def plant_in_ranks() -> None:
 
 
 def _plant(watch: Watch) -> None:
-    _plant_runner(os.environ.get(RUNNER))
+    _plant_runner(os.environ.get(RUNNER), watch.folder / TRIED)
     from ktd.sgl.copier import Copier
     from ktd.sgl.expert_layer import ExpertLayer
     from ktd.sgl.rank import Rank
@@ -72,13 +74,21 @@ def _plant(watch: Watch) -> None:
     _before(Rank, "begin_step", lambda *_, **__: watch.due("pool-thread") and end_a_pool_thread())
 
 
-def _plant_runner(kind: str | None) -> None:
+def _plant_runner(kind: str | None, tried: Path) -> None:
     if kind is None:
         return
     from ktd.sgl import absent_ids
     from ktd.sgl.sglang_slots import SglangSlots
 
     absent_ids.untried_on_gpus = lambda release: f"{release}, of which a test says so"
+    try_slots = absent_ids.Trials.try_slots
+
+    def try_and_tell(self: Any, *args: Any) -> None:
+        try_slots(self, *args)
+        with tried.open("a") as lines:
+            lines.write(f"{self._layer.layer}\n")
+
+    absent_ids.Trials.try_slots = try_and_tell
     if kind == WRONG:
         compute = SglangSlots.compute
 

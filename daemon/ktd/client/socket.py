@@ -26,7 +26,7 @@ def default_socket(
 
     The system's is ``/run/ktd/ktd.sock``: for root, and for whoever finds it there.
     The user's own is ``$XDG_RUNTIME_DIR/ktd/ktd.sock``, or ``/tmp/ktd-UID/ktd.sock`` without that
-    variable. A daemon and its clients agree by asking this one function.
+    variable. A daemon that is told nothing else makes it there (``ktd.config.paths``).
     """
     uid = os.getuid() if uid is None else uid
     if named := environment.get(VARIABLE):

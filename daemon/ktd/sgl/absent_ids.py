@@ -8,7 +8,7 @@ own GPU before its first step: a runner that takes -1 for an expert gives wrong 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as distribution_version
 from typing import Any, TypeAlias
@@ -109,7 +109,7 @@ class Trials:
                 )
 
 
-def trial(compute: Compute, dispatch_output: Any, filled: Iterable[int]) -> Sizes:
+def trial(compute: Compute, dispatch_output: Any, filled: Sequence[int]) -> Sizes:
     """Runs a layer's slots with an expert alone, with one among absent pairs, and with none.
 
     In this order: memory that a kernel should have written has something in it by then.
@@ -133,7 +133,7 @@ def trial(compute: Compute, dispatch_output: Any, filled: Iterable[int]) -> Size
     column = torch.arange(shape[0], device=hidden.device).unsqueeze(1) % shape[1]
     there = torch.zeros_like(ones).scatter_(1, column, 1.0)
     expert = beside = 0.0
-    for slot in list(filled)[:_EXPERTS]:
+    for slot in filled[:_EXPERTS]:
         alone = compute(rows, torch.full_like(absent, slot), there).float()
         size = _largest(alone)
         if size and math.isfinite(size):
