@@ -1,4 +1,4 @@
-"""`scripts/gpu_host/prefill.py`: what follows from what it measured."""
+"""`scripts/gpu_host/prefill.py`: what follows from its figures; and servers that start together."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_everything_that_was_measured_is_printed_and_kept(figures):
 def test_a_server_that_comes_after_another_has_failed_ends_too(monkeypatch, together):
     """And one that has not begun to start does not."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    prefill = importlib.import_module("prefill")
+    servers = importlib.import_module("together")
     begun, ended, other = [], [], threading.Event()
 
     @contextlib.contextmanager
@@ -85,12 +85,21 @@ def test_a_server_that_comes_after_another_has_failed_ends_too(monkeypatch, toge
         yield arguments
         ended.append(arguments)
 
-    monkeypatch.setattr(prefill, "ktd_server", server)
+    monkeypatch.setattr(servers, "ktd_server", server)
     options = {"first": "bad", "second": "slow"}
     with (
         pytest.raises(RuntimeError, match="does not start"),
-        prefill.started(Path("m"), options, together=together),
+        servers.started(Path("m"), options, together=together),
     ):
         pass
     assert ended == (["slow"] if together else [])
     assert sorted(begun) == ["bad", *ended]
+
+
+def test_passes_are_told_apart_by_their_tokens(monkeypatch):
+    """One log has the passes of every length that was read."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    prefill = importlib.import_module("prefill")
+    log = "\n".join(f'{{"event": "PassTimes(tokens={n}, layers=12)"}}' for n in (1024, 10240, 1024))
+    assert prefill.divisions(log, 1024) == ["tokens=1024, layers=12"] * 2
+    assert prefill.divisions(log, 2048) == []

@@ -7,8 +7,9 @@ Four servers of one model of Qwen3-30B-A3B's shape, BF16, generated weights, a t
 in slots, all started together and asked in turn, each time with another prompt: the CPU computes
 what is in no slot; it is streamed; it is streamed with a share for the CPU; and all experts in
 slots, for the time of everything else. In the same run: the link, DRAM, and SGLang's expert kernels
-alone. Leaves prefill.json and each server's log in FOLDER. Three minutes on 16 cores. With
---begin-after the servers start at once, and all is measured when there is such a file.
+alone. --tokens takes several lengths, which the same servers read one after the other. Leaves
+prefill-TOKENS.json and each server's log in FOLDER. Three minutes on 16 cores. With --begin-after
+the servers start at once, and all is measured when there is such a file.
 
 The aim is the smaller of (a) the CPU's rate and the link's, added, and (b) that at which DRAM gives
 the experts that have no slot, each by the tokens of a prompt.
@@ -19,24 +20,25 @@ With --device cpu the streamed servers are left out, and FOLDER's figures are of
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefill_figures import Figures, report
+from together import ON_GPU, generated_model, rest_until, say, started
 
 from ktd.bench.kernels.ceilings import HostCeilings
 from ktd.bench.link import link_bytes_per_second
 from ktd.bench.prompts import Prompts
-from ktd.bench.servers import RunningServer, ktd_server
+from ktd.bench.servers import RunningServer
 from ktd.bench.timed_stream import timed_completion
+from ktd.cli.bench_options import counts
 from ktd.model.facts import read_facts
 
 _NEVER = "1000000000"  # tokens: so long a prefill never comes
@@ -44,17 +46,7 @@ _NEVER = "1000000000"  # tokens: so long a prefill never comes
 _LEARNING = 8
 _READ_BYTES = 2 << 30
 _KERNEL_SECONDS = 90.0
-_BEGAN = time.monotonic()
-_GPU_ARGUMENTS = (
-    *("--attention-backend", "triton", "--sampling-backend", "pytorch"),
-    *("--grammar-backend", "none", "--mem-fraction-static", "0.7"),
-    *("--max-running-requests", "8", "--disable-cuda-graph"),
-)
-
-
-def say(text: str) -> None:
-    """Prints a line at once."""
-    print(f"{text} ({time.monotonic() - _BEGAN:.0f} s)", flush=True)
+_GPU_ARGUMENTS = (*ON_GPU, "--disable-cuda-graph")
 
 
 def variants(ratio: str, *, gpu: bool) -> dict[str, tuple[str, ...]]:
@@ -68,26 +60,6 @@ def variants(ratio: str, *, gpu: bool) -> dict[str, tuple[str, ...]]:
         "share": (*some, "--gpu-prefill-cpu-share"),
         "slots": ("--gpu-experts-ratio", "1"),
     }
-
-
-@contextlib.contextmanager
-def started(
-    model: Path, options: dict[str, tuple[str, ...]], *, together: bool
-) -> Iterator[dict[str, RunningServer]]:
-    """All servers; they end when the context is left."""
-    stacks = [contextlib.ExitStack() for _ in options]
-    with ThreadPoolExecutor(len(stacks) if together else 1) as pool:
-        starts = [
-            pool.submit(stack.enter_context, ktd_server(model, arguments))
-            for stack, arguments in zip(stacks, options.values(), strict=True)
-        ]
-        try:
-            yield {name: start.result() for name, start in zip(options, starts, strict=True)}
-        finally:
-            for start in starts:
-                start.cancel()
-            wait(starts)  # one that comes after another has failed ends too
-            list(pool.map(lambda stack: stack.close(), stacks))
 
 
 def log_of(server: RunningServer) -> Path:
@@ -157,10 +129,10 @@ def ceilings() -> tuple[float | None, float]:
     return link, dram
 
 
-def divisions(log: str) -> list[str]:
-    """What the engine says of each pass that was divided between link and CPU."""
-    return [line.partition("PassTimes(")[2].partition(")")[0] for line in log.splitlines()
-            if "PassTimes(" in line]  # fmt: skip
+def divisions(log: str, tokens: int) -> list[str]:
+    """What the engine says of each pass of so many tokens, divided between link and CPU."""
+    found = (line.partition("PassTimes(")[2].partition(")")[0] for line in log.splitlines())
+    return [times for times in found if times.startswith(f"tokens={tokens},")]
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -170,67 +142,71 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--shape", default="qwen3-30b-a3b")
     parser.add_argument("--layers", default="12")
     parser.add_argument("--ratio", default="0.1")
-    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--tokens", metavar="LIST", type=counts, default=(8192,))
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument(
-        "--seconds", type=float, default=60.0, help="from the first prompt; then no run begins"
+        "--seconds", type=float, default=60.0, help="for each length; then no run begins"
     )
     parser.add_argument("--begin-after", type=Path, metavar="FILE")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     args, rest = parser.parse_known_args(words)
     gpu = args.device == "cuda"
     args.folder.mkdir(parents=True, exist_ok=True)
-    model = args.folder / f"{args.shape}-{args.layers}"
-    if not model.exists():
-        make = [sys.executable, "-m", "ktd", "make-model", "--shape", args.shape]
-        subprocess.run([*make, "--layers", args.layers, "--experts", "generated", str(model)],
-                       check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+    model = generated_model(args.folder, args.shape, args.layers)
     facts = read_facts(model, device="cpu")
+    layers, longest = len(facts.moe_layers), max(args.tokens)
     common = (
         *("--device", args.device, *(_GPU_ARGUMENTS if gpu else ())),
-        *("--chunked-prefill-size", str(args.tokens), "--max-total-tokens", str(5 * args.tokens)),
+        *("--chunked-prefill-size", str(longest), "--max-total-tokens", str(5 * longest)),
         *rest,
     )
     options = {name: (*own, *common) for name, own in variants(args.ratio, gpu=gpu).items()}
     prompts = Prompts.of_model(model, seed=0)
     with started(model, options, together=gpu) as servers:
         say(f"serving: {', '.join(servers)}")
-        while args.begin_after is not None and not args.begin_after.exists():
-            time.sleep(0.2)
+        rest_until(args.begin_after)
         link, dram = ceilings()
         absent = absent_experts(servers["cpu"])
-        seconds = read_prompts(
-            servers, lambda: prompts.tokens(args.tokens), runs=args.runs, seconds=args.seconds
-        )
-        kernels = kernel_seconds(model, args.tokens) if gpu else None
+        lengths = []
+        for tokens in args.tokens:
+            say(f"{tokens} tokens")
+            ask = partial(prompts.tokens, tokens)
+            seconds = read_prompts(servers, ask, runs=args.runs, seconds=args.seconds)
+            kernels = kernel_seconds(model, tokens) if gpu else None
+            lengths.append(
+                Figures(
+                    tokens=tokens,
+                    absent_bytes=absent * facts.expert_bytes,
+                    link=link,
+                    dram=dram,
+                    kernel_seconds=None if kernels is None else layers * kernels,
+                    seconds=seconds,
+                )
+            )
         logs = {
             name: log_of(server).read_text(errors="replace") for name, server in servers.items()
         }
     for name, log in logs.items():
         (args.folder / f"{name}.log").write_text(log)
-    layers = len(facts.moe_layers)
-    figures = Figures(
-        tokens=args.tokens,
-        absent_bytes=absent * facts.expert_bytes,
-        link=link,
-        dram=dram,
-        kernel_seconds=None if kernels is None else layers * kernels,
-        seconds=seconds,
-    )
-    found: dict[str, Any] = {
-        "model": f"{args.shape}, {layers} layers, generated weights",
-        "arguments": {name: list(own) for name, own in options.items()},
-        "absent_experts": absent,
-        **figures.as_json(),
-        "divided_passes": divisions(logs["share"]) if gpu else [],
-    }
-    (args.folder / "prefill.json").write_text(json.dumps(found, indent=1))
-    print(report(figures))
-    for line in found["divided_passes"][-3:]:
-        print(f"- {line}")
+    for figures in lengths:
+        passes = divisions(logs["share"], figures.tokens) if gpu else []
+        found: dict[str, Any] = {
+            "model": f"{args.shape}, {layers} layers, generated weights",
+            "arguments": {name: list(own) for name, own in options.items()},
+            "absent_experts": absent,
+            **figures.as_json(),
+            "divided_passes": passes,
+        }
+        file = args.folder / f"prefill-{figures.tokens}.json"
+        file.write_text(json.dumps(found, indent=1))
+        print(report(figures))
+        for line in passes[-3:]:
+            print(f"- {line}")
+        runs = statistics.median(map(len, figures.seconds.values()))
+        print(f"- median of {runs:.0f} runs a server")
     if not gpu:
         print("- the streamed servers were left out: they need a GPU")
-    say(f"median of {statistics.median(map(len, seconds.values())):.0f} runs a server; done")
+    say("done")
     return 0
 
 
