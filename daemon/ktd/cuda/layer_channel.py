@@ -244,7 +244,8 @@ class LayerChannel:
             first_decode_row=first_decode_row,
             map_padding=int(layer.map_padding),
             seen_width=0 if seen is None else seen.shape[1],
-            deferred=layer.deferred if rows < _native.LONG_CALL else 0,
+            # Nothing of a step that reads a prompt is late, not even of one it mixes with decoding.
+            deferred=layer.deferred if first_decode_row == 0 and rows < _native.LONG_CALL else 0,
         )
         kernel = self._kernels.split_int64 if wide else self._kernels.split_int32
         blocks = min(rows, self._most_blocks)
