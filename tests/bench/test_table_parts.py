@@ -58,13 +58,18 @@ def test_each_layer_has_other_ranks_and_a_seed_gives_the_same():
 
 
 def test_shifting_routing_changes_every_500_tokens():
-    """And frequency knows the first stretch alone."""
+    """And what frequency knows, the stretch before, does not come again."""
     routing = zipf_routing(SHIFTING, SIZES, 0)
-    assert len(routing.ids) == 500 * len(routing.ranks) == 8000
-    assert (routing.known == counts(routing.ids[:500], 32)).all()
+    assert len(routing.ids) == 500 * (len(routing.ranks) - 1) == 8000
+    assert routing.known.sum() == 500 * SIZES.layers * SIZES.top_k
     shares = [counts(part, 32).ravel() for part in np.split(routing.ids, 16)]
-    alike = [np.corrcoef(shares[0], share)[0, 1] for share in shares[1:]]
-    assert max(alike) < 0.5
+    for one in (routing.known.ravel(), shares[0]):
+        alike = [np.corrcoef(one, share)[0, 1] for share in shares if share is not one]
+        assert max(alike) < 0.5
+    likeliest = routing.known.argmax(axis=1)
+    assert all(
+        expert in order[:8] for expert, order in zip(likeliest, routing.ranks[0], strict=True)
+    )
     halves = [counts(half, 32).ravel() for half in np.split(routing.ids[:500], 2)]
     assert np.corrcoef(*halves)[0, 1] > 0.7
 
@@ -74,11 +79,11 @@ def test_a_recording_is_shuffled_or_taken_in_turn():
     with np.load(TRACE) as file:
         phases = [file[name] for name in file.files]
     shifting = recorded_routing(SHIFTING, TRACE, TINY, 0)
-    for turn in range(6):
+    for turn in range(1, 7):
         begin = 500 * (turn // len(phases))
         wanted = phases[turn % len(phases)][begin : begin + 500]
-        assert (shifting.ids[500 * turn : 500 * (turn + 1)] == wanted).all()
-    assert (shifting.known == counts(shifting.ids[:500], 32)).all()
+        assert (shifting.ids[500 * (turn - 1) : 500 * turn] == wanted).all()
+    assert (shifting.known == counts(phases[0][:500], 32)).all()
     stationary = recorded_routing(STATIONARY, TRACE, TINY, 0)
     first, last = (counts(part, 32).ravel() for part in np.split(stationary.ids, 2))
     assert np.corrcoef(first, last)[0, 1] > 0.98
@@ -275,7 +280,7 @@ def test_json_has_every_run_and_the_whole_permutations(report):
     assert len(value["cells"]) == len(report.results)
     assert value["cells"][0]["rates"] == (9.0, 10.0, 11.0)
     assert value["checks"] == [{"ratio": 0.5, "table": 15.0, "alone": 16.0}]
-    assert np.array(value["ranks"][SHIFTING]).shape == (16, 3, 32)
+    assert np.array(value["ranks"][SHIFTING]).shape == (17, 3, 32)
 
 
 def test_a_check_with_everything_in_slots_is_compared_with_the_one_cell_of_that_row():
@@ -368,3 +373,12 @@ def test_a_file_of_before_there_were_rounds_goes_on(tmp_path):
     ResultFile(path, {"model": "m", "rounds": 1})
     with pytest.raises(ConfigError, match="was measured with rounds 1, not 2"):
         ResultFile(path, {"model": "m", "rounds": 2})
+
+
+def test_cells_that_met_the_known_stretch_again_are_not_mixed_with_others(tmp_path):
+    """As files have them of before 2026-11-30."""
+    path = tmp_path / "cells.jsonl"
+    ResultFile(path, {"model": "m"})
+    over = {"statistics where routing shifts": "of a stretch that is over"}
+    with pytest.raises(ConfigError, match="of the first of its stretches, not of a stretch that"):
+        ResultFile(path, {"model": "m", **over})

@@ -15,7 +15,7 @@ from ktd.errors import ConfigError
 # Shares of experts in slots at which every strategy means the same.
 SAME = (0.0, 1.0)
 # What a file of an earlier release does not say of its request.
-_UNSAID = {"rounds": 1}
+_UNSAID = {"rounds": 1, "statistics where routing shifts": "of the first of its stretches"}
 
 
 @dataclass(frozen=True, slots=True)

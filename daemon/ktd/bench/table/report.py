@@ -133,7 +133,7 @@ class Report:
         ranks = self.routings[kind].ranks
         if ranks is None:
             return []
-        first = " of the first stretch" if kind == SHIFTING else ""
+        first = " of the stretch before all others" if kind == SHIFTING else ""
         lines = ["", f"## Most likely experts{first}, {kind} routing", "", "```"]
         for layer, order in enumerate(ranks[0]):
             lines.append(f"{layer:3}: {' '.join(str(expert) for expert in order[:_RANKS_SHOWN])}")

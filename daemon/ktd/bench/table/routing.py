@@ -40,9 +40,10 @@ class Routing:
         source: Where it comes from, for people.
         ids: int16 ``[tokens, layers, K]``.
         known: int64 ``[layers, experts]``: counts that ``frequency`` is given; of all tokens where
-            routing is stationary, of the first stretch where it shifts.
-        ranks: Experts by falling probability, of each layer of each different stretch: int16
-            ``[stretches, layers, experts]``; None for a recording.
+            routing is stationary; where it shifts, of a stretch before all of them. It does not
+            come again: when all tokens have passed, the first of them follows.
+        ranks: Experts by falling probability, of each layer of each different stretch, that before
+            the tokens first: int16 ``[stretches, layers, experts]``; None for a recording.
     """
 
     kind: str
@@ -79,17 +80,16 @@ def zipf_routing(kind: str, sizes: LayerSizes, seed: int) -> Routing:
     stretch of 500 tokens too.
     """
     generator = np.random.default_rng(seed)
-    different = _STRETCHES if kind == SHIFTING else 1
+    different = 1 + _STRETCHES if kind == SHIFTING else 1
     ranks = np.stack(
         [
             [generator.permutation(sizes.experts) for _ in range(sizes.layers)]
             for _ in range(different)
         ]
     ).astype(np.int16)
-    tokens = _STRETCHES * STRETCH // different
-    stretches = [_draw(generator, of_stretch, tokens, sizes) for of_stretch in ranks]
-    ids = np.concatenate(stretches)
-    known = stretches[0] if kind == SHIFTING else ids
+    tokens = STRETCH if kind == SHIFTING else _STRETCHES * STRETCH
+    known, *later = (_draw(generator, of_stretch, tokens, sizes) for of_stretch in ranks)
+    ids = np.concatenate(later) if later else known
     return Routing(kind, f"Zipf {_EXPONENT}, seed {seed}", ids, counts(known, sizes.experts), ranks)
 
 
@@ -122,8 +122,7 @@ def recorded_routing(kind: str, path: Path, sizes: LayerSizes, seed: int) -> Rou
         ids = ids[np.random.default_rng(seed).permutation(len(ids))[: _STRETCHES * STRETCH]]
         known = ids
     else:
-        ids = _in_turn(trace, path)
-        known = ids[:STRETCH]
+        known, ids = np.split(_in_turn(trace, path), [STRETCH])
     return Routing(kind, f"recorded: {path.name}", ids, counts(known, sizes.experts))
 
 
@@ -140,7 +139,7 @@ def _in_turn(trace: Trace, path: Path) -> NDArray[np.int16]:
         for turn in range(rounds)
         for phase in trace.phases
     ]
-    return np.concatenate(pieces[: max(_STRETCHES, len(trace.phases))])
+    return np.concatenate(pieces[: 1 + max(_STRETCHES, len(trace.phases))])
 
 
 def _check(trace: Trace, path: Path, sizes: LayerSizes) -> None:
