@@ -1,4 +1,4 @@
-"""What a model says whose decoded tokens get some experts a layer late: Transformers in float32."""
+"""What a model says whose decoded tokens get some experts a layer late, by Transformers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ class LateReference(Reference):
         model: Its folder.
         late: Of a decoded token's experts so many, of the lowest weights, are in the sum of the
             next MoE layer; the last layer leaves nothing late, and prompts none.
+        dtype: As of the reference without.
     """
 
-    def __init__(self, model: Path, late: int) -> None:
+    def __init__(self, model: Path, late: int, *, dtype: str = "float32") -> None:
         self._late = late
         self._held: Any = None
-        super().__init__(model, self._change)
+        super().__init__(model, self._change, dtype=dtype)
 
     def _change(self, model: Any) -> None:
         blocks = [layer.mlp for layer in model.model.layers]

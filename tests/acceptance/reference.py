@@ -22,9 +22,16 @@ class Reference:
     Args:
         model: Its folder.
         change: Is given Transformers' model before anything is computed.
+        dtype: Of all arithmetic: ``"bfloat16"`` says what rounding by itself does to a model.
     """
 
-    def __init__(self, model: Path, change: Callable[[Any], None] | None = None) -> None:
+    def __init__(
+        self,
+        model: Path,
+        change: Callable[[Any], None] | None = None,
+        *,
+        dtype: str = "float32",
+    ) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -34,7 +41,7 @@ class Reference:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
-            self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+            self._model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
         if change is not None:
             with torch.no_grad():
                 change(self._model)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from tests.acceptance.agreement import CEILING, DECODE_FACTOR, answers_of, decode_error_of, exact_of
+from tests.acceptance.agreement import CEILING, DECODE_FACTOR, answers_of, exact_of
 from tests.acceptance.conftest import TOKENS
 from tests.acceptance.late_experts import LateReference
 from tests.acceptance.openai import decoded, mean_error
-from tests.acceptance.reference import TEXTS
+from tests.acceptance.reference import TEXTS, WINDOWS
 from tests.live import LiveDaemon
 from tests.skips import needs_gpu
 
@@ -19,8 +19,15 @@ def late(model_dir):
     return LateReference(model_dir, LATE)
 
 
+@pytest.fixture(scope="module")
+def rounded(model_dir):
+    """The same in bfloat16."""
+    return LateReference(model_dir, LATE, dtype="bfloat16")
+
+
 def prompts_of(reference):
-    return [reference.text(name)[:PROMPT] for name in TEXTS]
+    """Fifteen: rounding alone moves 64 tokens behind one by 0.008, and behind another by 0.034."""
+    return [reference.text(name, n)[:PROMPT] for name in TEXTS for n in range(WINDOWS)]
 
 
 def test_the_reference_is_the_model_where_nothing_is_late(model_dir, reference, late):
@@ -35,25 +42,27 @@ def test_the_reference_is_the_model_where_nothing_is_late(model_dir, reference, 
 
 
 @needs_gpu
-def test_decoded_tokens_get_their_experts_late_and_prompts_do_not(reference, late, stock_url):
-    """In graphs, with no expert in a slot; `ktd status` says that answers change."""
+def test_decoded_tokens_get_their_experts_late_and_prompts_do_not(reference, late, rounded):
+    """In graphs, with no expert in a slot; `ktd status` says that answers change.
+
+    The bar is what bfloat16 does to the reference: which experts are the last two of four decides
+    between near-ties that mean nothing where none is late.
+    """
     options = ("--max-deferred-experts-per-token", str(LATE), "--gpu-experts-ratio", "0")
     with LiveDaemon(*options, *TOKENS) as daemon:
-        errors, others = [], []
-        for prompt in prompts_of(reference):
-            ids, values = decoded(daemon.http_url, prompt, DECODED)
-            errors.append(mean_error(values, late.decoded(prompt, ids)))
-            others.append(mean_error(values, reference.logprobs(prompt + ids)[-DECODED:]))
+        answers = [decoded(daemon.http_url, prompt, DECODED) for prompt in prompts_of(reference)]
         of_prompts = mean_error(answers_of(daemon.http_url, reference), exact_of(reference))
         status = daemon.ktd("status")
-    error, without, stock = (
-        sum(errors) / len(errors),
-        sum(others) / len(others),
-        decode_error_of(stock_url, reference),
-    )
-    print(f"decoded {error:.4f} ({without:.4f} from a model without), SGLang {stock:.4f}")
-    print(f"prompts {of_prompts:.4f}")
-    assert error <= DECODE_FACTOR * stock
+    errors, rounding, others = [], [], []
+    for prompt, (ids, values) in zip(prompts_of(reference), answers, strict=True):
+        exact = late.decoded(prompt, ids)
+        errors.append(mean_error(values, exact))
+        rounding.append(mean_error(rounded.decoded(prompt, ids), exact))
+        others.append(mean_error(values, reference.logprobs(prompt + ids)[-DECODED:]))
+    error, bfloat16, without = (sum(found) / len(found) for found in (errors, rounding, others))
+    print(f"decoded {error:.4f}, Transformers in bfloat16 {bfloat16:.4f}, prompts {of_prompts:.4f}")
+    print(f"decoded, from a model without {without:.4f}")
+    assert error <= DECODE_FACTOR * bfloat16
     assert without > 2 * error
     assert of_prompts <= CEILING
     assert "EXPERTS_DEFERRED" in status.stdout

@@ -274,6 +274,12 @@ def test_rounds_are_compared_one_by_one():
     assert judged(1) == "1.000", "a cell with fewer rounds has no partners: medians"
 
 
+def test_one_run_has_no_spread():
+    """A zero would say that it is known."""
+    assert Measured((31.84,), 0.5, 1.0).text() == "31.84"
+    assert Measured((9.0, 10.0, 11.0), 0.5, 1.0).text() == "10.00 ± 1.00"
+
+
 def test_json_has_every_run_and_the_whole_permutations(report):
     """So that figures can be computed anew."""
     value = report.as_json()

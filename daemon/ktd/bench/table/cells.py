@@ -79,6 +79,10 @@ class Measured:
         """Half the distance between the largest and the smallest."""
         return (max(self.rates) - min(self.rates)) / 2
 
+    def text(self) -> str:
+        """Tokens per second: median ± half the spread, of which one run says nothing."""
+        return f"{self.rate:.2f}" + (f" ± {self.spread:.2f}" if len(self.rates) > 1 else "")
+
 
 class ResultFile:
     """Keeps every cell as soon as it is measured, so that a run can go on where one ended.

@@ -306,7 +306,7 @@ class TableBench:
             name += ", engine of its own"
         left = statistics.fmean(self._took) * self._left
         return (
-            f"{name}: {measured.rate:.2f} ± {measured.spread:.2f} tokens/s, "
+            f"{name}: {measured.text()} tokens/s, "
             f"{100 * measured.hit_rate:.1f} % in slots{_moved(measured)}; {self._left} cells "
             f"left, about {left / 60:.1f} minutes"
         )

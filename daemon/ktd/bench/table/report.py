@@ -53,11 +53,11 @@ class Report:
         return ["GPU expert ratio", *self.columns, *last]
 
     def rows(self, kind: str) -> list[list[str]]:
-        """Tokens per second: median ± half the spread."""
+        """Tokens per second, as :meth:`Measured.text` has them."""
         found = []
         for ratio in self.ratios:
             row = self.row(kind, ratio)
-            cells = ["" if m is None else f"{m.rate:.2f} ± {m.spread:.2f}" for m in row]
+            cells = ["" if m is None else m.text() for m in row]
             found.append(
                 [f"{100 * ratio:g} %", *cells, *([self._judged(row)] if self._judges else [])]
             )
