@@ -4,7 +4,8 @@ The link copies layer after layer without a pause. The CPU's part of a layer beg
 before it is complete and attention and the router have run, and the next layer waits for its
 answer. With n of N experts on the CPU the link is busy for ``(N - n) * link + answer(n)``, and the
 way that waits for the CPU takes ``other + n * cpu``; a layer is done when both are. What each of
-them costs is what earlier passes took.
+them costs is what earlier passes took. Both differ from layer to layer and the longer one counts,
+so a gain of a few per cent is none: the CPU gets nothing for it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,16 @@ _NEW = 0.5
 # Before anything is measured an expert is taken to cost so many times the link's time: a ninth of
 # the experts teaches what they really cost, and holds a pass up for little where they cost more.
 _UNKNOWN = 8
-# A pass in which the CPU had nothing to do measures nothing of it: so that a disturbed pass does
-# not end the share for good, such a pass takes some of what is known for less.
-_FORGET = 0.9
+# Of a layer's time; less is not worth a pass whose CPU is late (docs/results/gpu-engine.md: 3 to 5
+# per cent were to be gained at 8,192 tokens, and passes took 1.07 times as long).
+_LEAST_GAIN = 0.1
+# A measurement counts for so many times what was known, at most: passes are disturbed.
+_MOST = 4.0
+# A pass in which the CPU had nothing to do measures nothing of it. After so many it gets a few
+# experts, if they would not hold a layer up, and what is known fades until they would not.
+_PROBE_AFTER = 8
+_PROBE_PART = 32
+_FORGET = 0.99
 # Sizes of passes that are learnt about apart: so many for each doubling of the tokens.
 _SIZES = 4
 
@@ -50,10 +58,14 @@ class PassTimes:
 
 @dataclass(slots=True)
 class _Cost:
-    """Seconds: of an expert on the CPU, and of a layer without its experts."""
+    """Seconds: of an expert on the CPU, and of a layer without its experts.
+
+    ``unused`` passes in a row have not measured them.
+    """
 
     cpu: float
     other: float
+    unused: int = 0
 
 
 class PrefillShare:
@@ -85,18 +97,21 @@ class PrefillShare:
             link = times.copy_seconds / (times.copied + answers)
             self._link = link if self._link is None else self._link + _NEW * (link - self._link)
         size = _size(times.tokens)
-        known = self._costs.get(size)
         if times.experts == 0:
-            if known is not None:
+            if self._costs:
+                known = self._costs.setdefault(size, _Cost(*self.cost(times.tokens)))
                 known.cpu *= _FORGET
                 known.other *= _FORGET
+                known.unused += 1
             return
-        cpu = times.cpu_seconds / times.experts
-        if known is None:
+        cpu, measured = times.cpu_seconds / times.experts, self._costs.get(size)
+        if measured is None:
             self._costs[size] = _Cost(cpu, times.other_seconds)
             return
-        known.cpu += _NEW * (cpu - known.cpu)
-        known.other += _NEW * (times.other_seconds - known.other)
+        most = _MOST * measured.cpu or cpu
+        measured.cpu += _NEW * (min(cpu, most) - measured.cpu)
+        measured.other += _NEW * (times.other_seconds - measured.other)
+        measured.unused = 0
 
     def cost(self, tokens: int) -> tuple[float, float]:
         """Seconds of an expert on the CPU, and of a layer's other work on the way that waits.
@@ -125,7 +140,21 @@ class PrefillShare:
         # rises, so they cross once, and the shorter layer is beside the crossing, or at an end.
         crossing = bisect.bisect_left(range(1, absent + 1), x=True, key=waits_longer) + 1
         numbers = {0, crossing - 1, min(crossing, absent)}
-        return min(sorted(numbers), key=lambda number: self.layer_seconds(tokens, absent, number))
+        best = min(sorted(numbers), key=lambda number: self.layer_seconds(tokens, absent, number))
+        most = (1 - _LEAST_GAIN) * self.layer_seconds(tokens, absent, 0)
+        # Before anything is known the CPU is to be tried.
+        if not self._costs or self.layer_seconds(tokens, absent, best) <= most:
+            return best
+        return self._probe(tokens, absent)
+
+    def _probe(self, tokens: int, absent: int) -> int:
+        """A few experts, to learn what they cost now, where that holds nothing up."""
+        known = self._costs.get(_size(tokens))
+        if known is None or known.unused < _PROBE_AFTER:
+            return 0
+        few = -(-absent // _PROBE_PART)
+        link, waiting = self._ways(tokens, absent, few)
+        return few if waiting <= link else 0
 
     def _ways(self, tokens: int, absent: int, experts: int) -> tuple[float, float]:
         """Seconds of a layer on the link, and on the way that waits for the CPU."""
