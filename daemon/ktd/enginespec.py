@@ -66,6 +66,7 @@ class EngineSpec:
             cannot read experts from host memory by itself.
         prefill_cpu_share: Whether the CPU computes a share of those experts meanwhile.
         prefill_buffer_bytes: Of that buffer on each rank, at most.
+        prefill_experts: Of a layer, that the buffer holds if they fit; None: all.
         deferred_experts: Of a decoded token, so many that the CPU computes may be added a layer
             late, which changes what the model answers.
         cpu_expert_format: ``"int8"`` or ``"int4"``: experts are quantised while they are loaded;
@@ -92,6 +93,7 @@ class EngineSpec:
     prefill_threshold: int | None = None
     prefill_cpu_share: bool = False
     prefill_buffer_bytes: int = PREFILL_BUFFER_BYTES
+    prefill_experts: int | None = None
     deferred_experts: int = 0
     bench: Bench | None = None
     host_memory: str = COPY

@@ -62,7 +62,7 @@ async def test_start_that_does_not_fit_is_refused_and_tried_again_when_there_is_
     starts, _ = made(device="cuda", gpu_experts_ratio=0.9, sglang_args=chunk)
     with pytest.raises(
         DoesNotFit,
-        match=r"\+ 16\.1 MiB expert slots \+ .* of registered host memory \+ 6\.0 MiB that long "
+        match=r"\+ 16\.1 MiB expert slots \+ .* of registered host memory \+ 0\.8 MiB that long "
         r"prefills stream through \+ .* KV cache of 4096 tokens \+ .* of device memory, and "
         r"[0-9.]+ GiB are free: --kt-gpu-experts-ratio 0\.5[0-9] fits; --chunked-prefill-size 2048 "
         r"frees .*; --max-total-tokens 2048 frees 6\.0 MiB\.$",
@@ -100,6 +100,45 @@ async def test_nothing_is_refused_when_nvidia_smi_says_nothing(gpus, made):
     gpus(None)
     starts, _ = made(device="cuda", gpu_experts_ratio=1.0)
     assert (await starts.next_start()).shape.total_slots == 192
+
+
+@pytest.mark.parametrize(
+    ("given", "experts"),
+    [
+        ({"gpu_experts_ratio": 0.25}, 24),
+        ({"gpu_experts_ratio": 0.99}, 2),
+        # Six layers of 32; the first three are full, and the last has nothing.
+        ({"gpu_experts_ratio": 0.5, "expert_placement_strategy": "front-loading"}, 32),
+        (
+            {
+                "gpu_experts_ratio": 0.5,
+                "expert_placement_strategy": "front-loading",
+                "live_slots": "even",
+            },
+            16,
+        ),
+    ],
+)
+async def test_an_engine_streams_as_many_experts_at_once_as_have_no_slot(
+    gpus, made, given, experts
+):
+    """Of the layer that has fewest slots."""
+    gpus(16000)
+    start = await made(device="cuda", **given)[0].next_start()
+    assert start.spec.prefill_experts == experts
+    assert (await made(device="cpu", **given)[0].next_start()).spec.prefill_experts is None
+
+
+async def test_auto_takes_nothing_for_granted_where_slots_may_be_uneven(gpus, made):
+    """A strategy may give a layer none, which then passes through the buffer whole."""
+    gpus(16000)
+    words = ("--max-total-tokens=2048",)
+    enough(gpus, 100, *words)
+    even = await made(device="cuda", sglang_args=words)[0].next_start()
+    strategy = {"expert_placement_strategy": "front-loading"}
+    other = await made(device="cuda", sglang_args=words, **strategy)[0].next_start()
+    assert even.shape.total_slots >= 100
+    assert other.shape.total_slots < even.shape.total_slots
 
 
 async def test_layers_that_keep_their_cpu_path_have_their_buffer(gpus, made):

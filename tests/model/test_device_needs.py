@@ -15,6 +15,7 @@ from ktd.model.device_needs import (
     activation_bytes,
     check_device_fits,
     device_needs,
+    piece_experts,
     slots_that_fit,
 )
 from ktd.model.facts import Quantised, read_facts
@@ -48,8 +49,8 @@ def test_each_part_of_the_sum():
     assert needs.others == 3 * GIB
     assert needs.slots == 1000 * 9 * MIB
     assert needs.registered == 54 * 2 * MIB
-    # A layer has 1.1 GiB, less than half of the buffer.
-    assert needs.stream == 2 * 128 * 9 * MIB
+    # 20 of a layer's experts have slots; the others are less than half of the buffer.
+    assert needs.stream == 2 * (128 - 20) * 9 * MIB
     assert needs.kv_cache == 8192 * 2 * 48 * 4 * 128 * 2
     # SGLang: 512 + 1.5 a token + 2 a row of 256 + 1024 / 8 MiB of 80 GiB.
     assert needs.working == int((512 + 12288 + 512 + 128) * MIB / (80 * GIB) * 79 * GIB)
@@ -113,16 +114,16 @@ def test_refused_with_the_sum_a_ratio_and_what_else_frees_memory():
         check_device_fits(FACTS, demand, slots=5000, free=free)
     assert str(refused.value) == (
         "The model needs 3.0 GiB weights that are not experts + 43.9 GiB expert slots + 0.1 GiB "
-        "for 54.0 GiB of registered host memory + 2.2 GiB that long prefills stream through + "
+        "for 54.0 GiB of registered host memory + 0.4 GiB that long prefills stream through + "
         "6.8 MiB for the routing of a step + 6.0 GiB KV cache of 65536 tokens + 6.6 GiB kept free "
-        "for steps of 8192 tokens + 1.5 GiB CUDA and SGLang themselves = 63.4 GiB of device "
+        "for steps of 8192 tokens + 1.5 GiB CUDA and SGLang themselves = 61.5 GiB of device "
         "memory, and 40.0 GiB are free: "
-        "--kt-gpu-experts-ratio 0.38 fits; --chunked-prefill-size 4096 frees 1.6 GiB; "
+        "--kt-gpu-experts-ratio 0.39 fits; --chunked-prefill-size 4096 frees 1.6 GiB; "
         "--max-total-tokens 32768 frees 3.0 GiB."
     )
-    check_device_fits(FACTS, demand, slots=int(0.38 * FACTS.total_experts), free=free)
+    check_device_fits(FACTS, demand, slots=int(0.39 * FACTS.total_experts), free=free)
     with pytest.raises(DoesNotFit):
-        check_device_fits(FACTS, demand, slots=int(0.39 * FACTS.total_experts), free=free)
+        check_device_fits(FACTS, demand, slots=int(0.40 * FACTS.total_experts), free=free)
 
 
 def test_refused_where_no_ratio_fits():
@@ -134,16 +135,48 @@ def test_refused_where_no_ratio_fits():
 
 
 def test_all_experts_in_slots_may_fit_where_fewer_do_not():
-    """They need no buffer, which takes more than a layer or two of slots."""
+    """They need no buffer, which takes two layers where one of them has no slots at all."""
+    uneven = replace(H100, least_slots=0)
     two_layers = replace(FACTS, moe_layers=(0, 1), num_layers=2)
     half = two_layers.total_experts // 2
     # All slots are as large as the buffer; with half of them both are there.
     free = 20 * GIB
-    least = device_needs(two_layers, H100, slots=two_layers.total_experts, free=free).total
+    least = device_needs(two_layers, uneven, slots=two_layers.total_experts, free=free).total
     other = replace(two_layers, other_bytes=two_layers.other_bytes + free - least - GIB // 64)
     with pytest.raises(DoesNotFit, match=r"are free: --kt-gpu-experts-ratio 1 fits; --chunked"):
-        check_device_fits(other, H100, slots=half, free=free)
-    check_device_fits(other, H100, slots=other.total_experts, free=free)
+        check_device_fits(other, uneven, slots=half, free=free)
+    check_device_fits(other, uneven, slots=other.total_experts, free=free)
+
+
+@pytest.mark.parametrize(
+    ("slots", "least", "experts"),
+    [
+        (0, None, 128),
+        (48 * 100 + 47, None, 28),  # one more in 47 of 48 layers
+        (48 * 100, 100, 28),
+        (48 * 100, 60, 68),
+        (48 * 127, None, 8),  # a sixteenth at least: more are in no slot while some move
+        (48 * 100, 0, 128),
+    ],
+)
+def test_the_buffer_holds_what_a_layer_has_in_no_slot(slots, least, experts):
+    """Of the layer that has fewest slots; whole layers where a bench empties slots."""
+    demand = replace(H100, least_slots=least)
+    assert piece_experts(FACTS, demand, slots) == experts
+    needs = device_needs(FACTS, demand, slots=slots, free=79 * GIB)
+    assert needs.stream == 2 * experts * 9 * MIB
+    kept = replace(demand, every_layer_streams=True)
+    assert piece_experts(FACTS, kept, slots) == 128
+
+
+def test_a_ratio_that_fits_is_named_for_the_worst_spread_where_slots_are_uneven():
+    """With 90 % of the slots in some layers and none in one, another ratio may be spread so too."""
+    free, slots = 40 * GIB, 5000
+    with pytest.raises(DoesNotFit, match=r"--kt-gpu-experts-ratio 0\.49 fits"):
+        check_device_fits(FACTS, H100, slots=slots, free=free)
+    uneven = replace(H100, least_slots=3)
+    with pytest.raises(DoesNotFit, match=r"--kt-gpu-experts-ratio 0\.47 fits"):
+        check_device_fits(FACTS, uneven, slots=slots, free=free)
 
 
 def test_what_does_not_help_is_not_named():

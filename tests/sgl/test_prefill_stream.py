@@ -56,9 +56,16 @@ def layer_of(number: int, in_slots: list[int]) -> tuple[ExpertLayer, dict[str, t
     return layer, host
 
 
-def stream_of(layers: int, budget: int = 1 << 20, help_: CpuHelp | None = None) -> PrefillStream:
+def stream_of(
+    layers: int,
+    budget: int = 1 << 20,
+    help_: CpuHelp | None = None,
+    *,
+    experts: int | None = None,
+) -> PrefillStream:
     device = torch.device("cuda")
-    return PrefillStream(device, 1, budget, PrefillDivision(device, layers, EXPERTS), help_)
+    division = PrefillDivision(device, layers, EXPERTS)
+    return PrefillStream(device, 1, budget, division, help_, experts=experts)
 
 
 def counters(*counts: list[int]) -> torch.Tensor:
@@ -68,12 +75,14 @@ def counters(*counts: list[int]) -> torch.Tensor:
     return found
 
 
+@pytest.mark.parametrize("by", ["bytes", "experts"])
 @pytest.mark.parametrize("rows", [EXPERTS, 3, 1])
-def test_a_pass_sees_every_expert_of_every_layer(rows):
+def test_a_pass_sees_every_expert_of_every_layer(rows, by):
     """In a slot or in a piece of any size, pass after pass, also after one broken off."""
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU that torch can use")
-    stream = stream_of(3, budget=2 * rows * 8)
+    limit = {"budget": 2 * rows * 8} if by == "bytes" else {"experts": rows}
+    stream = stream_of(3, **limit)
     layers = [layer_of(number, chosen) for number, chosen in enumerate(([], [6, 1], [0, 1, 2]))]
     places = [stream.add_layer(number, *layer) for number, layer in enumerate(layers)]
     for broken in (False, True, False, False):
@@ -88,6 +97,7 @@ def test_a_pass_sees_every_expert_of_every_layer(rows):
                 with stream.next_piece(place) as piece:
                     part = piece.tensors["w"][: piece.count].cpu()
                     where[piece.first : piece.first + piece.count] = part
+            assert stream.num_bytes == 2 * rows * 8
             table = stream.table(place).cpu()
             assert int(table.min()) >= 0
             assert torch.equal(where[table], host["w"])

@@ -12,14 +12,15 @@ from pathlib import Path
 import structlog
 
 from ktd.app.evidence import StartEvidence
-from ktd.app.fitting import fit_for_start, free_bytes, least_demand
+from ktd.app.fitting import fit_for_start, free_bytes, least_demand, least_slots
 from ktd.app.moe_runner import runner_words, streams
 from ktd.config.settings import Settings
 from ktd.engine.leftovers import new_engine_id
 from ktd.engine.status import MemorySummary, ModelSummary
 from ktd.enginespec import MMAP, Bench, EngineSpec
 from ktd.errors import ConfigError, EngineFailed, KtdError
-from ktd.model.device_needs import check_device_fits
+from ktd.model.demand import Demand
+from ktd.model.device_needs import check_device_fits, piece_experts
 from ktd.model.facts import ModelFacts, read_facts
 from ktd.model.memory import HostMemory, cache_complaint, check_fits, needs_of
 from ktd.model.quantised import FORMATS, quantised
@@ -117,11 +118,16 @@ class EngineStarts:
             _log.warning("experts do not fit into the page cache", note=complaint)
         if self._device == "cpu":
             return
-        words = self._settings.sglang_args
-        demand = least_demand(facts, words, device=self._device, ranks=ranks)
-        demand = replace(demand, every_layer_streams=self._keeps_cpu_path)
-        free = free_bytes(self._device, words, ranks)
-        check_device_fits(facts, demand, slots=slots, free=free)
+        free = free_bytes(self._device, self._settings.sglang_args, ranks)
+        check_device_fits(facts, self._demand(facts, shape), slots=slots, free=free)
+
+    def _demand(self, facts: ModelFacts, shape: ModelShape) -> Demand:
+        words, ranks = self._settings.sglang_args, self._settings.tp
+        return replace(
+            least_demand(facts, words, device=self._device, ranks=ranks),
+            every_layer_streams=self._keeps_cpu_path,
+            least_slots=least_slots(shape),
+        )
 
     @property
     def _keeps_cpu_path(self) -> bool:
@@ -263,6 +269,9 @@ class EngineStarts:
     def _spec(self, facts: ModelFacts, shape: ModelShape, experts: Experts) -> EngineSpec:
         settings = self._settings
         engine_id = new_engine_id(settings.state_dir)
+        threshold, pieces = self._prefill_threshold(facts), None
+        if threshold is not None:
+            pieces = piece_experts(facts, self._demand(facts, shape), shape.total_slots)
         return EngineSpec(
             engine_id=engine_id,
             runtime_dir=str(settings.runtime_dir / engine_id),
@@ -280,7 +289,8 @@ class EngineStarts:
             cpu_expert_format=facts.quantised.format if facts.quantised else None,
             prefill_cpu_share=settings.gpu_prefill_cpu_share,
             deferred_experts=settings.max_deferred_experts_per_token,
-            prefill_threshold=self._prefill_threshold(facts),
+            prefill_threshold=threshold,
+            prefill_experts=pieces,
             bench=self._bench,
             host_memory=settings.host_memory,
         )

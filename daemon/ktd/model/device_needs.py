@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ _BF16 = 2
 # Of one expert at once: its host rows, these turned round, what comes out, and what lies between.
 _SCRATCH_COPIES = 4
 _BUFFERS = 2
+# Of a layer's experts; while some move, more are in no slot than have none for good.
+_LEAST_PIECE = 16
 # Rows of a step beyond a chunk, and bytes of an id: ktd.sgl.cuda_side has the same figures.
 _MIXED_ROWS = 1024
 _ID_BYTES = 2
@@ -115,11 +118,26 @@ def device_needs(facts: ModelFacts, demand: Demand, *, slots: int, free: int) ->
 
 def slots_that_fit(facts: ModelFacts, demand: Demand, free: int) -> tuple[int, int]:
     """The most slots over all layers, and the room in bytes that they are in, at least 0."""
-    full = free - device_needs(facts, demand, slots=facts.total_experts, free=free).beside_slots
-    if full >= facts.total_experts * facts.expert_bytes:
-        return facts.total_experts, full
-    room = max(0, free - device_needs(facts, demand, slots=0, free=free).beside_slots)
-    return room // facts.expert_bytes, room
+    return most_slots(
+        facts, lambda slots: free - device_needs(facts, demand, slots=slots, free=free).beside_slots
+    )
+
+
+def most_slots(facts: ModelFacts, room_of: Callable[[int], int]) -> tuple[int, int]:
+    """The most slots over all layers that are in the room they leave, and that room.
+
+    Args:
+        facts: The model.
+        room_of: Bytes for slots beside all else that an engine with so many takes; the same for all
+            that give each layer as many, but for a remainder.
+    """
+    layers = len(facts.moe_layers)
+    for of_each in range(facts.num_experts, -1, -1):
+        room = room_of(of_each * layers)
+        if room >= of_each * layers * facts.expert_bytes:
+            most = min(of_each * layers + layers - 1, facts.total_experts)
+            return min(most, room // facts.expert_bytes), room
+    return 0, max(0, room_of(0))
 
 
 def ratio_of(slots: int, total: int) -> float:
@@ -147,8 +165,10 @@ def check_device_fits(facts: ModelFacts, demand: Demand, *, slots: int, free: in
 
 
 def _hints(facts: ModelFacts, demand: Demand, slots: int, free: int) -> list[str]:
+    # Nobody knows how another number would be spread where this one is not evenly.
+    spread = None if demand.least_slots is None else 0
     none = device_needs(facts, demand, slots=0, free=free)
-    most, _ = slots_that_fit(facts, demand, free)
+    most, _ = slots_that_fit(facts, replace(demand, least_slots=spread), free)
     if none.total <= free or most:
         ratio = ratio_of(most, facts.total_experts)
         hints = [f"--kt-gpu-experts-ratio {ratio:g} fits"]
@@ -192,8 +212,22 @@ def _stream_bytes(facts: ModelFacts, demand: Demand, slots: int) -> int:
     if not demand.buffer_bytes or (slots == facts.total_experts and not demand.every_layer_streams):
         return 0
     expert_bytes = facts.expert_bytes // demand.ranks
-    rows = max(1, min(facts.num_experts, demand.buffer_bytes // (_BUFFERS * expert_bytes)))
+    fitting = max(1, demand.buffer_bytes // (_BUFFERS * expert_bytes))
+    rows = min(piece_experts(facts, demand, slots), fitting)
     return demand.ranks * _BUFFERS * rows * expert_bytes
+
+
+def piece_experts(facts: ModelFacts, demand: Demand, slots: int) -> int:
+    """Experts of a layer that are streamed at once, if the buffer's budget has room for them.
+
+    As many as have no slot for good. A layer that misses more, as experts move or slots are empty,
+    comes in several pieces.
+    """
+    if demand.every_layer_streams:
+        return facts.num_experts
+    of_each = slots // len(facts.moe_layers)
+    least = of_each if demand.least_slots is None else min(of_each, demand.least_slots)
+    return max(facts.num_experts - least, -(-facts.num_experts // _LEAST_PIECE))
 
 
 def _routing_bytes(facts: ModelFacts, demand: Demand) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ktd.model.device_needs import device_needs, graph_bytes, slots_that_fit
+from ktd.model.device_needs import device_needs, graph_bytes, most_slots, slots_that_fit
 from ktd.model.memory import needs_of, size_text
 
 if TYPE_CHECKING:
@@ -123,17 +123,12 @@ def _on_device_while_running(facts: ModelFacts, demand: Demand, slots: int, free
     before = demand.gpu_bytes * demand.ranks or free_bytes
     now = device_needs(facts, demand, slots=slots, free=before)
     kept = max(0, now.working - graph_bytes(facts, demand))
-    total = facts.total_experts
 
     def room_of(other: int) -> int:
         stream = device_needs(facts, demand, slots=other, free=before).stream
         return free_bytes + now.slots + now.stream - stream - kept
 
-    room = room_of(total)
-    fits = total
-    if room < total * facts.expert_bytes:
-        room = max(0, room_of(0))
-        fits = min(total, room // facts.expert_bytes)
+    fits, room = most_slots(facts, room_of)
     return _fit(
         facts,
         room,

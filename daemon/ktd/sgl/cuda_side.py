@@ -44,13 +44,19 @@ class Streams:
     threshold: int
     buffer_bytes: int
     cpu_share: bool = False
+    experts: int | None = None
 
     @classmethod
     def of(cls, spec: EngineSpec) -> Streams | None:
         """As the engine was started; None: long prefills are computed like others."""
         if spec.prefill_threshold is None:
             return None
-        return cls(spec.prefill_threshold, spec.prefill_buffer_bytes, spec.prefill_cpu_share)
+        return cls(
+            spec.prefill_threshold,
+            spec.prefill_buffer_bytes,
+            spec.prefill_cpu_share,
+            spec.prefill_experts,
+        )
 
 
 class CudaSide:
@@ -120,6 +126,7 @@ class CudaSide:
                 CpuHelp(self.channel.long_seconds, hidden * _ANSWER_BYTES, top_k)
                 if streams.cpu_share
                 else None,
+                experts=streams.experts,
             )
         self.streaming = False
         self.scratch: dict[Hashable, ScratchExpert] = {}

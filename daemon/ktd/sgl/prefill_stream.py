@@ -75,6 +75,7 @@ class PrefillStream:
         budget: Bytes of the buffer, both halves, at most: a layer with more comes in pieces.
         division: Between slots, the buffer and the CPU.
         help_: None: the CPU gets no share.
+        experts: Of a layer, that a half holds at most; None: all.
 
     Attributes:
         clock: Measures passes of which the CPU has a share, from the first layer on; or None.
@@ -87,11 +88,14 @@ class PrefillStream:
         budget: int,
         division: PrefillDivision,
         help_: CpuHelp | None = None,
+        *,
+        experts: int | None = None,
     ) -> None:
         self.threshold = threshold
         self.clock: PrefillClock | None = None
         self._device = device
         self._budget = budget
+        self._most = experts
         self._stream = new_stream(device)
         self._halves: list[_Half] = []
         self._layers: list[ExpertLayer] = []
@@ -142,7 +146,8 @@ class PrefillStream:
     def _reserve(self, host: Mapping[str, torch.Tensor]) -> None:
         num_experts = next(iter(host.values())).shape[0]
         expert_bytes = sum(tensor[0].numel() * tensor.element_size() for tensor in host.values())
-        self._rows = max(1, min(num_experts, self._budget // (_BUFFERS * expert_bytes)))
+        fitting = max(1, self._budget // (_BUFFERS * expert_bytes))
+        self._rows = min(num_experts, fitting, self._most or num_experts)
         for _ in range(_BUFFERS):
             tensors = {
                 name: torch.empty(
