@@ -219,3 +219,19 @@ def test_advice_after_memory_ran_out_goes_by_the_same_sum(gpus):
     )
     gpus(100, total=2048)
     assert "--kt-gpu-experts-ratio 0 (now 1)" in memory_advice(present)
+
+
+def test_advice_reckons_with_whole_layers_where_slots_are_uneven(gpus):
+    """As a start with a strategy that may give a layer none."""
+    even = Present(FACTS, slots=180, ranks=1, device="cuda", sglang_args=())
+    uneven = replace(even, least_slots=3)
+
+    def ratio(present):
+        return float(memory_advice(present).split("--kt-gpu-experts-ratio ")[1].split()[0])
+
+    for total in range(1800, 8000, 5):
+        gpus(100, total=total)
+        if 0 < ratio(even) < 0.75:
+            assert ratio(uneven) < ratio(even)
+            return
+    raise AssertionError("no size of a GPU has room for some of the slots")
