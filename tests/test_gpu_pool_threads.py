@@ -51,3 +51,10 @@ def test_servers_differ_in_their_threads_alone(script, tmp_path, monkeypatch, ca
     kept = json.loads((tmp_path / "pool_threads.json").read_text())
     assert kept["tokens_per_second"] == {"1": [10.0], "2": [11.0], "default": [12.0]}
     assert "| 1 | 10.0" in capsys.readouterr().out
+
+
+def test_more_threads_than_cores_are_refused_before_anything_loads(script, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        script.main([str(tmp_path / "out"), "--threads", "1,4096"])
+    assert "--threads 4096: this process has" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

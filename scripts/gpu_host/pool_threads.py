@@ -1,7 +1,7 @@
 """How fast one stream decodes with each number of pool threads, no expert in a slot.
 
     engine.sh run python3 scripts/gpu_host/pool_threads.py FOLDER [--layers 8] [--begin-after FILE]
-        [--threads 10,11,12,13,14,15,16] [option of ktd serve ...]
+        [--threads 10,12,13,14,15,16] [option of ktd serve ...]
 
 A server for each number, of one model of Qwen3-30B-A3B's shape, BF16, generated weights, and one
 that has the number that it chooses itself. They start together and are measured in turn, run by
@@ -23,6 +23,7 @@ from together import ON_GPU, generated_model, rest_until, say, started
 from ktd.bench.decode import measure_decode
 from ktd.bench.summary import Summary
 from ktd.cli.bench_options import counts
+from ktd.sgl.cores import cores_allowed
 
 _PROMPT = "And it came to pass in those days, that"
 _OWN = "default"
@@ -43,12 +44,15 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", default="qwen3-30b-a3b")
     parser.add_argument("--layers", default="8")
-    parser.add_argument("--threads", metavar="LIST", type=counts, default=tuple(range(10, 17)))
+    parser.add_argument("--threads", metavar="LIST", type=counts, default=(10, 12, 13, 14, 15, 16))
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--begin-after", type=Path, metavar="FILE")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     args, rest = parser.parse_known_args(words)
+    cores = len(cores_allowed())
+    if max(args.threads) > cores:
+        parser.error(f"--threads {max(args.threads)}: this process has {cores} cores")
     gpu = args.device == "cuda"
     args.folder.mkdir(parents=True, exist_ok=True)
     model = generated_model(args.folder, args.shape, args.layers)

@@ -94,8 +94,12 @@ def test_a_recording_of_another_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no recording of this model: it has 6 layers"):
         recorded_routing(STATIONARY, TRACE, SIZES, 0)
     np.savez(tmp_path / "one.npz", prose=np.zeros((900, 6, 4), np.int16))
-    with pytest.raises(ConfigError, match="needs two phases"):
+    with pytest.raises(ConfigError, match="needs three phases"):
         recorded_routing(SHIFTING, tmp_path / "one.npz", TINY, 0)
+    short = {name: np.zeros((900, 6, 4), np.int16) for name in ("prose", "code")}
+    np.savez(tmp_path / "short.npz", **short)
+    with pytest.raises(ConfigError, match="the shortest of 900 tokens"):
+        recorded_routing(SHIFTING, tmp_path / "short.npz", TINY, 0)
 
 
 KNOWN = zipf_routing(STATIONARY, SIZES, 0).known
@@ -381,10 +385,14 @@ def test_a_file_of_before_there_were_rounds_goes_on(tmp_path):
         ResultFile(path, {"model": "m", "rounds": 2})
 
 
-def test_cells_that_met_the_known_stretch_again_are_not_mixed_with_others(tmp_path):
-    """As files have them of before 2026-11-30."""
+@pytest.mark.parametrize("kind", [SHIFTING, STATIONARY])
+def test_cells_that_met_the_known_stretch_again_are_not_mixed_with_others(tmp_path, kind):
+    """As files have them of before 2026-11-30; what did not shift goes on."""
     path = tmp_path / "cells.jsonl"
-    ResultFile(path, {"model": "m"})
-    over = {"statistics where routing shifts": "of a stretch that is over"}
+    ResultFile(path, {"model": "m"}).add(Cell(kind, 0.5, "uniform"), Measured((9.0,), 0.5, 1.0))
+    over = {"model": "m", "statistics where routing shifts": "of a stretch that is over"}
+    if kind == STATIONARY:
+        assert ResultFile(path, over).results
+        return
     with pytest.raises(ConfigError, match="of the first of its stretches, not of a stretch that"):
-        ResultFile(path, {"model": "m", **over})
+        ResultFile(path, over)

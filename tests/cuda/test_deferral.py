@@ -15,9 +15,9 @@ def late_pairs(weights, deferred):
     return ranks >= weights.shape[1] - deferred
 
 
-@pytest.mark.parametrize("prompt", [0, 2])
-def test_nothing_of_a_step_that_reads_a_prompt_is_late(rig, divide, prompt):
-    """Not even of the tokens that decode beside it."""
+@pytest.mark.parametrize("defer", [True, False])
+def test_nothing_is_late_in_a_step_that_does_not_defer(rig, divide, defer):
+    """As one that reads a prompt."""
     rows, late = 3, 2
     rig = rig(2)
     layer = replace(rig.layers[0], deferred=late)
@@ -25,15 +25,15 @@ def test_nothing_of_a_step_that_reads_a_prompt_is_late(rig, divide, prompt):
     x, ids, weights = rig.hidden(rows), rig.ids(rows), rig.weights(rows)
     out = torch.zeros(rows, x.shape[1], dtype=torch.bfloat16, device=rig.gpu)
     rig.channel.begin_step()
-    rig.channel.split(layer, x, ids, weights, first_decode_row=prompt)
+    rig.channel.split(layer, x, ids, weights, defer=defer)
     rig.channel.collect(out)
-    rig.channel.split(rig.layers[1], x, ids, weights, first_decode_row=prompt)
+    rig.channel.split(rig.layers[1], x, ids, weights)
     rig.channel.collect(torch.zeros_like(out))
     torch.cuda.synchronize()
     rig.channel.end_step()
     whole = rig.pools_share(0, x, divide(ids, layer.table).cpu_ids, weights)
     there = (out.cpu().float() - whole).abs().max() <= 0.01 * max(1.0, float(whole.abs().max()))
-    assert there == (prompt > 0)
+    assert there == (not defer)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])

@@ -135,48 +135,32 @@ def test_refused_where_no_ratio_fits():
 
 
 def test_all_experts_in_slots_may_fit_where_fewer_do_not():
-    """They need no buffer, which takes two layers where one of them has no slots at all."""
-    uneven = replace(H100, least_slots=0)
-    two_layers = replace(FACTS, moe_layers=(0, 1), num_layers=2)
-    half = two_layers.total_experts // 2
-    # All slots are as large as the buffer; with half of them both are there.
+    """They need no buffer, which takes two slots more for each that a layer has less."""
+    one_layer = replace(FACTS, moe_layers=(0,), num_layers=1)
     free = 20 * GIB
-    least = device_needs(two_layers, uneven, slots=two_layers.total_experts, free=free).total
-    other = replace(two_layers, other_bytes=two_layers.other_bytes + free - least - GIB // 64)
+    least = device_needs(one_layer, H100, slots=128, free=free).total
+    other = replace(one_layer, other_bytes=one_layer.other_bytes + free - least - GIB // 64)
     with pytest.raises(DoesNotFit, match=r"are free: --kt-gpu-experts-ratio 1 fits; --chunked"):
-        check_device_fits(other, uneven, slots=half, free=free)
-    check_device_fits(other, uneven, slots=other.total_experts, free=free)
+        check_device_fits(other, H100, slots=64, free=free)
+    check_device_fits(other, H100, slots=128, free=free)
 
 
 @pytest.mark.parametrize(
-    ("slots", "least", "experts"),
+    ("slots", "experts"),
     [
-        (0, None, 128),
-        (48 * 100 + 47, None, 28),  # one more in 47 of 48 layers
-        (48 * 100, 100, 28),
-        (48 * 100, 60, 68),
-        (48 * 127, None, 8),  # a sixteenth at least: more are in no slot while some move
-        (48 * 100, 0, 128),
+        (0, 128),
+        (48 * 100 + 47, 28),  # one more in 47 of 48 layers
+        (48 * 100, 28),
+        (48 * 127, 8),  # a sixteenth at least: more are in no slot while some move
     ],
 )
-def test_the_buffer_holds_what_a_layer_has_in_no_slot(slots, least, experts):
-    """Of the layer that has fewest slots; whole layers where a bench empties slots."""
-    demand = replace(H100, least_slots=least)
-    assert piece_experts(FACTS, demand, slots) == experts
-    needs = device_needs(FACTS, demand, slots=slots, free=79 * GIB)
-    assert needs.stream == 2 * experts * 9 * MIB
-    kept = replace(demand, every_layer_streams=True)
-    assert piece_experts(FACTS, kept, slots) == 128
-
-
-def test_a_ratio_that_fits_is_named_for_the_worst_spread_where_slots_are_uneven():
-    """With 90 % of the slots in some layers and none in one, another ratio may be spread so too."""
-    free, slots = 40 * GIB, 5000
-    with pytest.raises(DoesNotFit, match=r"--kt-gpu-experts-ratio 0\.49 fits"):
-        check_device_fits(FACTS, H100, slots=slots, free=free)
-    uneven = replace(H100, least_slots=3)
-    with pytest.raises(DoesNotFit, match=r"--kt-gpu-experts-ratio 0\.47 fits"):
-        check_device_fits(FACTS, uneven, slots=slots, free=free)
+def test_the_buffer_holds_what_a_layer_has_in_no_slot(slots, experts):
+    """Whole layers where a bench empties slots."""
+    assert piece_experts(FACTS, slots, whole=False) == experts
+    assert piece_experts(FACTS, slots, whole=True) == 128
+    assert device_needs(FACTS, H100, slots=slots, free=79 * GIB).stream == 2 * experts * 9 * MIB
+    kept = replace(H100, every_layer_streams=True)
+    assert device_needs(FACTS, kept, slots=slots, free=79 * GIB).stream == 2 * 128 * 9 * MIB
 
 
 def test_what_does_not_help_is_not_named():

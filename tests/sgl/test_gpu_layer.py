@@ -127,7 +127,7 @@ def weights_of(form, random):
 class Layer:
     """A hybrid layer whose slots hold ``in_slots`` experts, and the runner over all of them."""
 
-    def __init__(self, form, in_slots, runner, *, buffer=1 << 30, ordered=False, share=False):
+    def __init__(self, form, in_slots, runner, *, at_once=None, ordered=False, share=False):
         from sglang.srt.layers.moe.token_dispatcher import StandardDispatchOutput
         from sglang.srt.layers.moe.topk import StandardTopKOutput
 
@@ -147,7 +147,7 @@ class Layer:
             hidden=HIDDEN,
             top_k=TOP_K,
             chunk=64,
-            streams=Streams(threshold=1, buffer_bytes=buffer, cpu_share=share),
+            streams=Streams(1, buffer_bytes=1 << 30, cpu_share=share, experts=at_once),
         )
         stream = self.side.stream
         self.side.started()
@@ -252,8 +252,7 @@ def test_a_split_layer_gives_what_the_runner_gives_alone(form, in_slots, runner)
 @pytest.mark.parametrize("form", VERBATIM)
 def test_a_streamed_layer_is_the_runner_alone(form, in_slots, experts_at_once, share, runner):
     """Slots, one piece or several, and half of the rest on the CPU: as in a split layer."""
-    size = sum(t[0].numel() * t.element_size() for t in weights_of(form, None).values())
-    layer = Layer(form, in_slots, runner, buffer=2 * experts_at_once * size, share=share)
+    layer = Layer(form, in_slots, runner, at_once=experts_at_once, share=share)
     stream, absent = layer.side.stream, EXPERTS - in_slots
     if share:
         stream.clock.share.experts = lambda _tokens, absent: absent // 2
@@ -275,10 +274,11 @@ def test_a_share_learns_and_follows_slots_that_move(runner):
     for _ in range(6):
         layer.says_the_cpu_is_fast(700)
         believed = share.cost(700)
-        dispatch = layer.batch(700)
-        found = layer.hybrid(dispatch, decode=False, threshold=1)
-        assert error(found, layer.stock(dispatch)) < TOLERANCES[WeightFormat.BF16]
-        assert layer.on_cpu() > 0
+        for _ in range(2):  # of the last three passes the middle one counts
+            dispatch = layer.batch(700)
+            found = layer.hybrid(dispatch, decode=False, threshold=1)
+            assert error(found, layer.stock(dispatch)) < TOLERANCES[WeightFormat.BF16]
+            assert layer.on_cpu() > 0
         assert share.cost(700) > believed  # the pool took longer than the nothing it was told
         learnt = share.cost(700)
         dispatch = layer.batch(1000)

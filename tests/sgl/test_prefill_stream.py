@@ -10,11 +10,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the stream copies torch tensors")
 
+from ktd.enginespec import EngineSpec
 from ktd.model.demand import Demand
-from ktd.model.device_needs import device_needs
+from ktd.model.device_needs import device_needs, piece_experts
 from ktd.model.facts import read_facts
 from ktd.sgl import prefill_stream
 from ktd.sgl.copy_lane import lane_to
+from ktd.sgl.cuda_side import Streams
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.prefill_division import PrefillDivision
 from ktd.sgl.prefill_share import PassTimes
@@ -150,7 +152,8 @@ def test_layers_out_of_turn_are_refused():
 
 @pytest.mark.parametrize("experts_that_fit", [0, 1, 2, 7, 16, 100])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_buffer_is_what_a_start_reckons_with(monkeypatch, experts_that_fit, ranks):
+@pytest.mark.parametrize("slots", [0, 3 * 6 + 5, 7 * 6, 8 * 6 - 1])
+def test_buffer_is_what_a_start_reckons_with(monkeypatch, experts_that_fit, ranks, slots):
     """Two packages know its size, as neither may import the other."""
     hidden, width, experts = 64, 32, 8
     expert_bytes = 3 * hidden * width * 2
@@ -161,6 +164,7 @@ def test_buffer_is_what_a_start_reckons_with(monkeypatch, experts_that_fit, rank
     monkeypatch.setattr(prefill_stream, "_Half", lambda tensors: SimpleNamespace(tensors=tensors))
     stream = object.__new__(PrefillStream)
     stream._halves, stream._budget, stream._device, stream._help = [], budget, "meta", None
+    stream._most = piece_experts(facts, slots, whole=False)
     part = width // ranks
     stream._reserve(
         {
@@ -168,4 +172,26 @@ def test_buffer_is_what_a_start_reckons_with(monkeypatch, experts_that_fit, rank
             "w2_weight": torch.empty(experts, hidden, part, dtype=torch.bfloat16),
         }
     )
-    assert device_needs(facts, demand, slots=0, free=1).stream == ranks * stream.num_bytes > 0
+    needs = device_needs(facts, demand, slots=slots, free=1)
+    assert needs.stream == ranks * stream.num_bytes > 0
+
+
+def test_a_rank_streams_as_its_engine_was_started():
+    """Or not at all."""
+    started = EngineSpec(
+        engine_id="e",
+        runtime_dir="r",
+        model_path="m",
+        sglang_args=(),
+        device="cuda",
+        moe_layers=(0,),
+        num_experts=32,
+        experts_per_token=4,
+        slots=(8,),
+        initial=((0,),),
+        prefill_threshold=2048,
+        prefill_cpu_share=True,
+        prefill_experts=24,
+    )
+    assert Streams.of(started) == Streams(2048, started.prefill_buffer_bytes, True, 24)
+    assert Streams.of(replace(started, prefill_threshold=None)) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ktd.app.fitting import usual_demand
@@ -21,14 +21,13 @@ _SMALLEST_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """What the engine that ran out of memory was given; ``least_slots`` is a demand's."""
+    """What the engine that ran out of memory was given."""
 
     facts: ModelFacts
     slots: int
     ranks: int
     device: str
     sglang_args: Sequence[str]
-    least_slots: int | None = None
 
 
 def memory_advice(present: Present) -> str:
@@ -61,7 +60,5 @@ def _fitting(present: Present, demand: Demand) -> float:
         engine = ENGINE_BYTES + present.ranks * RANK_BYTES
         taken = facts.own_expert_bytes + facts.other_bytes + engine
         return fitting_ratio(facts, HostMemory.read().available - taken)
-    # Nobody knows how another number would be spread where this one is not evenly.
-    spread = replace(demand, least_slots=None if present.least_slots is None else 0)
-    slots, _ = slots_that_fit(facts, spread, demand.gpu_bytes * demand.ranks)
+    slots, _ = slots_that_fit(facts, demand, demand.gpu_bytes * demand.ranks)
     return ratio_of(slots, facts.total_experts)

@@ -8,7 +8,6 @@ from dataclasses import replace
 import structlog
 
 from ktd.app.advice import Present, memory_advice
-from ktd.app.fitting import least_slots
 from ktd.app.starts import EngineStarts, Start
 from ktd.app.statistics import Statistics, profile_shape
 from ktd.engine.bridge import EngineBridge
@@ -101,7 +100,6 @@ class JoinedEngines:
                 ranks=spec_ranks(start.spec),
                 device=start.spec.device,
                 sglang_args=start.spec.sglang_args,
-                least_slots=least_slots(start.shape),
             )
         )
 

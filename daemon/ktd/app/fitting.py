@@ -37,10 +37,7 @@ from ktd.model.memory import HostMemory
 from ktd.model.quantised import FORMATS, quantised
 from ktd.model.sglang_choice import default_chunk
 from ktd.model.source import folder_or_id
-from ktd.placement.budget import EVEN
 from ktd.placement.manager import PlacementManager
-from ktd.placement.model import ModelShape
-from ktd.placement.strategies.uniform import Uniform
 
 
 def free_bytes(device: str, words: Sequence[str], ranks: int) -> int:
@@ -106,7 +103,6 @@ def fit_for_start(
     demand = replace(
         _settings_demand(facts, settings, device),
         every_layer_streams=every_layer_streams,
-        least_slots=None if _spreads_evenly(settings) else 0,
     )
     return fit_before_start(facts, demand, free_bytes(device, settings.sglang_args, settings.tp))
 
@@ -150,16 +146,6 @@ def fit_of_model(
         facts = quantised(facts, cpu_format, ranks=tp, named="--cpu-expert-format")
     demand = usual_demand(facts, words, device=where, ranks=tp)
     return fit_before_start(facts, demand, free_bytes(where, words, tp))
-
-
-def least_slots(shape: ModelShape) -> int | None:
-    """Of the layer that has fewest; None where all have as many, but for a remainder."""
-    least = min(shape.slots, default=0)
-    return None if least == shape.total_slots // max(1, len(shape.slots)) else least
-
-
-def _spreads_evenly(settings: Settings) -> bool:
-    return settings.live_slots == EVEN or settings.expert_placement_strategy == Uniform.name
 
 
 def _gpu_bytes(device: str, words: Sequence[str], ranks: int) -> int:
@@ -208,9 +194,7 @@ class RunningFit:
             raise EngineNotReady("The model has not been looked at yet; wait for `ktd status`.")
         if not self._manager.ready:
             return fit_for_start(facts, self._settings, self._device)
-        shape = self._manager.placement().shape
-        slots = shape.total_slots
+        slots = self._manager.placement().shape.total_slots
         demand = _settings_demand(facts, self._settings, self._device)
-        demand = replace(demand, least_slots=least_slots(shape))
         free = free_bytes(self._device, self._settings.sglang_args, self._settings.tp)
         return fit_while_running(facts, demand, slots, free)

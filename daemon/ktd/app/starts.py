@@ -12,14 +12,13 @@ from pathlib import Path
 import structlog
 
 from ktd.app.evidence import StartEvidence
-from ktd.app.fitting import fit_for_start, free_bytes, least_demand, least_slots
+from ktd.app.fitting import fit_for_start, free_bytes, least_demand
 from ktd.app.moe_runner import runner_words, streams
 from ktd.config.settings import Settings
 from ktd.engine.leftovers import new_engine_id
 from ktd.engine.status import MemorySummary, ModelSummary
 from ktd.enginespec import MMAP, Bench, EngineSpec
 from ktd.errors import ConfigError, EngineFailed, KtdError
-from ktd.model.demand import Demand
 from ktd.model.device_needs import check_device_fits, piece_experts
 from ktd.model.facts import ModelFacts, read_facts
 from ktd.model.memory import HostMemory, cache_complaint, check_fits, needs_of
@@ -118,16 +117,11 @@ class EngineStarts:
             _log.warning("experts do not fit into the page cache", note=complaint)
         if self._device == "cpu":
             return
-        free = free_bytes(self._device, self._settings.sglang_args, ranks)
-        check_device_fits(facts, self._demand(facts, shape), slots=slots, free=free)
-
-    def _demand(self, facts: ModelFacts, shape: ModelShape) -> Demand:
-        words, ranks = self._settings.sglang_args, self._settings.tp
-        return replace(
-            least_demand(facts, words, device=self._device, ranks=ranks),
-            every_layer_streams=self._keeps_cpu_path,
-            least_slots=least_slots(shape),
-        )
+        words = self._settings.sglang_args
+        demand = least_demand(facts, words, device=self._device, ranks=ranks)
+        demand = replace(demand, every_layer_streams=self._keeps_cpu_path)
+        free = free_bytes(self._device, words, ranks)
+        check_device_fits(facts, demand, slots=slots, free=free)
 
     @property
     def _keeps_cpu_path(self) -> bool:
@@ -271,7 +265,7 @@ class EngineStarts:
         engine_id = new_engine_id(settings.state_dir)
         threshold, pieces = self._prefill_threshold(facts), None
         if threshold is not None:
-            pieces = piece_experts(facts, self._demand(facts, shape), shape.total_slots)
+            pieces = piece_experts(facts, shape.total_slots, whole=self._keeps_cpu_path)
         return EngineSpec(
             engine_id=engine_id,
             runtime_dir=str(settings.runtime_dir / engine_id),

@@ -15,14 +15,7 @@ from ktd.bench.table.measurement import Engines, Load, TableBench
 from ktd.bench.table.placements import COLUMNS
 from ktd.bench.table.plot import table_svg
 from ktd.bench.table.report import Report
-from ktd.bench.table.routing import (
-    KINDS,
-    SHIFTING,
-    LayerSizes,
-    Routing,
-    recorded_routing,
-    zipf_routing,
-)
+from ktd.bench.table.routing import KINDS, LayerSizes, Routing, recorded_routing, zipf_routing
 from ktd.cli.arguments import nonnegative_int, positive_float, positive_int
 from ktd.cli.bench_options import add_action, add_seed, plans_of, progress
 from ktd.cli.bench_request import weights_of
@@ -161,7 +154,6 @@ def _request(
 ) -> dict[str, object]:
     """What was measured; another one's cells are not mixed with these."""
     sizes = engines.sizes
-    known = {"statistics where routing shifts": "of a stretch that is over"}
     return {
         "model": args.model.name,
         "weights": weights_of(args.model),
@@ -176,7 +168,7 @@ def _request(
         "settling tokens": [load.settle, load.settle_policy, load.learn],
         "settling seconds of policies": load.settle_seconds,
         "rounds": load.rounds,
-        **(known if SHIFTING in args.routings else {}),
+        "statistics where routing shifts": "of a stretch that is over",
     }
 
 

@@ -180,6 +180,7 @@ class LayerChannel:
         num_tokens: torch.Tensor | None = None,
         *,
         first_decode_row: int = 0,
+        defer: bool = True,
     ) -> torch.Tensor:
         """Divide a layer's routing, count it, and publish the pool's share.
 
@@ -193,6 +194,7 @@ class LayerChannel:
             num_tokens: int32, one value on the device: rows from it on are padding, which is
                 neither computed nor counted. None: no row is.
             first_decode_row: Rows from it on are counted as decoding; part of a captured graph.
+            defer: Whether experts of a layer that defers some may be late; part of a graph too.
 
         Returns:
             int32 ``[T, K]``: of each pair what the table has, -1 also for what is nowhere.
@@ -244,8 +246,7 @@ class LayerChannel:
             first_decode_row=first_decode_row,
             map_padding=int(layer.map_padding),
             seen_width=0 if seen is None else seen.shape[1],
-            # Nothing of a step that reads a prompt is late, not even of one it mixes with decoding.
-            deferred=layer.deferred if first_decode_row == 0 and rows < _native.LONG_CALL else 0,
+            deferred=layer.deferred if defer and rows < _native.LONG_CALL else 0,
         )
         kernel = self._kernels.split_int64 if wide else self._kernels.split_int32
         blocks = min(rows, self._most_blocks)

@@ -17,7 +17,6 @@ class Demand:
         chunk: Tokens of the largest prefill step.
         buffer_bytes: What long prefills stream through on each rank, at most; 0: they do not.
         every_layer_streams: Also layers whose every expert has a slot, and any part of them.
-        least_slots: Of the layer that has fewest; None: all have as many, but for a remainder.
         mem_fraction: SGLang's ``--mem-fraction-static``; None: SGLang chooses.
         graph_rows: Of the largest decode graph; None: SGLang chooses; 0: there are no graphs.
         kv_value_bytes: Of a number in the KV cache.
@@ -31,7 +30,6 @@ class Demand:
     chunk: int = 0
     buffer_bytes: int = 0
     every_layer_streams: bool = False
-    least_slots: int | None = None
     mem_fraction: float | None = None
     graph_rows: int | None = None
     kv_value_bytes: int = 2

@@ -131,12 +131,17 @@ def most_slots(facts: ModelFacts, room_of: Callable[[int], int]) -> tuple[int, i
         room_of: Bytes for slots beside all else that an engine with so many takes; the same for all
             that give each layer as many, but for a remainder.
     """
-    layers = len(facts.moe_layers)
+    layers, size = len(facts.moe_layers), facts.expert_bytes
+
+    def fits(slots: int) -> bool:
+        return room_of(slots) >= slots * size
+
     for of_each in range(facts.num_experts, -1, -1):
-        room = room_of(of_each * layers)
-        if room >= of_each * layers * facts.expert_bytes:
-            most = min(of_each * layers + layers - 1, facts.total_experts)
-            return min(most, room // facts.expert_bytes), room
+        slots = of_each * layers
+        # One fewer may need two more in the buffer, and a ratio is rounded down.
+        if fits(slots) and (of_each in (0, facts.num_experts) or fits(slots - 1)):
+            room = room_of(slots)
+            return min(slots + layers - 1, facts.total_experts, room // size), room
     return 0, max(0, room_of(0))
 
 
@@ -165,10 +170,8 @@ def check_device_fits(facts: ModelFacts, demand: Demand, *, slots: int, free: in
 
 
 def _hints(facts: ModelFacts, demand: Demand, slots: int, free: int) -> list[str]:
-    # Nobody knows how another number would be spread where this one is not evenly.
-    spread = None if demand.least_slots is None else 0
     none = device_needs(facts, demand, slots=0, free=free)
-    most, _ = slots_that_fit(facts, replace(demand, least_slots=spread), free)
+    most, _ = slots_that_fit(facts, demand, free)
     if none.total <= free or most:
         ratio = ratio_of(most, facts.total_experts)
         hints = [f"--kt-gpu-experts-ratio {ratio:g} fits"]
@@ -213,21 +216,25 @@ def _stream_bytes(facts: ModelFacts, demand: Demand, slots: int) -> int:
         return 0
     expert_bytes = facts.expert_bytes // demand.ranks
     fitting = max(1, demand.buffer_bytes // (_BUFFERS * expert_bytes))
-    rows = min(piece_experts(facts, demand, slots), fitting)
+    rows = min(piece_experts(facts, slots, whole=demand.every_layer_streams), fitting)
     return demand.ranks * _BUFFERS * rows * expert_bytes
 
 
-def piece_experts(facts: ModelFacts, demand: Demand, slots: int) -> int:
+def piece_experts(facts: ModelFacts, slots: int, *, whole: bool) -> int:
     """Experts of a layer that are streamed at once, if the buffer's budget has room for them.
 
-    As many as have no slot for good. A layer that misses more, as experts move or slots are empty,
-    comes in several pieces.
+    As many as a layer has in no slot, the mean of all. One that misses more, as slots are spread
+    otherwise, or empty, or experts move, comes in several pieces.
+
+    Args:
+        facts: The model.
+        slots: Over all layers.
+        whole: All of a layer's, as any of them may be in no slot at any time.
     """
-    if demand.every_layer_streams:
+    if whole:
         return facts.num_experts
-    of_each = slots // len(facts.moe_layers)
-    least = of_each if demand.least_slots is None else min(of_each, demand.least_slots)
-    return max(facts.num_experts - least, -(-facts.num_experts // _LEAST_PIECE))
+    absent = facts.num_experts - slots // len(facts.moe_layers)
+    return max(absent, -(-facts.num_experts // _LEAST_PIECE))
 
 
 def _routing_bytes(facts: ModelFacts, demand: Demand) -> int:

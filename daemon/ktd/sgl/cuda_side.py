@@ -115,6 +115,7 @@ class CudaSide:
         )
         self.num_tokens = torch.zeros(1, dtype=torch.int32, device=self.device)
         self.first_decode_row = 0
+        self.decoding = False
         _, layers, experts, _ = counters.shape
         self.stream: PrefillStream | None = None
         if streams is not None:
@@ -222,13 +223,15 @@ class CudaSide:
 
         Args:
             rows: Its tokens, without padding.
-            decode_rows: How many of them, at the end, decode a token; None: all.
+            decode_rows: How many of them, at the end, decode a token; None: all, and it reads no
+                prompt.
             wants_ids: Whether :meth:`routed` will be asked about this step.
         """
         self._retire()
         self._wants_ids = wants_ids
         if self._asks_pool:
             self.channel.begin_step()
+        self.decoding = decode_rows is None
         self.first_decode_row = 0 if decode_rows is None else rows - decode_rows
         if rows != self._rows:
             self._rows = rows

@@ -115,18 +115,17 @@ class CudaStep:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         topk = dispatch_output.topk_output
         weights = topk.topk_weights.float().contiguous()
+        # Only decoding is captured.
+        captured = torch.cuda.is_current_stream_capturing()
         slots = self._side.channel.split(
             layer,
             dispatch_output.hidden_states.contiguous(),
             topk.topk_ids.contiguous(),
             weights,
             num_tokens,
-            # Only decoding is captured.
-            first_decode_row=(
-                0
-                if torch.cuda.is_current_stream_capturing()
-                else max(0, self._side.first_decode_row - start)
-            ),
+            first_decode_row=0 if captured else max(0, self._side.first_decode_row - start),
+            # Nothing of a step that reads a prompt is late, nor of what decodes beside it.
+            defer=captured or self._side.decoding,
         )
         return slots, weights
 

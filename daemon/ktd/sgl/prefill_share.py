@@ -12,23 +12,29 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections import Counter, deque
 from dataclasses import dataclass
+from statistics import median
 
-# Of a new measurement, beside those before it.
+# Of a new measurement of the link, beside those before it.
 _NEW = 0.5
+# The CPU's cost is the middle one of so many: a disturbed pass is none of them.
+_KEPT = 3
 # Before anything is measured an expert is taken to cost so many times the link's time: a ninth of
 # the experts teaches what they really cost, and holds a pass up for little where they cost more.
+# With fewer than nine without a slot there is nothing to divide.
 _UNKNOWN = 8
 # Of a layer's time; less is not worth a pass whose CPU is late (docs/results/gpu-engine.md: 3 to 5
 # per cent were to be gained at 8,192 tokens, and passes took 1.07 times as long).
 _LEAST_GAIN = 0.1
-# A measurement counts for so many times what was known, at most: passes are disturbed.
-_MOST = 4.0
+# The CPU gets the experts that were chosen least, and more of them are chosen more each. So it gets
+# at most so many times as many as were measured, and a cost that rises with them is allowed for.
+_GROWTH = 1.5
 # A pass in which the CPU had nothing to do measures nothing of it. After so many it gets a few
-# experts, if they would not hold a layer up, and what is known fades until they would not.
+# experts, if they would not hold a layer up: by what is known, which is believed less each pass.
 _PROBE_AFTER = 8
 _PROBE_PART = 32
-_FORGET = 0.99
+_BELIEVED = 0.97
 # Sizes of passes that are learnt about apart: so many for each doubling of the tokens.
 _SIZES = 4
 
@@ -56,16 +62,13 @@ class PassTimes:
     copy_seconds: float
 
 
-@dataclass(slots=True)
-class _Cost:
-    """Seconds: of an expert on the CPU, and of a layer without its experts.
-
-    ``unused`` passes in a row have not measured them.
-    """
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Of one pass: seconds of an expert and of a layer's other work, and experts of a layer."""
 
     cpu: float
     other: float
-    unused: int = 0
+    experts: float
 
 
 class PrefillShare:
@@ -82,7 +85,8 @@ class PrefillShare:
         self._num_experts = num_experts
         self._top_k = top_k
         self._link: float | None = None
-        self._costs: dict[int, _Cost] = {}
+        self._measured: dict[int, deque[_Sample]] = {}
+        self._unused: Counter[int] = Counter()  # passes of a size in a row without a share
 
     @property
     def link_seconds(self) -> float:
@@ -98,32 +102,28 @@ class PrefillShare:
             self._link = link if self._link is None else self._link + _NEW * (link - self._link)
         size = _size(times.tokens)
         if times.experts == 0:
-            if self._costs:
-                known = self._costs.setdefault(size, _Cost(*self.cost(times.tokens)))
-                known.cpu *= _FORGET
-                known.other *= _FORGET
-                known.unused += 1
+            self._unused[size] += 1
             return
-        cpu, measured = times.cpu_seconds / times.experts, self._costs.get(size)
-        if measured is None:
-            self._costs[size] = _Cost(cpu, times.other_seconds)
-            return
-        most = _MOST * measured.cpu or cpu
-        measured.cpu += _NEW * (min(cpu, most) - measured.cpu)
-        measured.other += _NEW * (times.other_seconds - measured.other)
-        measured.unused = 0
+        self._unused[size] = 0
+        of_layer = times.experts / times.layers
+        sample = _Sample(times.cpu_seconds / times.experts, times.other_seconds, of_layer)
+        self._measured.setdefault(size, deque(maxlen=_KEPT)).append(sample)
 
     def cost(self, tokens: int) -> tuple[float, float]:
         """Seconds of an expert on the CPU, and of a layer's other work on the way that waits.
 
         Of a size that was not measured, as of the nearest that was; with more tokens, more.
         """
-        if not self._costs:
+        if not self._measured:
             return _UNKNOWN * self.link_seconds, 0.0
         size = _size(tokens)
-        nearest = min(self._costs, key=lambda known: abs(known - size))
-        known, times = self._costs[nearest], 2.0 ** max(0.0, (size - nearest) / _SIZES)
-        return times * known.cpu, times * known.other
+        nearest = self._nearest(size)
+        samples, times = self._measured[nearest], 2.0 ** max(0.0, (size - nearest) / _SIZES)
+        cpu = median(sample.cpu for sample in samples)
+        return times * cpu, times * median(sample.other for sample in samples)
+
+    def _nearest(self, size: int) -> int:
+        return min(self._measured, key=lambda known: abs(known - size))
 
     def layer_seconds(self, tokens: int, absent: int, experts: int) -> float:
         """What a layer takes with so many of its ``absent`` experts on the CPU."""
@@ -141,20 +141,32 @@ class PrefillShare:
         crossing = bisect.bisect_left(range(1, absent + 1), x=True, key=waits_longer) + 1
         numbers = {0, crossing - 1, min(crossing, absent)}
         best = min(sorted(numbers), key=lambda number: self.layer_seconds(tokens, absent, number))
-        most = (1 - _LEAST_GAIN) * self.layer_seconds(tokens, absent, 0)
-        # Before anything is known the CPU is to be tried.
-        if not self._costs or self.layer_seconds(tokens, absent, best) <= most:
+        if not self._measured:  # the CPU is to be tried
             return best
-        return self._probe(tokens, absent)
+        most = (1 - _LEAST_GAIN) * self.layer_seconds(tokens, absent, 0)
+        if self.layer_seconds(tokens, absent, best) > most:
+            return self._probe(tokens, absent)
+        return self._towards(best, tokens, absent)
+
+    def _towards(self, best: int, tokens: int, absent: int) -> int:
+        """How far the next pass goes: with more, which cost more each, it takes no longer."""
+        known = median(s.experts for s in self._measured[self._nearest(_size(tokens))])
+        cpu, other = self.cost(tokens)
+        without = self.layer_seconds(tokens, absent, 0)
+        for number in range(min(best, math.ceil(_GROWTH * known)), int(known), -1):
+            if other + number * cpu * number / known <= without:
+                return number
+        return min(best, max(1, int(known)))
 
     def _probe(self, tokens: int, absent: int) -> int:
         """A few experts, to learn what they cost now, where that holds nothing up."""
-        known = self._costs.get(_size(tokens))
-        if known is None or known.unused < _PROBE_AFTER:
+        unused = self._unused[_size(tokens)]
+        if unused < _PROBE_AFTER:
             return 0
         few = -(-absent // _PROBE_PART)
         link, waiting = self._ways(tokens, absent, few)
-        return few if waiting <= link else 0
+        longest = max(link, waiting * _BELIEVED**unused)
+        return few if longest <= self.layer_seconds(tokens, absent, 0) else 0
 
     def _ways(self, tokens: int, absent: int, experts: int) -> tuple[float, float]:
         """Seconds of a layer on the link, and on the way that waits for the CPU."""

@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ktd.bench.table.routing import SHIFTING
 from ktd.errors import ConfigError
 
 # Shares of experts in slots at which every strategy means the same.
 SAME = (0.0, 1.0)
 # What a file of an earlier release does not say of its request.
-_UNSAID = {"rounds": 1, "statistics where routing shifts": "of the first of its stretches"}
+_OF_SHIFTING = ("statistics where routing shifts",)
+_UNSAID = {"rounds": 1, _OF_SHIFTING[0]: "of the first of its stretches"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,8 @@ class ResultFile:
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ConfigError(f"--resume {path} is no file of ktd bench table") from error
         said = _UNSAID | written
+        if not any(cell.kind == SHIFTING for cell in self.results):
+            said |= {name: request.get(name) for name in _OF_SHIFTING}
         different = [name for name in request if said.get(name) != request[name]]
         if different:
             name = different[0]

@@ -17,6 +17,7 @@ STATIONARY, SHIFTING = "stationary", "shifting"
 KINDS = (STATIONARY, SHIFTING)
 STRETCH = 500  # tokens
 _STRETCHES = 16
+_FEWEST = 3
 _EXPONENT = 0.8
 # Rows of random numbers at a time.
 _BLOCK = 1024
@@ -41,7 +42,8 @@ class Routing:
         ids: int16 ``[tokens, layers, K]``.
         known: int64 ``[layers, experts]``: counts that ``frequency`` is given; of all tokens where
             routing is stationary; where it shifts, of a stretch before all of them. It does not
-            come again: when all tokens have passed, the first of them follows.
+            come again: when all tokens have passed, the first of them follows. Other tokens of its
+            phase do, in a recording.
         ranks: Experts by falling probability, of each layer of each different stretch, that before
             the tokens first: int16 ``[stretches, layers, experts]``; None for a recording.
     """
@@ -128,11 +130,12 @@ def recorded_routing(kind: str, path: Path, sizes: LayerSizes, seed: int) -> Rou
 
 def _in_turn(trace: Trace, path: Path) -> NDArray[np.int16]:
     rounds = min(phase.tokens for phase in trace.phases) // STRETCH
-    if len(trace.phases) < 2 or not rounds:  # noqa: PLR2004 - one phase cannot shift
+    # One of them for the counts, and two to shift between.
+    if len(trace.phases) < 2 or rounds * len(trace.phases) < _FEWEST:  # noqa: PLR2004
         raise ConfigError(
             f"{path} has {len(trace.phases)} phases, the shortest of "
             f"{min(phase.tokens for phase in trace.phases)} tokens; routing that shifts every "
-            f"{STRETCH} tokens needs two phases of that length"
+            f"{STRETCH} tokens needs three phases of that length, or two of twice that"
         )
     pieces = [
         phase.ids[turn * STRETCH : (turn + 1) * STRETCH]
