@@ -375,24 +375,3 @@ async def test_rounds_go_on_where_a_run_ended(tmp_path):
     assert all(len(one.rates) >= 6 for one in ResultFile(path, request).results.values())
     with pytest.raises(ConfigError, match="was measured with rounds 3, not 1"):
         ResultFile(path, {"model": "m", "rounds": 1})
-
-
-def test_a_file_of_before_there_were_rounds_goes_on(tmp_path):
-    path = tmp_path / "cells.jsonl"
-    ResultFile(path, {"model": "m"})
-    ResultFile(path, {"model": "m", "rounds": 1})
-    with pytest.raises(ConfigError, match="was measured with rounds 1, not 2"):
-        ResultFile(path, {"model": "m", "rounds": 2})
-
-
-@pytest.mark.parametrize("kind", [SHIFTING, STATIONARY])
-def test_cells_that_met_the_known_stretch_again_are_not_mixed_with_others(tmp_path, kind):
-    """As files have them of before 2026-11-30; what did not shift goes on."""
-    path = tmp_path / "cells.jsonl"
-    ResultFile(path, {"model": "m"}).add(Cell(kind, 0.5, "uniform"), Measured((9.0,), 0.5, 1.0))
-    over = {"model": "m", "statistics where routing shifts": "of a stretch that is over"}
-    if kind == STATIONARY:
-        assert ResultFile(path, over).results
-        return
-    with pytest.raises(ConfigError, match="of the first of its stretches, not of a stretch that"):
-        ResultFile(path, over)

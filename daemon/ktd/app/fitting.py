@@ -100,10 +100,8 @@ def fit_for_start(
     facts: ModelFacts, settings: Settings, device: str, *, every_layer_streams: bool = False
 ) -> Fit:
     """What ``--gpu-experts-ratio auto`` takes under these settings, on this host, now."""
-    demand = replace(
-        _settings_demand(facts, settings, device),
-        every_layer_streams=every_layer_streams,
-    )
+    demand = _settings_demand(facts, settings, device)
+    demand = replace(demand, every_layer_streams=every_layer_streams)
     return fit_before_start(facts, demand, free_bytes(device, settings.sglang_args, settings.tp))
 
 

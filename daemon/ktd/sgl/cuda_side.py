@@ -82,6 +82,7 @@ class CudaSide:
         channel: The way to the pool.
         num_tokens: int32 ``[1]`` on the device: rows of the step that runs; others are padding.
         first_decode_row: Of the step that is being launched: rows from it on decode a token.
+        decoding: Whether that step reads no prompt.
         stream: The rank's buffer for long prefills, or None.
         streaming: Whether the step that is being launched passes through it.
         scratch: Through which experts pass into slots that hold them repacked, by what they are.

@@ -16,8 +16,8 @@ from ktd.errors import ConfigError
 # Shares of experts in slots at which every strategy means the same.
 SAME = (0.0, 1.0)
 # What a file of an earlier release does not say of its request.
-_OF_SHIFTING = ("statistics where routing shifts",)
-_UNSAID = {"rounds": 1, _OF_SHIFTING[0]: "of the first of its stretches"}
+_KNOWN = "statistics where routing shifts"
+_UNSAID = {"rounds": 1, _KNOWN: "of the first of its stretches"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,9 @@ class ResultFile:
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ConfigError(f"--resume {path} is no file of ktd bench table") from error
         said = _UNSAID | written
-        if not any(cell.kind == SHIFTING for cell in self.results):
-            said |= {name: request.get(name) for name in _OF_SHIFTING}
+        renew = _KNOWN in request and not any(cell.kind == SHIFTING for cell in self.results)
+        if renew:  # nothing in it depends on that so far
+            said[_KNOWN] = request[_KNOWN]
         different = [name for name in request if said.get(name) != request[name]]
         if different:
             name = different[0]
@@ -135,7 +136,12 @@ class ResultFile:
                 f"--resume {path} was measured with {name} {said.get(name)}, not "
                 f"{request[name]}; name another file"
             )
-        if not text.endswith("\n"):
+        if renew and written.get(_KNOWN) != said[_KNOWN]:
+            first = json.dumps({"request": written | {_KNOWN: said[_KNOWN]}})
+            other = path.with_name(f"{path.name}.new")
+            other.write_text("\n".join([first, *lines[1:], ""]), encoding="utf-8")
+            other.replace(path)
+        elif not text.endswith("\n"):
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n")
 
