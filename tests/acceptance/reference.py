@@ -1,4 +1,4 @@
-"""What the model should say: Transformers in float32."""
+"""What the model should say: Transformers in float32, where the tests' engines compute."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.device import device
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ("prose", "code", "docs")
@@ -17,7 +19,7 @@ WINDOWS = 5
 
 
 class Reference:
-    """Log-probabilities of a checkpoint, computed by Transformers in float32.
+    """Log-probabilities of a checkpoint, by Transformers in float32 on the device of the tests.
 
     Args:
         model: Its folder.
@@ -41,10 +43,14 @@ class Reference:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
-            self._model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+            # Each expert's own products, and not a kernel that takes them together.
+            self._model = AutoModelForCausalLM.from_pretrained(
+                model, dtype=dtype, experts_implementation="eager"
+            ).eval()
         if change is not None:
             with torch.no_grad():
                 change(self._model)
+        self._model.to(device())
 
     def text(self, name: str, window: int = 0) -> list[int]:
         """The first tokens of a held-out text, or of one of its next windows."""
@@ -59,8 +65,12 @@ class Reference:
     def table(self, ids: list[int]) -> Any:
         """``[tokens, vocabulary]``: log-probabilities of what follows each token."""
         with self._torch.inference_mode():
-            logits = self._model(self._torch.tensor([ids])).logits[0]
-            return self._torch.log_softmax(logits.double(), dim=-1)
+            logits = self._model(self.given(ids)).logits[0]
+            return self._torch.log_softmax(logits.double(), dim=-1).cpu()
+
+    def given(self, ids: list[int]) -> Any:
+        """``[1, tokens]``: a prompt where the model is."""
+        return self._torch.tensor([ids], device=self._model.device)
 
     def logprobs(self, ids: list[int]) -> list[float]:
         """Log-probability of each token but the first."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tests.device import device
 from tests.live import MODEL
 
 VOCABULARY = 2048  # ktd-tiny's tokenizer goes with every checkpoint
@@ -261,19 +262,24 @@ def reference(
     *,
     dtype: str = "float32",
 ) -> list[list[float]]:
-    """Log-probability of every token but the first, by Transformers."""
+    """Log-probability of every token but the first, by Transformers on the device of the tests."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation="eager"
+        folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation="eager",
+        experts_implementation="eager",
     ).eval()
     if change is not None:
         change(model)
+    model.to(device())
     found = []
     with torch.inference_mode():
         for ids in texts:
-            logits = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+            given = torch.tensor([ids], device=model.device)
+            logits = model(given).logits[0].float().log_softmax(-1).cpu()
             found.append(logits[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0].tolist())
     del model
     gc.collect()
