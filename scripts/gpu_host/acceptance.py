@@ -73,6 +73,10 @@ _FAULTS = {
 }
 
 
+def _streamed(form: str) -> tuple[str, ...]:
+    return tuple(f"{_STREAMED}[{form}-{who}]" for who in ("cpu-share", "gpu-alone"))
+
+
 def _faults(prefix: str, ranks: str) -> dict[str, tuple[str, ...]]:
     return {
         f"{prefix}-{what}": tuple(
@@ -91,8 +95,8 @@ JOBS: dict[str, tuple[str, ...]] = {
     "two-counts": (f"{_RECORDINGS}test_counts_do_not_grow_with_tensor_parallelism",),
     "streams": (f"{_STREAMS}[one-rank]",),
     **_faults("faults", "one-rank"),
-    "bf16-some": (f"{_AT_RATIO}[bf16-0.37]", f"{_STREAMED}[bf16]"),
-    "fp8-some": (f"{_AT_RATIO}[fp8_block-0.37]", f"{_STREAMED}[fp8_block]"),
+    "bf16-some": (f"{_AT_RATIO}[bf16-0.37]", *_streamed("bf16")),
+    "fp8-some": (f"{_AT_RATIO}[fp8_block-0.37]", *_streamed("fp8_block")),
     "fp8-ends": (f"{_AT_RATIO}[fp8_block-0]", f"{_AT_RATIO}[fp8_block-1]"),
     "bf16-ends": (f"{_AT_RATIO}[bf16-0]", f"{_AT_RATIO}[bf16-1]"),
     **{f"arch-{name}": (f"{_ARCHITECTURE}[{name}]",) for name in (*_ARCHITECTURES, "qwen3_next")},

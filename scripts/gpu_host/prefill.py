@@ -57,8 +57,8 @@ def variants(ratio: str, *, gpu: bool) -> dict[str, tuple[str, ...]]:
         return {"cpu": some, "slots": ("--gpu-experts-ratio", "1")}
     return {
         "cpu": (*some, "--gpu-prefill-token-threshold", _NEVER),
-        "streamed": some,
-        "share": (*some, "--gpu-prefill-cpu-share"),
+        "streamed": (*some, "--gpu-prefill-cpu-share=no"),
+        "share": some,
         "slots": ("--gpu-experts-ratio", "1"),
     }
 

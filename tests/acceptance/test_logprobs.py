@@ -1,6 +1,7 @@
 """Answers agree with Transformers in float32 at every placement (invariant 4)."""
 
 import asyncio
+import re
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ CEILINGS = {"bf16": CEILING, "fp8_block": 0.07}
 BLOCK = 128
 SOME = ("--gpu-experts-ratio", "0.37")
 STREAMED = ("--gpu-prefill-token-threshold", "100", "--disable-radix-cache")
+DIVIDED = re.compile(r"PassTimes\(tokens=\d+, layers=\d+, experts=(\d+)")
 
 
 @dataclass
@@ -137,10 +139,15 @@ def test_logprobs_agree_with_the_reference_at_a_ratio(ratio, served, require):
 
 
 @needs_gpu
-def test_logprobs_agree_where_a_gpu_computes_long_prompts(served, require):
-    """Every text passes through the buffer, and those of its experts that are in slots do not."""
-    with LiveDaemon(*SOME, *STREAMED, *TOKENS, model=served.model) as daemon:
-        require_placements(daemon, served.reference, require, "streamed")
+@pytest.mark.parametrize("share", ["yes", "no"], ids=["cpu-share", "gpu-alone"])
+def test_logprobs_agree_where_a_gpu_computes_long_prompts(share, served, require):
+    """What has no slot passes through the buffer, but for what the CPU has of it."""
+    options = (*SOME, *STREAMED, f"--gpu-prefill-cpu-share={share}", *TOKENS)
+    with LiveDaemon(*options, model=served.model) as daemon:
+        require_placements(daemon, served.reference, require, f"streamed, CPU share {share}")
+        passes = DIVIDED.findall(daemon.log.read_text(errors="replace"))
+    on_cpu = [experts for experts in map(int, passes) if experts]
+    assert bool(on_cpu) == (share == "yes")
 
 
 @two_ranks

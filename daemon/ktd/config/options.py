@@ -162,9 +162,9 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "gpu_prefill_cpu_share", ("--gpu-prefill-cpu-share",), values.switch, PLACEMENT,
-        "Of a prefill that a GPU computes, the CPU takes as many experts as it can meanwhile; "
-        "no faster on an H200 at 8,192 tokens (docs/results/gpu-engine.md).",
-        default=False, shown_default="no", switch=True,
+        "Of a prefill that a GPU computes, the CPU takes as many experts as make it shorter, by "
+        "what those before took; =no: none, so that a prompt is rounded in one way each time.",
+        default=True, shown_default="yes", switch=True,
     ),
     Option(
         "max_deferred_experts_per_token",

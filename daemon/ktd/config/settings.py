@@ -52,7 +52,7 @@ class Settings:
     placement_policy: str | None = None
     enable_dynamic_expert_update: bool = False
     gpu_prefill_token_threshold: int | None = None
-    gpu_prefill_cpu_share: bool = False
+    gpu_prefill_cpu_share: bool = True
     max_deferred_experts_per_token: int = 0
     policy_copy_cost: float | None = None
     policy_copy_rate: float | None = None
