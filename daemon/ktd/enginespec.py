@@ -61,10 +61,10 @@ class EngineSpec:
             less an eighth beside GPUs.
         isa: Kernel set to force, or None for the best one.
         swap_rate: Limit of copying into slots per rank, bytes per second, or None.
-        prefill_threshold: Tokens of a prefill from which a GPU computes all experts of a layer, of
-            which those without a slot stream through a buffer; None: never, and so wherever a GPU
-            cannot read experts from host memory by itself.
-        prefill_cpu_share: Whether the CPU computes a share of those experts meanwhile.
+        prefill_threshold: Tokens of a prefill from which experts without a slot stream to a GPU
+            through a buffer; None: never, and so wherever a GPU cannot read experts from host
+            memory by itself.
+        prefill_cpu_share: Whether the CPU computes a share of those experts instead.
         prefill_buffer_bytes: Of that buffer on each rank, at most.
         prefill_experts: Of a layer, that the buffer holds if they fit; None: all.
         deferred_experts: Of a decoded token, so many that the CPU computes may be added a layer
@@ -91,7 +91,7 @@ class EngineSpec:
     swap_rate: float | None = None
     cpu_expert_format: str | None = None
     prefill_threshold: int | None = None
-    prefill_cpu_share: bool = False
+    prefill_cpu_share: bool = True
     prefill_buffer_bytes: int = PREFILL_BUFFER_BYTES
     prefill_experts: int | None = None
     deferred_experts: int = 0

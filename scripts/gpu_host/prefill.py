@@ -42,8 +42,8 @@ from ktd.cli.bench_options import counts
 from ktd.model.facts import read_facts
 
 _NEVER = "1000000000"  # tokens: so long a prefill never comes
-# Of the CPU's share, which learns from passes, of a length that is new after eight of them; two for
-# the others, whose kernels compile.
+# Of the CPU's share, which learns from passes and has settled after a dozen of them; two for the
+# others, whose kernels compile.
 _LEARNING = 24
 _READ_BYTES = 2 << 30
 _KERNEL_SECONDS = 90.0

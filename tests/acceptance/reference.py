@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.device import device
+from tests.device import at_full_precision
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ("prose", "code", "docs")
@@ -50,7 +50,7 @@ class Reference:
         if change is not None:
             with torch.no_grad():
                 change(self._model)
-        self._model.to(device())
+        at_full_precision(self._model)
 
     def text(self, name: str, window: int = 0) -> list[int]:
         """The first tokens of a held-out text, or of one of its next windows."""

@@ -146,6 +146,12 @@ async def test_engine_is_told_where_experts_are(made, wanted):
     assert starts.summaries()[1].host_memory == wanted
 
 
+async def test_the_cpu_has_a_share_of_long_prefills_unless_it_must_not(made):
+    for words, expected in [({}, True), ({"gpu_prefill_cpu_share": False}, False)]:
+        starts, _ = made(device="cuda", gpu_experts_ratio=0.1, **words)
+        assert (await starts.next_start()).spec.prefill_cpu_share is expected
+
+
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [

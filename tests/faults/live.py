@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from tests.faults.points import RUNNER
-from tests.live import ROOT, LiveDaemon
+from pathlib import Path
+
+from tests.faults.points import HALF, RUNNER
+from tests.live import MODEL, ROOT, LiveDaemon
 
 
 class FaultyDaemon(LiveDaemon):
@@ -12,13 +14,22 @@ class FaultyDaemon(LiveDaemon):
     Args:
         args: Of ``ktd serve``.
         runner: What SGLang's runner is for ranks, of ``points``: UNTRIED, WRONG; None: as it is.
+        half: Whether the CPU has half of what streams to a GPU, whatever that costs.
         env: Variables beside this process's.
+        model: As of any daemon.
     """
 
     def __init__(
-        self, *args: str, runner: str | None = None, env: dict[str, str] | None = None
+        self,
+        *args: str,
+        runner: str | None = None,
+        half: bool = False,
+        env: dict[str, str] | None = None,
+        model: Path | str = MODEL,
     ) -> None:
-        super().__init__(*args, env={**(env or {}), **({RUNNER: runner} if runner else {})})
+        planted = {RUNNER: runner, HALF: "yes" if half else None}
+        asked = {name: value for name, value in planted.items() if value is not None}
+        super().__init__(*args, env={**(env or {}), **asked}, model=model)
         self.command[1:4] = ["-m", "tests.faults.daemon"]
         paths = [str(ROOT), self.environment.get("PYTHONPATH", "")]
         self.environment["PYTHONPATH"] = ":".join(filter(None, paths))

@@ -18,6 +18,8 @@ PLANTED = "a planted failure"
 # takes pairs whose expert has no slot for those of the first slot.
 RUNNER = "TESTS_RUNNER"
 UNTRIED, WRONG = "untried", "wrong"
+# That the CPU has half of what a layer has in no slot, of a pass that streams.
+HALF = "TESTS_HALF"
 # What layers have tried by then, a line each.
 TRIED = "tried"
 _NO_EXPERT = 1 << 20
@@ -43,6 +45,10 @@ def plant_in_ranks() -> None:
 
 def _plant(watch: Watch) -> None:
     _plant_runner(os.environ.get(RUNNER), watch.folder / TRIED)
+    if HALF in os.environ:
+        from ktd.sgl.prefill_share import PrefillShare
+
+        PrefillShare.experts = lambda _share, _tokens, absent: absent // 2
     from ktd.sgl.copier import Copier
     from ktd.sgl.expert_layer import ExpertLayer
     from ktd.sgl.rank import Rank

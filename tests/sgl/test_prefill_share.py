@@ -34,16 +34,29 @@ def teach(share, tokens, experts, cpu, other):
     )
 
 
-def settled(share, tokens, cpu, other, *, passes=6):
+def settled(share, tokens, cpu, other, *, passes=9):
     """The experts of a layer after some passes on such a host."""
     for _ in range(passes):
         teach(share, tokens, share.experts(tokens, ABSENT), cpu, other)
     return share.experts(tokens, ABSENT)
 
 
-def test_before_anything_is_known_a_ninth_goes_to_the_cpu():
-    """Enough to learn from, too little to hold a pass up for long."""
-    assert PrefillShare(0.0, num_experts=EXPERTS, top_k=TOP_K).experts(1024, 99) == 11
+def test_before_anything_is_known_a_few_go_to_the_cpu(share):
+    """Enough to learn from, too little to hold a pass up for long; the link is learnt too."""
+    assert [share.experts(1024, absent) for absent in (0, 1, 2, 33, 99)] == [0, 0, 1, 4, 11]
+    assert [share.experts(tokens, 99) for tokens in (2048, 4096, 16384)] == [7, 4, 4]
+
+
+def test_the_pool_does_not_measure_short_passes_and_has_no_share_of_them(share):
+    """Neither before others are measured nor after."""
+    assert (share.experts(255, ABSENT), share.experts(256, ABSENT)) == (0, 13)
+    settled(share, 1024, LINK / 4, 0.0)
+    assert share.experts(256, ABSENT) > share.experts(255, ABSENT) == 0
+
+
+def test_a_pass_without_copies_says_nothing_of_the_link(share):
+    share.learn(PassTimes(1024, 1, 1, 0.001, 0.0, copied=0, copy_seconds=0.0))
+    assert share.experts(1024, ABSENT) == 13
 
 
 def test_the_link_is_known_from_the_first_pass_whatever_answers_pass_beside_it(share):
@@ -143,7 +156,7 @@ def test_one_disturbed_pass_changes_nothing(share, cpu, other):
 
 @pytest.mark.parametrize(("cpu", "other"), [(0.02, 0.004), (0.0007, 0.1)])
 def test_nor_do_three_for_good(share, cpu, other):
-    """Nothing is measured while the CPU has nothing, so what is known is believed less and less."""
+    """Nothing is measured while the CPU has nothing; a probe may cost more, the longer ago."""
     usual = settled(share, 8192, 0.0007, 0.004)
     for _ in range(3):
         teach(share, 8192, 4, cpu, other)
@@ -200,11 +213,13 @@ def test_a_cpu_that_would_hold_a_layer_up_is_hardly_asked(share):
     """Now and then, as it may have become faster."""
     teach(share, 8192, 4, 0.02, 0.004)
     given = []
-    for _ in range(100):
+    for _ in range(500):
         given.append(share.experts(8192, ABSENT))
         teach(share, 8192, given[-1], 0.02, 0.004)
-    assert sum(given[:40]) == 0
-    assert 0 < sum(given) <= 2 * 4
+    alone = ABSENT * LINK
+    longer = sum(max(0.0, 0.004 + 0.02 * experts - alone) for experts in given if experts)
+    assert 0 < sum(given) <= 4 * 4
+    assert longer <= 0.02 * len(given) * alone
 
 
 def test_a_size_that_never_pays_is_tried_as_well(share):

@@ -6,6 +6,7 @@ import pytest
 
 from ktd.enginespec import EngineSpec, read_failure
 from ktd.sgl.seam import SchedulerHooks, _decode_rows, _explain
+from tests.live import MODEL
 
 
 @pytest.fixture
@@ -87,6 +88,17 @@ def test_layers_of_the_spec_are_taken_by_their_index(spec):
     """A configuration that is not None makes SGLang wrap its method."""
     hooks = SchedulerHooks(spec)
     assert [hooks.layer_configuration(None, layer_idx=layer) for layer in (1, 3)] == [1, 3]
+
+
+@pytest.mark.parametrize("words", [(), ("--enable-deterministic-inference",)])
+def test_where_answers_must_not_vary_the_cpu_has_no_share_of_long_prefills(words, spec):
+    """As SGLang has read its command line."""
+    server_args = pytest.importorskip("sglang.srt.server_args")
+    args = server_args.prepare_server_args(["--model-path", str(MODEL), "--device", "cpu", *words])
+    hooks = SchedulerHooks(spec)
+    assert hooks._spec.prefill_cpu_share
+    hooks.layer_configuration(args, layer_idx=1)
+    assert hooks._spec.prefill_cpu_share == (not words)
 
 
 @pytest.mark.parametrize(

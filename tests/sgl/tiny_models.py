@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.device import device
+from tests.device import at_full_precision
 from tests.live import MODEL
 
 VOCABULARY = 2048  # ktd-tiny's tokenizer goes with every checkpoint
@@ -274,7 +274,7 @@ def reference(
     ).eval()
     if change is not None:
         change(model)
-    model.to(device())
+    at_full_precision(model)
     found = []
     with torch.inference_mode():
         for ids in texts:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ktd.bench.prompts import Prompts
 from ktd.bench.servers import RunningServer
 from ktd.bench.summary import Summary
 from ktd.bench.timed_stream import timed_completion
+
+# Where experts stream to a GPU the CPU's share of them grows from pass to pass; after a dozen it
+# has settled (docs/results/prefill-30b-8-lengths.json).
+_LEARNING = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +39,10 @@ def measure_prefill(
     runs: int,
     progress: Callable[[str], None],
 ) -> PrefillResult:
-    """Sends ``runs`` prompts, after one that is not counted; each is another one."""
+    """Sends ``runs`` prompts, after those of :func:`warm_ups`; each is another one."""
     progress(f"warming up {server.name}")
-    timed_completion(server.endpoint, prompts.tokens(tokens), 1)
+    for _ in range(warm_ups(server, tokens)):
+        timed_completion(server.endpoint, prompts.tokens(tokens), 1)
     rates, times = [], []
     for run in range(runs):
         first = timed_completion(server.endpoint, prompts.tokens(tokens), 1).first
@@ -43,3 +50,19 @@ def measure_prefill(
         times.append(1e3 * first)
         progress(f"run {run + 1}/{runs}: {server.name} {rates[-1]:.0f} tokens/s")
     return PrefillResult(tokens, {server.name: Summary.of(rates)}, {server.name: Summary.of(times)})
+
+
+def warm_ups(server: RunningServer, tokens: int) -> int:
+    """How many prompts of so many tokens do not count: more than one where ktd learns by them."""
+    threshold = 0 if server.socket is None else asyncio.run(_streams_from(server.socket))
+    return _LEARNING if 0 < threshold <= tokens else 1
+
+
+async def _streams_from(socket: Path) -> int:
+    """Tokens from which experts stream to a GPU; 0: never."""
+    # A host that measures kernels alone has no gRPC.
+    from ktd.client import KtdClient  # noqa: PLC0415
+
+    async with KtdClient(socket) as client:
+        ranks = (await client.status()).ranks
+    return max((rank.prefill_threshold for rank in ranks), default=0)

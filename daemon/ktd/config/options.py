@@ -156,14 +156,15 @@ OPTIONS: tuple[Option, ...] = (
         "gpu_prefill_token_threshold",
         ("--kt-gpu-prefill-token-threshold", "--gpu-prefill-token-threshold"),
         values.integer, PLACEMENT,
-        "Tokens of a prefill from which a GPU computes all experts, those without a slot streamed "
-        "to it, where SGLang's Triton runner does; and from which dynamic places experts.",
+        "Tokens of a prefill from which experts without a slot stream to a GPU, where SGLang's "
+        "Triton runner computes them; and from which dynamic places experts.",
         shown_default="1024 on a GPU; dynamic never fires", metavar="TOKENS",
     ),
     Option(
         "gpu_prefill_cpu_share", ("--gpu-prefill-cpu-share",), values.switch, PLACEMENT,
-        "Of a prefill that a GPU computes, the CPU takes as many experts as make it shorter, by "
-        "what those before took; =no: none, so that a prompt is rounded in one way each time.",
+        "Of the experts that would stream, the CPU takes as many as make a prefill shorter, by "
+        "what earlier prefills took. =no: none, so that a prompt is rounded in one way each time; "
+        "SGLang's --enable-deterministic-inference means no.",
         default=True, shown_default="yes", switch=True,
     ),
     Option(

@@ -16,25 +16,27 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from statistics import median
 
+from ktd.experts import _native
+
 # Of a new measurement of the link, beside those before it.
 _NEW = 0.5
 # The CPU's cost is the middle one of so many: a disturbed pass is none of them.
 _KEPT = 3
-# Before anything is measured an expert is taken to cost so many times the link's time: a ninth of
-# the experts teaches what they really cost, and holds a pass up for little where they cost more.
-# With fewer than nine without a slot there is nothing to divide.
-_UNKNOWN = 8
 # Of a layer's time; less is not worth a pass whose CPU is late (docs/results/gpu-engine.md: 3 to 5
 # per cent were to be gained at 8,192 tokens, and passes took 1.07 times as long).
 _LEAST_GAIN = 0.1
 # The CPU gets the experts that were chosen least, and more of them are chosen more each. So it gets
 # at most so many times as many as were measured, and a cost that rises with them is allowed for.
 _GROWTH = 1.5
+# Before anything is measured the CPU gets a few experts, one of nine in passes of up to 1,152
+# tokens and one of 32 in long ones, of which each costs more: they teach what they cost, and do
+# not hold a pass up for long where that is much.
+_FIRST, _FEW = 9, 32
+_TOKENS = 128  # of a pass, for one more in that divisor
 # A pass in which the CPU had nothing to do measures nothing of it. After so many it gets a few
-# experts, if they would not hold a layer up: by what is known, which is believed less each pass.
+# again, if by what is known they would cost at most so much of the time of the passes since.
 _PROBE_AFTER = 8
-_PROBE_PART = 32
-_BELIEVED = 0.97
+_PROBE_COST = 0.02
 # Sizes of passes that are learnt about apart: so many for each doubling of the tokens.
 _SIZES = 4
 
@@ -90,8 +92,13 @@ class PrefillShare:
 
     @property
     def link_seconds(self) -> float:
-        """Of an expert; 1 before the first pass, when all other costs are multiples of it."""
-        return 1.0 if self._link is None else self._link
+        """Of an expert; 0 before the first pass."""
+        return self._link or 0.0
+
+    @property
+    def knows_cpu(self) -> bool:
+        """Whether a pass was measured of which the CPU had some."""
+        return bool(self._measured)
 
     def learn(self, times: PassTimes) -> None:
         """A pass has ended."""
@@ -104,18 +111,20 @@ class PrefillShare:
         if times.experts == 0:
             self._unused[size] += 1
             return
-        self._unused[size] = 0
+        samples = self._measured.setdefault(size, deque(maxlen=_KEPT))
+        if self._unused.pop(size, 0) >= _PROBE_AFTER:
+            samples.clear()  # of a host that was
         of_layer = times.experts / times.layers
-        sample = _Sample(times.cpu_seconds / times.experts, times.other_seconds, of_layer)
-        self._measured.setdefault(size, deque(maxlen=_KEPT)).append(sample)
+        samples.append(_Sample(times.cpu_seconds / times.experts, times.other_seconds, of_layer))
 
     def cost(self, tokens: int) -> tuple[float, float]:
         """Seconds of an expert on the CPU, and of a layer's other work on the way that waits.
 
         Of a size that was not measured, as of the nearest that was; with more tokens, more.
+
+        Raises:
+            ValueError: None was.
         """
-        if not self._measured:
-            return _UNKNOWN * self.link_seconds, 0.0
         size = _size(tokens)
         nearest = self._nearest(size)
         samples, times = self._measured[nearest], 2.0 ** max(0.0, (size - nearest) / _SIZES)
@@ -130,7 +139,14 @@ class PrefillShare:
         return max(self._ways(tokens, absent, experts))
 
     def experts(self, tokens: int, absent: int) -> int:
-        """How many of a layer's ``absent`` experts, those without a slot, the CPU computes."""
+        """How many of a layer's ``absent`` experts, those without a slot, the CPU computes.
+
+        None of a pass so short that the pool does not measure its calls.
+        """
+        if tokens < _native.LONG_CALL:
+            return 0
+        if self._link is None or not self.knows_cpu:
+            return _few(absent, min(_FEW, max(_FIRST, tokens // _TOKENS)))
 
         def waits_longer(experts: int) -> bool:
             link, waiting = self._ways(tokens, absent, experts)
@@ -141,8 +157,6 @@ class PrefillShare:
         crossing = bisect.bisect_left(range(1, absent + 1), x=True, key=waits_longer) + 1
         numbers = {0, crossing - 1, min(crossing, absent)}
         best = min(sorted(numbers), key=lambda number: self.layer_seconds(tokens, absent, number))
-        if not self._measured:  # the CPU is to be tried
-            return best
         most = (1 - _LEAST_GAIN) * self.layer_seconds(tokens, absent, 0)
         if self.layer_seconds(tokens, absent, best) > most:
             return self._probe(tokens, absent)
@@ -159,14 +173,13 @@ class PrefillShare:
         return min(best, max(1, int(known)))
 
     def _probe(self, tokens: int, absent: int) -> int:
-        """A few experts, to learn what they cost now, where that holds nothing up."""
-        unused = self._unused[_size(tokens)]
+        """A few experts, to learn what they cost now, where that holds passes up for little."""
+        unused, few = self._unused[_size(tokens)], _few(absent, _FEW)
         if unused < _PROBE_AFTER:
             return 0
-        few = -(-absent // _PROBE_PART)
         link, waiting = self._ways(tokens, absent, few)
-        longest = max(link, waiting * _BELIEVED**unused)
-        return few if longest <= self.layer_seconds(tokens, absent, 0) else 0
+        alone = self.layer_seconds(tokens, absent, 0)
+        return few if link <= alone and waiting <= alone * (1 + _PROBE_COST * unused) else 0
 
     def _ways(self, tokens: int, absent: int, experts: int) -> tuple[float, float]:
         """Seconds of a layer on the link, and on the way that waits for the CPU."""
@@ -179,6 +192,10 @@ class PrefillShare:
     def _answer(self, tokens: int, experts: float) -> float:
         """The CPU's answer for a layer, in experts: a row for each token that chose one of its."""
         return tokens * (1 - (1 - experts / self._num_experts) ** self._top_k) * self._row
+
+
+def _few(absent: int, part: int) -> int:
+    return -(-absent // part) if absent > 1 else 0  # something has to pass over the link
 
 
 def _size(tokens: int) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -112,6 +113,9 @@ class SchedulerHooks:
             raise ValueError(sentence)
         chunk = getattr(server_args, "chunked_prefill_size", None)
         self._chunk = chunk if chunk is not None and chunk > 0 else None
+        if getattr(server_args, "enable_deterministic_inference", False):
+            # It follows what passes took: the same prompt would be rounded in several ways.
+            self._spec = replace(self._spec, prefill_cpu_share=False)
         return layer_idx
 
     def wrapper_class(self) -> type:
