@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("sglang", reason="SGLang is not installed")
 
+import torch
+
 from ktd.rankfile import Word
 from tests.acceptance.reference import Reference
 from tests.live import MODEL
@@ -18,8 +20,9 @@ pytestmark = pytest.mark.engine
 
 EXPERT_BYTES = 98_304  # ktd-tiny: 3 matrices of 64 x 256 bf16
 SLOW = 60_000.0  # bytes a second: an expert takes more than a second and a half
-# Twice the largest error of unmodified SGLang's log-probabilities of ktd-tiny.
-NEAR_TIE = 0.3
+# Twice the largest error of unmodified SGLang's log-probabilities of ktd-tiny, 0.149
+# (docs/results/gpu-engine.md).
+NEAR_TIE = 0.298
 
 
 @pytest.fixture(scope="module")
@@ -132,21 +135,20 @@ def test_decode_steps_complete_between_the_unmap_and_the_publish_of_a_slow_copy(
     assert_steps_ran_during_a_slow_copy(host, batch=100)
 
 
-def test_a_stream_gives_the_same_tokens_while_experts_move(host):
-    """Nobody waits for a copy and no token changes but where two are as good as equal."""
+def test_a_stream_goes_on_with_the_likeliest_tokens_while_experts_move(host):
+    """Nobody waits for a copy, and each token is the reference's but where two are near a tie."""
     quiet = host.generate(64)
     generation = host.generating(64)
     host.swap(200, any_moves(host)[:1])
     moving = generation.result()
     assert len(moving) == 64
-    same = next((i for i in range(64) if moving[i] != quiet[i]), None)
-    if same is not None:
-        reference = Reference(MODEL)
-        begin = reference.tokenizer(PROMPT)["input_ids"]
-        chances = reference.table(begin + quiet[:same])[-1]
-        gap = abs(float(chances[quiet[same]] - chances[moving[same]]))
-        print(f"the streams differ from token {same} on, {gap:.3f} apart")
-        assert gap <= NEAR_TIE
+    reference = Reference(MODEL)
+    begin = reference.tokenizer(PROMPT)["input_ids"]
+    for ids in (quiet, moving):
+        chances = reference.table(begin + ids)[len(begin) - 1 : -1]
+        gaps = chances.max(1).values - chances.gather(1, torch.tensor(ids)[:, None])[:, 0]
+        print(f"{int((gaps > 0).sum())} tokens of 64 are near-ties, at most {gaps.max():.3f} apart")
+        assert float(gaps.max()) <= NEAR_TIE
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from typing import Any
 from ktd.enginespec import MMAP, EngineSpec, report_failure
 from ktd.sgl import quantised_checkpoint
 
+logger = logging.getLogger(__name__)
+
 SCHEDULER_MODULE = "sglang.srt.managers.scheduler"
 KT_WRAPPER = "sglang.srt.layers.moe.kt_ep_wrapper.KTEPWrapperMethod"
 KT_CONFIG = "sglang.srt.layers.moe.kt_ep_wrapper.create_kt_config_from_server_args"
@@ -113,8 +115,10 @@ class SchedulerHooks:
             raise ValueError(sentence)
         chunk = getattr(server_args, "chunked_prefill_size", None)
         self._chunk = chunk if chunk is not None and chunk > 0 else None
-        if getattr(server_args, "enable_deterministic_inference", False):
+        deterministic = getattr(server_args, "enable_deterministic_inference", False)
+        if deterministic and self._spec.prefill_cpu_share:
             # It follows what passes took: the same prompt would be rounded in several ways.
+            logger.info("deterministic inference: the CPU has no share of long prefills")
             self._spec = replace(self._spec, prefill_cpu_share=False)
         return layer_idx
 
