@@ -101,7 +101,10 @@ JOBS: dict[str, tuple[str, ...]] = {
     "bf16-ends": (f"{_AT_RATIO}[bf16-0]", f"{_AT_RATIO}[bf16-1]"),
     **{f"arch-{name}": (f"{_ARCHITECTURE}[{name}]",) for name in (*_ARCHITECTURES, "qwen3_next")},
     "arch-gpt_oss": ("tests/sgl/test_gpu_gpt_oss.py",),
-    **{f"format-{name}": (f"{_FORMAT}[{name}]",) for name in _FORMATS},
+    **{
+        f"format-{name}": tuple(f"{_FORMAT}[{name}-{who}]" for who in ("pool", "streamed"))
+        for name in _FORMATS
+    },
     **{
         f"batches-{way}": (
             f"{_BATCHES}::test_logprobs_agree_with_the_reference[{way}]",

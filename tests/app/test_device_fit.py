@@ -153,7 +153,7 @@ def test_demand_is_read_off_sglangs_command_line(gpus):
     assert least().buffer_bytes == 4 << 30
     assert least(facts=replace(FACTS, mapped=True)).buffer_bytes == 0
     repacked = least(facts=replace(FACTS, expert_format="awq", moe_runner="auto"))
-    assert (repacked.buffer_bytes, repacked.repacks) == (0, True)
+    assert (repacked.buffer_bytes, repacked.repacks) == (4 << 30, True)
     assert not least().repacks
     long = usual_demand(FACTS, ("--chunked-prefill-size", "99999"), device="cuda", ranks=1)
     assert long.kv_tokens == long.chunk

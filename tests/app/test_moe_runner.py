@@ -22,9 +22,9 @@ INT4 = replace(FACTS, expert_format="int4", moe_runner="triton")
 def quantised(made, monkeypatch):
     """The start of a daemon with a GPU whose model has other facts."""
 
-    async def start(facts, *words):
+    async def start(facts, *words, **settings):
         monkeypatch.setattr("ktd.app.starts.read_facts", lambda *_, **__: facts)
-        starts, _ = made(device="cuda", gpu_experts_ratio=0.1, sglang_args=words)
+        starts, _ = made(device="cuda", gpu_experts_ratio=0.1, sglang_args=words, **settings)
         with capture_logs() as logs:
             spec = (await starts.next_start()).spec
         return spec, [line["note"] for line in logs if "long prefills" in line["event"]]
@@ -59,27 +59,34 @@ def test_sglang_chooses_where_triton_has_not_the_format():
     assert runner_words(MXFP4, "cuda") == ("--moe-runner-backend", "marlin")
 
 
-async def test_prefills_of_repacked_experts_do_not_stream_and_people_are_told(quantised):
-    """In one line; SGLang is told to choose its runner before what a user tells it."""
+async def test_prefills_of_repacked_experts_stream(quantised):
+    """SGLang is told to choose its runner before what a user tells it."""
     spec, notes = await quantised(AWQ, "--log-level", "error")
-    assert spec.prefill_threshold is None
-    assert notes == [
-        (
-            "awq experts on SGLang's Marlin runner: repacking them takes longer than a prefill has,"
-            " so the CPU computes those of long prefills too."
-        )
-    ]
+    assert spec.prefill_threshold is not None
+    assert notes == []
     at = spec.sglang_args.index("--moe-runner-backend")
     assert spec.sglang_args[at + 1] == "auto"
     assert spec.sglang_args[-2:] == ("--log-level", "error")
 
 
-async def test_prefills_of_w4a16_stream_unless_it_is_on_marlin(quantised):
-    """Its slots take host rows as they are on the Triton runner."""
+async def test_prefills_of_w4a16_stream_on_either_runner(quantised):
+    """Ktd gives it none: by itself the engine takes Triton's."""
     spec, notes = await quantised(INT4)
     assert spec.prefill_threshold is not None
     assert "--moe-runner-backend" not in spec.sglang_args
     assert notes == []
     spec, notes = await quantised(INT4, "--moe-runner-backend", "auto")
+    assert spec.prefill_threshold is not None
+    assert notes == []
+
+
+async def test_people_are_told_where_long_prefills_do_not_stream(quantised):
+    """In one line."""
+    spec, notes = await quantised(FACTS, host_memory="mmap")
     assert spec.prefill_threshold is None
-    assert len(notes) == 1
+    assert notes == [
+        (
+            "--host-memory mmap: the GPU cannot read experts from the page cache, so the CPU "
+            "computes those of long prefills too."
+        )
+    ]

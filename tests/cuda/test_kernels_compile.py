@@ -53,7 +53,7 @@ def test_an_unknown_architecture_is_refused_by_name():
 def test_arguments_of_another_size_do_not_compile(source, monkeypatch):
     """A field that is added on one side only."""
     monkeypatch.setattr(
-        kernel_set, "sizes", lambda: [f"-DKTD_{n}_BYTES=12" for n in ("CHANNEL", "STATE")]
+        kernel_set, "sizes", lambda: [f"-DKTD_{n}_BYTES=12" for n in ("CHANNEL", "STATE", "MOVES")]
     )
     with pytest.raises(CudaFailed, match="Python and the kernels differ"):
         kernel_set.compile_source(source, "sm_90")

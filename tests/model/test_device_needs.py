@@ -96,15 +96,18 @@ def test_no_layer_streams_when_every_expert_has_a_slot():
 
 
 def test_experts_that_are_repacked_need_room_on_their_way():
-    """Beside everything else, once for each rank: together four times one whole expert."""
+    """Beside everything else, once for each rank: together twelve times one whole expert.
+
+    Four are an expert on its way, and eight are 32 bits for each four of it.
+    """
     unstreamed = replace(H100, buffer_bytes=0)
     plain = device_needs(FACTS, unstreamed, slots=1000, free=79 * GIB)
     repacks = replace(unstreamed, repacks=True)
     needs = device_needs(FACTS, repacks, slots=1000, free=79 * GIB)
-    assert (plain.scratch, needs.scratch) == (0, 4 * 9 * MIB)
+    assert (plain.scratch, needs.scratch) == (0, 12 * 9 * MIB)
     assert needs.total == plain.total + needs.scratch
     assert needs.beside_slots == plain.beside_slots + needs.scratch
-    assert "36.0 MiB that experts are repacked in" in needs.sum_text(FACTS, repacks)
+    assert "0.1 GiB that experts are repacked in" in needs.sum_text(FACTS, repacks)
 
 
 def test_refused_with_the_sum_a_ratio_and_what_else_frees_memory():

@@ -134,7 +134,7 @@ def test_an_expert_passes_through_scratch_into_its_slot_by_the_copier(experts, h
         experts.attributes,
         scratch=scratch,
     )
-    assert not slots.streams
+    assert slots.streams
     made = filled(slots, experts, layer, kept, (4, 0, 2))
     same_as_sglang(layer, experts, host, (4, 0, 2))
     addresses = [tensor.data_ptr() for tensor in made.slots.values()]

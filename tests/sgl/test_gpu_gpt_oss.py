@@ -30,9 +30,15 @@ from tests.sgl.test_architectures import (
 pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.mark.parametrize("host_memory", ["copy", "mmap"])
-def test_log_probabilities_agree_with_transformers_at_any_placement(host_memory, tmp_path):
-    """Prompts shorter and longer than the window of every other layer."""
+@pytest.mark.parametrize(
+    ("host_memory", "threshold"),
+    [("copy", None), ("copy", 8), ("mmap", None)],
+    ids=["copy", "streamed", "mmap"],
+)
+def test_log_probabilities_agree_with_transformers_at_any_placement(
+    host_memory, threshold, tmp_path
+):
+    """Prompts shorter and longer than the window of every other layer; also where they stream."""
     gpt_oss_models.build(tmp_path)
     facts = read_facts(tmp_path / "quantised", device="cuda")
     reference = tmp_path / "reference"
@@ -45,6 +51,7 @@ def test_log_probabilities_agree_with_transformers_at_any_placement(host_memory,
         slots=[0, SLOTS, EXPERTS],
         device="cuda",
         host_memory=host_memory,
+        prefill_threshold=threshold,
     ) as host:
         host.ready()
         assert host.ranks()[0].hello()["host_store_bytes"] == facts.host_store_bytes

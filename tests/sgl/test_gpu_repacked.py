@@ -61,7 +61,7 @@ def sglang_alone():
 class Hybrid:
     """A layer whose slots hold ``in_slots`` experts, and unmodified SGLang's with all of them."""
 
-    def __init__(self, kind, in_slots, *, sizes=None, stream=False, mapped=False, math=None):
+    def __init__(self, kind, in_slots, *, sizes=None, stream=None, mapped=False, math=None):
         sizes = sizes or SIZES_OF[kind]
         self.tolerance = TOLERANCES.get(kind, TOLERANCE)
         self.random = torch.Generator().manual_seed(in_slots)
@@ -72,7 +72,7 @@ class Hybrid:
         self.pool = ExpertPool(threads=2)
         handle = self.pool.add_layer(experts.format.experts(self.host, experts.math))
         self.counters = torch.zeros(2, 1, sizes.experts, 2, dtype=torch.int64)
-        streams = Streams(threshold=1 << 30, buffer_bytes=1 << 30)
+        streams = Streams(threshold=1, buffer_bytes=1 << 30, experts=stream)
         self.side = CudaSide(
             self.pool,
             self.counters,
@@ -116,7 +116,7 @@ class Hybrid:
         self.side.write_tables([(0, self.layer)])
         streamed = None
         if stream:
-            place = self.side.stream.add_layer(0, self.layer, self.pinned)
+            place = self.side.stream.add_layer(0, self.layer, self.pinned, self.slots.laid_out)
             streamed = StreamedLayer(
                 self.side.stream,
                 place,
@@ -317,14 +317,43 @@ def test_a_captured_layer_sees_experts_move(kind):
             layer.side.write_tables([(0, layer.layer)])
 
 
+@pytest.mark.parametrize("most", [16, 4])
 @pytest.mark.parametrize("in_slots", [0, 6])
-def test_long_prefills_stream_where_slots_take_host_rows(in_slots):
-    """Repacked experts do not stream."""
-    layer = Hybrid("int4-triton", in_slots, stream=True)
-    layer.side.stream.threshold = 1
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_prefills_stream_through_every_runner(kind, in_slots, most):
+    """In one piece and in several, laid out on the way where slots are; the pool has nothing."""
+    layer = Hybrid(kind, in_slots, stream=most)
+    assert layer.slots.streams
+    assert (layer.slots.laid_out is None) == (kind == "int4-triton")
     for rows in (7, 700):
         dispatch = layer.batch(rows)
         found = layer.hybrid(dispatch, decode=False)
         assert error(found, layer.stock(dispatch)) < layer.tolerance
-    assert layer.slots.streams
-    assert not Hybrid("awq", 1).slots.streams
+    assert layer.side.channel.long_seconds() == 0.0
+    assert layer.side.stream.pieces_of(0) == -(-(16 - in_slots) // most)
+
+
+@pytest.mark.parametrize("in_slots", [0, 6])
+def test_padded_experts_stream(in_slots):
+    """Host memory has them without what SGLang pads them with."""
+    layer = Hybrid(MXFP4, in_slots, sizes=PADDED, stream=4)
+    dispatch = layer.batch(700)
+    found = layer.hybrid(dispatch, decode=False)
+    assert found.shape == dispatch.hidden_states.shape
+    assert error(found, layer.stock(dispatch)) < layer.tolerance
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_host_waits_for_nothing_while_experts_are_laid_out(kind):
+    """SGLang's code for its Marlin runner reads on the host; what was learnt from it does not."""
+    layer = Hybrid(kind, 6)
+    absent = next(e for e in range(16) if not layer.layer.is_mapped(e))
+    layer.layer.unmap(layer.order[0])
+    stream, passed = new_stream(layer.side.device), new_event()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(2_000_000_000)  # cycles: a second
+        layer.layer.reserve(absent).run(layer.lane)
+        passed.record()
+    assert not passed.query()
+    layer.layer.publish(absent)
+    layer.check_slots()

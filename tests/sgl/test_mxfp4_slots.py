@@ -121,7 +121,7 @@ def test_slots_hold_what_sglang_makes_of_all_experts(sizes, math, mapped):
     host = experts.host(torch.Generator().manual_seed(3))
     slots = Slots(experts, 3)
     assert type(slots.slots) is RepackedSlots
-    assert not slots.slots.streams
+    assert slots.slots.streams
     made = slots.filled(in_pieces(host) if mapped else host, (4, 0, 2))
     same_as_sglang(slots.layer, experts, host, (4, 0, 2))
     made.unmap(0)
@@ -129,6 +129,23 @@ def test_slots_hold_what_sglang_makes_of_all_experts(sizes, math, mapped):
     made.publish(3)
     same_as_sglang(slots.layer, experts, host, (4, 3, 2))
     assert slots.layer.w13_weight_scale.dtype is torch.float8_e8m0fnu
+
+
+@pytest.mark.parametrize(("sizes", "math"), EVERY)
+def test_experts_of_a_prefill_stream_are_laid_out_as_slots_are(sizes, math):
+    """Several at once, with what SGLang pads them with, as its method takes them."""
+    experts = Experts(MXFP4, sizes, math)
+    host = experts.host(torch.Generator().manual_seed(3))
+    slots = Slots(experts, 0)
+    slots.slots.prepare(slots.layer)
+    layout = slots.slots.laid_out
+    room = layout.room_for(3, CPU)
+    layout.lay_out({name: host[name][1:4] for name in layout.moves}, room)
+    whole = experts.as_sglang_has(host, CPU)
+    for name, found in slots.slots.parameters(room).items():
+        wanted = getattr(whole, name)[1:4]
+        assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+        assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8)), name
 
 
 @pytest.mark.parametrize(("sizes", "math"), EVERY)
@@ -166,7 +183,7 @@ def test_layers_of_one_shape_share_memory_for_one_expert():
 @pytest.mark.parametrize("sizes", [WHOLE, PADDED], ids=["whole", "padded"])
 @pytest.mark.parametrize("by_itself", [True, False])
 def test_what_the_runner_gives_is_cut_to_the_width_of_tokens(sizes, by_itself, monkeypatch):
-    """And where it has to be told that ids may be missing, it is, for as many experts as slots."""
+    """And where it has to be told that ids may be missing, it is, for as many as a piece has."""
     monkeypatch.setattr(converted_slots, "skips_by_itself", lambda: by_itself)
     experts = Experts(MXFP4, sizes)
     slots = Slots(experts, 3)
@@ -190,11 +207,11 @@ def test_what_the_runner_gives_is_cut_to_the_width_of_tokens(sizes, by_itself, m
     assert torch.equal(found, rows + 1)
     (info,) = asked
     assert info.w13_bias is slots.layer.w13_weight_bias
-    assert info.global_num_experts == (-1 if by_itself else 3)
+    assert info.global_num_experts == (-1 if by_itself else sizes.experts)
     if by_itself:
         assert info.expert_map is None
     else:
-        assert info.expert_map.tolist() == [0, 1, 2]
+        assert info.expert_map.tolist() == list(range(sizes.experts))
 
 
 class _Dispatch(SimpleNamespace):

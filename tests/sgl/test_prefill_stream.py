@@ -18,6 +18,8 @@ from ktd.sgl import prefill_stream
 from ktd.sgl.copy_lane import lane_to
 from ktd.sgl.cuda_side import Streams
 from ktd.sgl.expert_layer import ExpertLayer
+from ktd.sgl.learnt_layout import LearntLayout
+from ktd.sgl.one_expert import Layout
 from ktd.sgl.prefill_division import PrefillDivision
 from ktd.sgl.prefill_share import PassTimes
 from ktd.sgl.prefill_stream import CpuHelp, PrefillStream, runs
@@ -153,25 +155,37 @@ def test_layers_out_of_turn_are_refused():
 @pytest.mark.parametrize("experts_that_fit", [0, 1, 2, 7, 16, 100])
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("slots", [0, 3 * 6 + 5, 7 * 6, 8 * 6 - 1])
-def test_buffer_is_what_a_start_reckons_with(monkeypatch, experts_that_fit, ranks, slots):
+@pytest.mark.parametrize("repacks", [False, True])
+def test_buffer_is_what_a_start_reckons_with(monkeypatch, experts_that_fit, ranks, slots, repacks):
     """Two packages know its size, as neither may import the other."""
     hidden, width, experts = 64, 32, 8
     expert_bytes = 3 * hidden * width * 2
-    facts = replace(read_facts(MODEL, device="cpu"), num_experts=experts, expert_bytes=expert_bytes)
+    padding = 3 * 4 * width * 2 if repacks else 0
+    facts = replace(
+        read_facts(MODEL, device="cpu"),
+        num_experts=experts,
+        expert_bytes=expert_bytes + padding,
+        padding_bytes=padding,
+    )
     budget = experts_that_fit * expert_bytes // ranks + 5
-    demand = Demand(kv_tokens=0, ranks=ranks, device="cuda", buffer_bytes=budget)
+    demand = Demand(kv_tokens=0, ranks=ranks, device="cuda", buffer_bytes=budget, repacks=repacks)
     # Made without a GPU: only what it reserves is looked at.
     monkeypatch.setattr(prefill_stream, "_Half", lambda tensors: SimpleNamespace(tensors=tensors))
     stream = object.__new__(PrefillStream)
     stream._halves, stream._budget, stream._device, stream._help = [], budget, "meta", None
     stream._most = piece_experts(facts, slots, whole=False)
-    part = width // ranks
-    stream._reserve(
-        {
-            "w13_weight": torch.empty(experts, 2 * part, hidden, dtype=torch.bfloat16),
-            "w2_weight": torch.empty(experts, hidden, part, dtype=torch.bfloat16),
+    stream._laid_out = {}
+
+    def tensors(hidden: int, *rows: int) -> dict[str, torch.Tensor]:
+        part = width // ranks
+        w13, w2 = (*rows, 2 * part, hidden), (*rows, hidden, part)
+        return {
+            name: torch.empty(shape, dtype=torch.bfloat16, device="meta")
+            for name, shape in (("w13_weight", w13), ("w2_weight", w2))
         }
-    )
+
+    slot = Layout(tensors(hidden + 4), {})
+    stream._reserve(tensors(hidden, experts), LearntLayout(slot, {}) if repacks else None)
     needs = device_needs(facts, demand, slots=slots, free=1)
     assert needs.stream == ranks * stream.num_bytes > 0
 

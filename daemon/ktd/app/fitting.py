@@ -80,7 +80,7 @@ def least_demand(facts: ModelFacts, words: Sequence[str], *, device: str, ranks:
         device=device,
         gpu_bytes=gpu_bytes,
         chunk=chunk,
-        buffer_bytes=PREFILL_BUFFER_BYTES if streams(facts, words, device) else 0,
+        buffer_bytes=PREFILL_BUFFER_BYTES if streams(facts, device) else 0,
         mem_fraction=fraction_given(words, FRACTION_FLAG),
         graph_rows=_graph_rows(words),
         kv_value_bytes=1 if kv_type.startswith(SMALL_KV_TYPES) else 2,

@@ -32,9 +32,11 @@ def repacks(facts: ModelFacts, words: Sequence[str], device: str) -> bool:
     return (text_given(words, RUNNER_FLAG) or facts.moe_runner) != TRITON
 
 
-def streams(facts: ModelFacts, words: Sequence[str], device: str) -> bool:
-    """Whether long prefills can stream: a GPU computes with the bytes that it reads from the host.
+def streams(facts: ModelFacts, device: str) -> bool:
+    """Whether long prefills can stream: a GPU reads from the host what it computes with.
 
-    Arguments as of :func:`repacks`.
+    Args:
+        facts: The model.
+        device: ``"cpu"`` or ``"cuda"``.
     """
-    return device != "cpu" and facts.gpu_reads_host and not repacks(facts, words, device)
+    return device != "cpu" and facts.gpu_reads_host

@@ -292,18 +292,15 @@ class EngineStarts:
     def _prefill_threshold(self, facts: ModelFacts) -> int | None:
         if self._device == "cpu":
             return None
-        if streams(facts, self._settings.sglang_args, self._device):
+        if streams(facts, self._device):
             given = self._settings.gpu_prefill_token_threshold
             return PREFILL_THRESHOLD if given is None else given
         if facts.quantised is not None:
             what = f"{self._settings.named(_FORMAT_SETTING)} {facts.quantised.format}"
             why = "the GPU computes with other bytes than host memory holds"
-        elif facts.mapped:
+        else:
             what = f"{self._settings.named('host_memory')} mmap"
             why = "the GPU cannot read experts from the page cache"
-        else:
-            what = f"{facts.expert_format} experts on SGLang's Marlin runner"
-            why = "repacking them takes longer than a prefill has"
         _log.warning(
             "long prefills are computed like others",
             note=f"{what}: {why}, so the CPU computes those of long prefills too.",

@@ -64,9 +64,23 @@ class Sum(Structure):
     ]
 
 
+class Moves(Structure):
+    """``kernels/rearrange.cu``: experts, and how they are to lie."""
+
+    _fields_: ClassVar = [
+        ("source", c_uint64),
+        ("out", c_uint64),
+        ("places", c_uint64),
+        ("fixed", c_uint64),
+        ("source_pitch", c_uint64),
+        ("words", c_uint32),
+        ("rows", c_int32),
+    ]
+
+
 def sizes() -> list[str]:
     """Options of the compiler by which the kernels check that they mean the same memory."""
-    names = {"CHANNEL": Channel, "ROUTING": Routing, "SUM": Sum}
+    names = {"CHANNEL": Channel, "ROUTING": Routing, "SUM": Sum, "MOVES": Moves}
     defined = {name: sizeof(structure) for name, structure in names.items()}
     defined["STATE"] = STATE_BYTES
     return [f"-DKTD_{name}_BYTES={size}" for name, size in defined.items()]

@@ -1,4 +1,4 @@
-"""The channel's kernels: their sources, compiled for a device and loaded into it."""
+"""The kernels' sources, compiled for a device; the channel's, loaded into it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from ktd.cuda.arguments import sizes
 from ktd.cuda.driver import Kernel, Module
 from ktd.cuda.nvrtc import compile_cubin
 
-SOURCES = ("split.cu", "collect.cu")
+_OF_CHANNELS = ("split.cu", "collect.cu")
+REARRANGE = "rearrange.cu"
+SOURCES = (*_OF_CHANNELS, REARRANGE)
 
 
 def compile_source(name: str, arch: str) -> tuple[bytes, str]:
@@ -28,12 +30,13 @@ def compile_source(name: str, arch: str) -> tuple[bytes, str]:
 
 
 @cache
-def _cubin(name: str, arch: str) -> bytes:
+def cubin_of(name: str, arch: str) -> bytes:
+    """As :func:`compile_source`, once for each."""
     return compile_source(name, arch)[0]
 
 
 class KernelSet:
-    """The kernels on the current device.
+    """A channel's kernels on the current device.
 
     Args:
         arch: The device's architecture.
@@ -43,7 +46,7 @@ class KernelSet:
     """
 
     def __init__(self, arch: str) -> None:
-        split, collect = (Module(_cubin(name, arch)) for name in SOURCES)
+        split, collect = (Module(cubin_of(name, arch)) for name in _OF_CHANNELS)
         self.split_int32: Kernel = split.kernel("ktd_split_int32")
         self.split_int64: Kernel = split.kernel("ktd_split_int64")
         self.collect: Kernel = collect.kernel("ktd_collect")

@@ -20,8 +20,9 @@ BYTES_PER_REGISTERED_GIB = 2 << 20
 _CONTEXT = 3 * GIB // 2
 _GRAPHS_OF_A_LAYER = GIB // 10 // 48
 _BF16 = 2
-# Of one expert at once: its host rows, these turned round, what comes out, and what lies between.
-_SCRATCH_COPIES = 4
+# Of one expert at once: its host rows, these turned round, what comes out, and what lies between;
+# and for each four bits of it the place, in 32, that they come from.
+_SCRATCH_COPIES = 4 + 8
 _BUFFERS = 2
 # Of a layer's experts; while some move, more are in no slot than have none for good.
 _LEAST_PIECE = 16
@@ -211,13 +212,19 @@ def graph_bytes(facts: ModelFacts, demand: Demand) -> int:
 
 
 def _stream_bytes(facts: ModelFacts, demand: Demand, slots: int) -> int:
-    """Two halves on each rank, of whole experts, as ``ktd.sgl.prefill_stream`` reserves them."""
+    """Two halves on each rank, of whole experts, as ``ktd.sgl.prefill_stream`` reserves them.
+
+    Where experts are repacked, host memory's, and room for those of one half as slots have them.
+    """
     if not demand.buffer_bytes or (slots == facts.total_experts and not demand.every_layer_streams):
         return 0
-    expert_bytes = facts.expert_bytes // demand.ranks
-    fitting = max(1, demand.buffer_bytes // (_BUFFERS * expert_bytes))
+    expert_bytes = _BUFFERS * facts.expert_bytes
+    if demand.repacks:
+        expert_bytes = _BUFFERS * facts.cpu_expert_bytes + facts.expert_bytes
+    expert_bytes //= demand.ranks
+    fitting = max(1, demand.buffer_bytes // expert_bytes)
     rows = min(piece_experts(facts, slots, whole=demand.every_layer_streams), fitting)
-    return demand.ranks * _BUFFERS * rows * expert_bytes
+    return demand.ranks * rows * expert_bytes
 
 
 def piece_experts(facts: ModelFacts, slots: int, *, whole: bool) -> int:

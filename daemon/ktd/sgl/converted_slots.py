@@ -17,6 +17,7 @@ from torch import nn
 from ktd.experts.scattered import ExpertTensor
 from ktd.sgl.cuda_step import WithParameters
 from ktd.sgl.expert_loader import ExpertLoader
+from ktd.sgl.learnt_layout import LearntLayout
 from ktd.sgl.marlin_runner import MappedDispatcher, MappedRunner, skips_by_itself
 from ktd.sgl.one_expert import Layout
 from ktd.sgl.scratch_expert import RepackedSource, ScratchExpert
@@ -94,8 +95,6 @@ class RepackedSlots(ConvertedSlots):
         options: As of :class:`SglangSlots`.
     """
 
-    streams = False
-
     def __init__(self, *of_layer: Any, scratch: ScratchExpert, **options: Any) -> None:
         super().__init__(*of_layer, layout=scratch.expert.layout, **options)
         self._scratch = scratch
@@ -109,6 +108,16 @@ class RepackedSlots(ConvertedSlots):
         """Host rows, by way of the scratch expert."""
         return RepackedSource(PlainSource(tensors), self._scratch)
 
+    @property
+    def streams(self) -> bool:
+        """Where it is known how they are laid out."""
+        return self.laid_out is not None
+
+    @property
+    def laid_out(self) -> LearntLayout | None:
+        """As the scratch expert is."""
+        return self._scratch.layout
+
     def create_runner(self, layer: nn.Module, config: Any) -> None:
         """Builds SGLang's runner, and sees to it that it skips the id -1 where one may come."""
         super().create_runner(layer, config)
@@ -117,7 +126,8 @@ class RepackedSlots(ConvertedSlots):
         if skips_by_itself():
             return
         device = next(iter(self._scratch.rows.values())).device
-        self._map = torch.arange(max(self._num_slots, 1), dtype=torch.int32, device=device)
+        # As many as any piece of a prefill stream may have: the runner sorts pairs by so many ids.
+        self._map = torch.arange(config.num_experts, dtype=torch.int32, device=device)
         kernel = getattr(getattr(layer, "scheme", None), "kernel", None)
         if kernel is not None:  # of GPTQ and AWQ; others have it from the dispatcher
             kernel.runner = MappedRunner(kernel.runner, self._map)

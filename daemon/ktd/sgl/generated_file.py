@@ -20,7 +20,7 @@ from ktd.sgl.weight_file import Entry, WeightsUnreadable
 from ktd.shapes.generated import Generated, read_generated
 from ktd.shapes.values import ValueSource
 
-_DTYPES = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
+_DTYPES = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn, "I32": torch.int32}
 _ALIGNMENT = 16
 
 

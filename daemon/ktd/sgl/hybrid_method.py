@@ -239,7 +239,8 @@ class HybridMoEMethod(FusedMoEMethodBase):
             scale = routed_scale_of(layer)
             handle = rank.pool.add_layer(dataclasses.replace(experts, routed_scale=scale))
             if side.stream is not None and self._slots.streams:
-                place = side.stream.add_layer(self._position, self._layer, _in_one_piece(tensors))
+                host, layout = _in_one_piece(tensors), self._slots.laid_out
+                place = side.stream.add_layer(self._position, self._layer, host, layout)
                 table = side.stream.table(place)
                 device = side.streamed_layer(self._position, handle, table)
                 streamed = StreamedLayer(side.stream, place, self._num_slots, device)

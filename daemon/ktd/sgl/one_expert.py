@@ -43,6 +43,7 @@ class OneExpert:
         device: Where.
 
     Attributes:
+        fields: Of ExpertWeights, by parameter name.
         rows: Memory for one expert as host memory has it, by parameter name, on the device.
         layout: Of a slot.
         hidden: What tokens are cut to again behind a runner that pads them; None: it does not.
@@ -58,7 +59,7 @@ class OneExpert:
     ) -> None:
         self._method = method
         self._transposed = experts.transposed
-        self._padding, self._fields = experts.padding, experts.fields
+        self._padding, self.fields = experts.padding, experts.fields
         # MXFP4's method looks at the layer, and not at what it is told.
         blank = _Layer({**vars(layer), "num_local_experts": 1})
         with torch.device(device):
@@ -108,7 +109,7 @@ class OneExpert:
         """Host rows as SGLang's loader leaves them, ``[1, …]``."""
         if self._padding is not None:
             padded = self._padded[name]
-            self._padding.write(self._fields[name], row, padded[0])
+            self._padding.write(self.fields[name], row, padded[0])
             return padded
         rows = row.unsqueeze(0)
         return rows.transpose(1, 2).contiguous() if self._transposed else rows

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -19,6 +19,7 @@ import torch
 from ktd.cuda.driver import copy_async
 from ktd.cuda.streams import new_event, new_stream
 from ktd.sgl.expert_layer import ExpertLayer
+from ktd.sgl.learnt_layout import LearntLayout
 from ktd.sgl.prefill_clock import PrefillClock
 from ktd.sgl.prefill_division import PrefillDivision
 from ktd.sgl.prefill_share import PrefillShare
@@ -33,7 +34,8 @@ class Piece:
     Attributes:
         first: What :meth:`PrefillStream.table` has for the first of them; the others follow.
         count: Of them.
-        tensors: ``[C, …]`` by parameter name; the first in row 0.
+        tensors: ``[C, …]`` by parameter name; the first in row 0. As host memory has them, or laid
+            out as slots are.
     """
 
     first: int
@@ -98,6 +100,8 @@ class PrefillStream:
         self._most = experts
         self._stream = new_stream(device)
         self._halves: list[_Half] = []
+        self._layout: LearntLayout | None = None
+        self._laid_out: dict[str, torch.Tensor] = {}
         self._layers: list[ExpertLayer] = []
         self._host: list[Mapping[str, torch.Tensor]] = []
         self._positions: list[int] = []
@@ -113,23 +117,33 @@ class PrefillStream:
         """Of the buffer; reserved with the first layer."""
         return sum(
             tensor.numel() * tensor.element_size()
-            for half in self._halves
-            for tensor in half.tensors.values()
+            for tensors in (*(half.tensors for half in self._halves), self._laid_out)
+            for tensor in tensors.values()
         )
 
-    def add_layer(self, position: int, layer: ExpertLayer, host: Mapping[str, torch.Tensor]) -> int:
+    def add_layer(
+        self,
+        position: int,
+        layer: ExpertLayer,
+        host: Mapping[str, torch.Tensor],
+        layout: LearntLayout | None = None,
+    ) -> int:
         """Adds the next layer of the model.
 
         Args:
             position: Its index among the MoE layers.
             layer: Its slots.
-            host: All its experts, ``[E, …]``, registered, by the names and shapes of its slots.
+            host: All its experts, ``[E, …]``, registered, by the names of its slots.
+            layout: How they are laid out before they are computed, the same for all layers; None:
+                they have the shapes of the slots.
 
         Returns:
             Its place among those that pass through here.
         """
+        if layout is not None:
+            host = {name: host[name] for name in layout.moves}
         if not self._halves:
-            self._reserve(host)
+            self._reserve(host, layout)
         self._layers.append(layer)
         self._host.append(host)
         self._positions.append(position)
@@ -143,10 +157,11 @@ class PrefillStream:
         """Whether a layer has experts in slots in this pass."""
         return self._division.in_slots(self._positions[place])
 
-    def _reserve(self, host: Mapping[str, torch.Tensor]) -> None:
+    def _reserve(self, host: Mapping[str, torch.Tensor], layout: LearntLayout | None) -> None:
         num_experts = next(iter(host.values())).shape[0]
         expert_bytes = sum(tensor[0].numel() * tensor.element_size() for tensor in host.values())
-        fitting = max(1, self._budget // (_BUFFERS * expert_bytes))
+        slot_bytes = 0 if layout is None else layout.slot_bytes
+        fitting = max(1, self._budget // (_BUFFERS * expert_bytes + slot_bytes))
         self._rows = min(num_experts, fitting, self._most or num_experts)
         for _ in range(_BUFFERS):
             tensors = {
@@ -156,6 +171,8 @@ class PrefillStream:
                 for name, tensor in host.items()
             }
             self._halves.append(_Half(tensors))
+        if layout is not None:
+            self._layout, self._laid_out = layout, layout.room_for(self._rows, self._device)
         if self._help is not None:
             share = PrefillShare(
                 self._help.row_bytes / expert_bytes,
@@ -211,9 +228,17 @@ class PrefillStream:
         current = torch.cuda.current_stream(self._device)
         _, piece, half = self._ahead.pop(0)
         current.wait_event(half.filled)
-        yield piece
+        if self._layout is None:
+            yield piece
+        else:
+            rows = {name: tensor[: piece.count] for name, tensor in half.tensors.items()}
+            room = {name: tensor[: piece.count] for name, tensor in self._laid_out.items()}
+            self._layout.lay_out(rows, room)
         half.free.record(current)
         self._fill_next()
+        if self._layout is not None:
+            # The stream that computes it lays out the next one, so one place is enough.
+            yield replace(piece, tensors=self._laid_out)
 
     def _fill_next(self) -> None:
         planned = next(self._planned, None)

@@ -1,7 +1,8 @@
 """Fills slots whose layout is not the host's: an expert passes through a scratch expert on the way.
 
-Its host rows are copied into the scratch expert as they are, SGLang's own code rearranges them
-there, and what comes out is copied into the slot, whose memory stays where graphs know it to be.
+Its host rows are copied into the scratch expert as they are, and laid out from there in the slot,
+whose memory stays where graphs know it to be: as SGLang's own code does it, or by that code where
+it does more than to move numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from ktd.cuda.streams import new_stream
+from ktd.sgl.learnt_layout import learnt
 from ktd.sgl.one_expert import OneExpert
 from ktd.sgl.slot_source import SlotPart, SlotSource
 
@@ -19,20 +21,22 @@ from ktd.sgl.slot_source import SlotPart, SlotSource
 class ScratchExpert:
     """Memory for one expert on its way, for all layers of a rank whose experts look the same.
 
-    On a GPU it has a stream of its own, which waits for the stream that brought the rows and which
-    that one waits for: memory that SGLang's code asks for on the way is there from the start on,
-    and if that code waits for its stream, it waits for one expert and for no step. One thread at a
+    On a GPU SGLang's code has a stream of its own, which waits for the stream that brought the rows
+    and which that one waits for: memory that the code asks for on the way is there from the start
+    on, and if it waits for its stream, it waits for one expert and for no step. One thread at a
     time uses it.
 
     Attributes:
         expert: The memory, and SGLang's code.
+        layout: What that code does; None: more than to move numbers.
     """
 
     def __init__(self, expert: OneExpert) -> None:
         self.expert = expert
+        self.layout = learnt(expert)
         self._device = next(iter(expert.rows.values())).device
-        on_gpu = self._device.type == "cuda"
-        self._stream = new_stream(self._device) if on_gpu else None
+        own = self.layout is None and self._device.type == "cuda"
+        self._stream = new_stream(self._device) if own else None
         if self._stream is not None:
             # Kernels are compiled and memory is reserved before the engine serves.
             torch.cuda.synchronize(self._device)
@@ -50,6 +54,9 @@ class ScratchExpert:
 
         On a GPU what follows on the current stream comes behind it.
         """
+        if self.layout is not None:
+            self.layout.lay_out(_one(self.rows), _one(slot))
+            return
         if self._stream is None:
             self._move(slot)
             return
@@ -63,6 +70,10 @@ class ScratchExpert:
         with torch.no_grad():
             for name, tensor in self.expert.converted().items():
                 slot[name].copy_(tensor)
+
+
+def _one(expert: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.unsqueeze(0) for name, tensor in expert.items()}
 
 
 @dataclass(frozen=True, slots=True)

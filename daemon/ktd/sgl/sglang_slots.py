@@ -12,6 +12,7 @@ from torch import nn
 
 from ktd.experts.scattered import ExpertTensor
 from ktd.sgl.expert_loader import ExpertLoader, WeightLoader
+from ktd.sgl.learnt_layout import LearntLayout
 from ktd.sgl.slot_source import PlainSource, SlotSource
 from ktd.sgl.slots import without_memory
 
@@ -28,12 +29,7 @@ class SglangSlots:
         names: Parameters that slots have memory for; None: all of the loader's.
         unstored: Loaders of SGLang's other parameters, by name.
         always_skips: The runner takes the id -1 also if every expert has a slot.
-
-    Attributes:
-        streams: Experts that pass through a prefill stream are computed as host memory has them.
     """
-
-    streams = True
 
     def __init__(
         self,
@@ -76,8 +72,18 @@ class SglangSlots:
         """Host rows as they are."""
         return PlainSource(tensors)
 
+    @property
+    def streams(self) -> bool:
+        """Whether experts that pass through a prefill stream can be computed."""
+        return True
+
+    @property
+    def laid_out(self) -> LearntLayout | None:
+        """How they are laid out before that; None: they stay as host memory has them."""
+        return None
+
     def parameters(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Experts ``[C, …]`` as host memory has them, as SGLang's method takes its parameters."""
+        """Experts ``[C, …]`` of a prefill stream, as SGLang's method takes its parameters."""
         return dict(tensors)
 
     def filled(self, layer: nn.Module) -> None:

@@ -11,10 +11,11 @@ from ktd.shapes.model import ModelShape
 from ktd.shapes.moe import SHAPES
 from ktd.shapes.qwen3_moe import ktd_tiny, qwen3_30b_a3b
 from ktd.shapes.qwen3_next import qwen3_next_80b_a3b
+from ktd.shapes.tensors import Form
 
 
 class _Build(Protocol):
-    def __call__(self, name: str, layers: int, num_experts: int, *, fp8: bool) -> ModelShape: ...
+    def __call__(self, name: str, layers: int, num_experts: int, *, form: Form) -> ModelShape: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +24,20 @@ class _Row:
     layers: int
     num_experts: int
     top_k: int
-    fp8: bool = False
+    form: Form = Form.BF16
 
 
-def _row(build: _Build, layers: int, layer_shape: str, *, fp8: bool = False) -> _Row:
+def _row(build: _Build, layers: int, layer_shape: str, *, form: Form = Form.BF16) -> _Row:
     shape = SHAPES[layer_shape]
-    return _Row(build, layers, shape.experts, shape.top_k, fp8)
+    return _Row(build, layers, shape.experts, shape.top_k, form)
 
 
 _MODELS = {
     "qwen3-30b-a3b": _row(qwen3_30b_a3b, 48, "qwen3-30b-a3b"),
-    "qwen3-30b-a3b-fp8": _row(qwen3_30b_a3b, 48, "qwen3-30b-a3b", fp8=True),
+    "qwen3-30b-a3b-fp8": _row(qwen3_30b_a3b, 48, "qwen3-30b-a3b", form=Form.FP8),
+    "qwen3-30b-a3b-int4": _row(qwen3_30b_a3b, 48, "qwen3-30b-a3b", form=Form.INT4),
     "qwen3-next-80b-a3b": _row(qwen3_next_80b_a3b, 48, "qwen3-next-80b-a3b"),
-    "qwen3-next-80b-a3b-fp8": _row(qwen3_next_80b_a3b, 48, "qwen3-next-80b-a3b", fp8=True),
+    "qwen3-next-80b-a3b-fp8": _row(qwen3_next_80b_a3b, 48, "qwen3-next-80b-a3b", form=Form.FP8),
     "mixtral-8x7b": _row(mixtral_8x7b, 32, "mixtral-8x7b"),
     "ktd-tiny": _Row(ktd_tiny, 6, 32, 4),
 }
@@ -62,4 +64,4 @@ def model_shape(
             f"{name} chooses {row.top_k} experts for a token, so a layer needs as many, not "
             f"{num_experts}"
         )
-    return row.build(name, layers, num_experts, fp8=row.fp8)
+    return row.build(name, layers, num_experts, form=row.form)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from ktd.shapes.model import ModelShape
-from ktd.shapes.tensors import Tensor, experts, linear, norm
+from ktd.shapes.tensors import Form, Tensor, experts, linear, norm
 
 
-def mixtral_8x7b(name: str, layers: int, num_experts: int, *, fp8: bool) -> ModelShape:
-    """Mixtral-8x7B-v0.1; there is no FP8 checkpoint of this kind."""
-    if fp8:
-        raise ValueError("Mixtral-8x7B is not published in FP8 blocks")
+def mixtral_8x7b(name: str, layers: int, num_experts: int, *, form: Form) -> ModelShape:
+    """Mixtral-8x7B-v0.1."""
+    if form is not Form.BF16:
+        raise ValueError(f"Mixtral-8x7B is not generated in {form}")
     hidden, vocab, width, keys = 4096, 32000, 14336, 8 * 128
     config = {
         "architectures": ["MixtralForCausalLM"],

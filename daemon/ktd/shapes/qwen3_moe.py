@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from ktd.shapes.model import ModelShape
-from ktd.shapes.tensors import Tensor, experts, linear, norm
+from ktd.shapes.tensors import GROUP, Form, Tensor, experts, linear, norm
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
 
 
-def qwen3_30b_a3b(name: str, layers: int, num_experts: int, *, fp8: bool) -> ModelShape:
-    """Qwen3-30B-A3B, or its FP8 checkpoint."""
+def qwen3_30b_a3b(name: str, layers: int, num_experts: int, *, form: Form) -> ModelShape:
+    """Qwen3-30B-A3B, its FP8 checkpoint, or with experts in INT4."""
     config = {
         "architectures": ["Qwen3MoeForCausalLM"],
         "attention_bias": False,
@@ -47,10 +47,10 @@ def qwen3_30b_a3b(name: str, layers: int, num_experts: int, *, fp8: bool) -> Mod
         "use_sliding_window": False,
         "vocab_size": 151936,
     }
-    return _model(name, config, fp8=fp8)
+    return _model(name, config, form=form)
 
 
-def ktd_tiny(name: str, layers: int, num_experts: int, *, fp8: bool) -> ModelShape:
+def ktd_tiny(name: str, layers: int, num_experts: int, *, form: Form) -> ModelShape:
     """The shape of models/ktd-tiny."""
     config = {
         "architectures": ["Qwen3MoeForCausalLM"],
@@ -79,10 +79,10 @@ def ktd_tiny(name: str, layers: int, num_experts: int, *, fp8: bool) -> ModelSha
         "torch_dtype": "bfloat16",
         "vocab_size": 2048,
     }
-    return _model(name, config, fp8=fp8)
+    return _model(name, config, form=form)
 
 
-def _model(name: str, config: dict[str, Any], *, fp8: bool) -> ModelShape:
+def _model(name: str, config: dict[str, Any], *, form: Form) -> ModelShape:
     hidden, head = config["hidden_size"], config["head_dim"]
     queries = config["num_attention_heads"] * head
     keys = config["num_key_value_heads"] * head
@@ -92,10 +92,10 @@ def _model(name: str, config: dict[str, Any], *, fp8: bool) -> ModelShape:
         at = f"model.layers.{layer}"
         tensors += [
             norm(f"{at}.input_layernorm", hidden),
-            *linear(f"{at}.self_attn.q_proj", queries, hidden, fp8=fp8),
-            *linear(f"{at}.self_attn.k_proj", keys, hidden, fp8=fp8),
-            *linear(f"{at}.self_attn.v_proj", keys, hidden, fp8=fp8),
-            *linear(f"{at}.self_attn.o_proj", hidden, queries, fp8=fp8),
+            *linear(f"{at}.self_attn.q_proj", queries, hidden, form=form),
+            *linear(f"{at}.self_attn.k_proj", keys, hidden, form=form),
+            *linear(f"{at}.self_attn.v_proj", keys, hidden, form=form),
+            *linear(f"{at}.self_attn.o_proj", hidden, queries, form=form),
             norm(f"{at}.self_attn.q_norm", head),
             norm(f"{at}.self_attn.k_norm", head),
             norm(f"{at}.post_attention_layernorm", hidden),
@@ -103,10 +103,10 @@ def _model(name: str, config: dict[str, Any], *, fp8: bool) -> ModelShape:
         ]
         width = config["moe_intermediate_size"]
         tensors += experts(
-            f"{at}.mlp.experts", num_experts, _PARTS, hidden=hidden, width=width, fp8=fp8
+            f"{at}.mlp.experts", num_experts, _PARTS, hidden=hidden, width=width, form=form
         )
     tensors += [norm("model.norm", hidden), *linear("lm_head", config["vocab_size"], hidden)]
-    if fp8:
+    if form is Form.FP8:
         kept = [f"model.layers.{layer}.mlp.gate" for layer in range(layers)]
         config["quantization_config"] = {
             "activation_scheme": "dynamic",
@@ -115,4 +115,27 @@ def _model(name: str, config: dict[str, Any], *, fp8: bool) -> ModelShape:
             "quant_method": "fp8",
             "weight_block_size": [128, 128],
         }
+    if form is Form.INT4:
+        config["quantization_config"] = _int4_experts()
     return ModelShape(name, layers, num_experts, config, tuple(tensors))
+
+
+def _int4_experts() -> dict[str, Any]:
+    """Of compressed-tensors, as it quantises experts alone."""
+    weights = {
+        "num_bits": 4,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group",
+        "group_size": GROUP,
+        "dynamic": False,
+    }
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {
+            "group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}
+        },
+        "ignore": ["lm_head", "re:.*self_attn.*", "re:.*mlp\\.gate$"],
+    }

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ktd.shapes.model import ModelShape
-from ktd.shapes.tensors import Tensor, Values, experts, linear, norm
+from ktd.shapes.tensors import Form, Tensor, Values, experts, linear, norm
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
 
 
-def qwen3_next_80b_a3b(name: str, layers: int, num_experts: int, *, fp8: bool) -> ModelShape:
+def qwen3_next_80b_a3b(name: str, layers: int, num_experts: int, *, form: Form) -> ModelShape:
     """The published model, or its FP8 checkpoint: all linear layers but the small ones in FP8."""
     config: dict[str, Any] = {
         "architectures": ["Qwen3NextForCausalLM"],
@@ -60,15 +60,15 @@ def qwen3_next_80b_a3b(name: str, layers: int, num_experts: int, *, fp8: bool) -
         at = f"model.layers.{layer}"
         tensors.append(_norm(f"{at}.input_layernorm", hidden))
         if (layer + 1) % config["full_attention_interval"] == 0:
-            tensors += _full_attention(f"{at}.self_attn", config, fp8=fp8)
+            tensors += _full_attention(f"{at}.self_attn", config, form=form)
         else:
-            tensors += _linear_attention(f"{at}.linear_attn", config, fp8=fp8)
+            tensors += _linear_attention(f"{at}.linear_attn", config, form=form)
             kept += [f"{at}.linear_attn.conv1d", f"{at}.linear_attn.in_proj_ba"]
         tensors.append(_norm(f"{at}.post_attention_layernorm", hidden))
-        tensors += _mlp(f"{at}.mlp", config, fp8=fp8)
+        tensors += _mlp(f"{at}.mlp", config, form=form)
         kept += [f"{at}.mlp.gate", f"{at}.mlp.shared_expert_gate"]
     tensors += [_norm("model.norm", hidden), *linear("lm_head", vocab, hidden)]
-    if fp8:
+    if form is Form.FP8:
         config["quantization_config"] = {
             "activation_scheme": "dynamic",
             "fmt": "e4m3",
@@ -84,44 +84,44 @@ def _norm(name: str, size: int) -> Tensor:
     return norm(name, size, Values.ZEROS)
 
 
-def _full_attention(at: str, config: dict[str, Any], *, fp8: bool) -> list[Tensor]:
+def _full_attention(at: str, config: dict[str, Any], *, form: Form) -> list[Tensor]:
     hidden, head = config["hidden_size"], config["head_dim"]
     queries = config["num_attention_heads"] * head
     keys = config["num_key_value_heads"] * head
     return [
-        *linear(f"{at}.q_proj", 2 * queries, hidden, fp8=fp8),  # with the output's gate
-        *linear(f"{at}.k_proj", keys, hidden, fp8=fp8),
-        *linear(f"{at}.v_proj", keys, hidden, fp8=fp8),
-        *linear(f"{at}.o_proj", hidden, queries, fp8=fp8),
+        *linear(f"{at}.q_proj", 2 * queries, hidden, form=form),  # with the output's gate
+        *linear(f"{at}.k_proj", keys, hidden, form=form),
+        *linear(f"{at}.v_proj", keys, hidden, form=form),
+        *linear(f"{at}.o_proj", hidden, queries, form=form),
         _norm(f"{at}.q_norm", head),
         _norm(f"{at}.k_norm", head),
     ]
 
 
-def _linear_attention(at: str, config: dict[str, Any], *, fp8: bool) -> list[Tensor]:
+def _linear_attention(at: str, config: dict[str, Any], *, form: Form) -> list[Tensor]:
     hidden, heads = config["hidden_size"], config["linear_num_value_heads"]
     keys = config["linear_num_key_heads"] * config["linear_key_head_dim"]
     values = heads * config["linear_value_head_dim"]
     channels, taps = 2 * keys + values, config["linear_conv_kernel_dim"]
     return [
-        *linear(f"{at}.in_proj_qkvz", channels + values, hidden, fp8=fp8),
+        *linear(f"{at}.in_proj_qkvz", channels + values, hidden, form=form),
         *linear(f"{at}.in_proj_ba", 2 * heads, hidden),
         Tensor(f"{at}.conv1d.weight", "BF16", (channels, 1, taps)),
         Tensor(f"{at}.dt_bias", "BF16", (heads,), Values.ONES),
         Tensor(f"{at}.A_log", "BF16", (heads,), Values.ZEROS),
         norm(f"{at}.norm", config["linear_value_head_dim"]),
-        *linear(f"{at}.out_proj", hidden, values, fp8=fp8),
+        *linear(f"{at}.out_proj", hidden, values, form=form),
     ]
 
 
-def _mlp(at: str, config: dict[str, Any], *, fp8: bool) -> list[Tensor]:
+def _mlp(at: str, config: dict[str, Any], *, form: Form) -> list[Tensor]:
     hidden, shared = config["hidden_size"], config["shared_expert_intermediate_size"]
     count, width = config["num_experts"], config["moe_intermediate_size"]
     return [
         *linear(f"{at}.gate", count, hidden),
-        *linear(f"{at}.shared_expert.gate_proj", shared, hidden, fp8=fp8),
-        *linear(f"{at}.shared_expert.up_proj", shared, hidden, fp8=fp8),
-        *linear(f"{at}.shared_expert.down_proj", hidden, shared, fp8=fp8),
+        *linear(f"{at}.shared_expert.gate_proj", shared, hidden, form=form),
+        *linear(f"{at}.shared_expert.up_proj", shared, hidden, form=form),
+        *linear(f"{at}.shared_expert.down_proj", hidden, shared, form=form),
         *linear(f"{at}.shared_expert_gate", 1, hidden),
-        *experts(f"{at}.experts", count, _PARTS, hidden=hidden, width=width, fp8=fp8),
+        *experts(f"{at}.experts", count, _PARTS, hidden=hidden, width=width, form=form),
     ]

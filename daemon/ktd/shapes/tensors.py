@@ -7,14 +7,25 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 BLOCK = 128
-_BYTES = {"BF16": 2, "F8_E4M3": 1}
+GROUP = 128
+_BYTES = {"BF16": 2, "F8_E4M3": 1, "I32": 4}
+_IN_INT32 = 8  # values of four bits
+
+
+class Form(StrEnum):
+    """How weights of a model are kept."""
+
+    BF16 = "bf16"
+    FP8 = "fp8"  # in blocks of 128 x 128
+    INT4 = "int4"  # of experts, in groups of 128 inputs, as compressed-tensors packs them
 
 
 class Values(StrEnum):
     """What a tensor holds."""
 
-    WEIGHTS = "weights"  # normal, with the deviation of freshly initialised models
+    WEIGHTS = "weights"  # normal, with the deviation of freshly initialised models; or any nibbles
     SCALES = "scales"  # of FP8 blocks, so that scale times weight is as above
+    GROUP_SCALES = "group scales"  # of INT4, the same
     ONES = "ones"
     ZEROS = "zeros"
 
@@ -25,7 +36,7 @@ class Tensor:
 
     Attributes:
         name: In the checkpoint.
-        dtype: Name of its type in safetensors: ``"BF16"`` or ``"F8_E4M3"``.
+        dtype: Name of its type in safetensors: ``"BF16"``, ``"F8_E4M3"`` or ``"I32"``.
         shape: As in the checkpoint.
         values: What it holds.
         expert: Belongs to a routed expert.
@@ -49,11 +60,17 @@ class Tensor:
 
 
 def linear(
-    name: str, outputs: int, inputs: int, *, fp8: bool = False, expert: bool = False
+    name: str, outputs: int, inputs: int, *, form: Form = Form.BF16, expert: bool = False
 ) -> list[Tensor]:
-    """The weight of a linear layer called ``name``; in FP8 with a bf16 scale for each block."""
+    """The weight of a linear layer called ``name``, with a bf16 scale for each block or group."""
     weight, shape = f"{name}.weight", (outputs, inputs)
-    if not fp8:
+    if form is Form.INT4 and expert:
+        packed, scales = (outputs, inputs // _IN_INT32), (outputs, inputs // GROUP)
+        return [
+            Tensor(f"{weight}_packed", "I32", packed, expert=True),
+            Tensor(f"{weight}_scale", "BF16", scales, Values.GROUP_SCALES, expert=True),
+        ]
+    if form is not Form.FP8:
         return [Tensor(weight, "BF16", shape, expert=expert)]
     scales = (-(-outputs // BLOCK), -(-inputs // BLOCK))
     return [
@@ -69,7 +86,7 @@ def experts(
     *,
     hidden: int,
     width: int,
-    fp8: bool = False,
+    form: Form = Form.BF16,
 ) -> list[Tensor]:
     """All routed experts of a layer, called ``name.0`` and so on; ``parts``: gate, up, down."""
     gate, up, down = parts
@@ -78,7 +95,7 @@ def experts(
         tensor
         for expert in range(count)
         for part, outputs, inputs in sizes
-        for tensor in linear(f"{name}.{expert}.{part}", outputs, inputs, fp8=fp8, expert=True)
+        for tensor in linear(f"{name}.{expert}.{part}", outputs, inputs, form=form, expert=True)
     ]
 
 

@@ -26,6 +26,8 @@ DEVIATION = 0.02
 # Largest value of E4M3, and the deviation of weights in its units: 448 is 4.7 times that.
 _E4M3_MAX = 448.0
 _E4M3_DEVIATION = 96.0
+# The same of any sixteen integers, as often as each other.
+_INT4_DEVIATION = (255 / 12) ** 0.5
 _LEVELS = 1 << 16
 # Far from any simple fraction of LENGTH, so that neighbours begin far from each other.
 _STRIDE = 1_296_121
@@ -82,9 +84,11 @@ class ValueSource:
         # The standard library promises these bytes for a seed; numpy does not for its normals.
         raw = random.Random(f"{self._seed} {dtype} {values}").randbytes(2 * LENGTH)  # noqa: S311
         levels = np.frombuffer(raw, dtype="<u2")
-        if values is Values.SCALES:
-            spread = np.linspace(0.75, 1.25, _LEVELS)
-            return _bytes(_bf16(spread * (DEVIATION / _E4M3_DEVIATION))[levels])
+        if dtype == "I32":
+            return _bytes(np.concatenate([levels, levels[::-1]]))
+        if values in (Values.SCALES, Values.GROUP_SCALES):
+            of = _E4M3_DEVIATION if values is Values.SCALES else _INT4_DEVIATION
+            return _bytes(_bf16(np.linspace(0.75, 1.25, _LEVELS) * (DEVIATION / of))[levels])
         normal = NormalDist()
         quantiles = np.array([normal.inv_cdf((level + 0.5) / _LEVELS) for level in range(_LEVELS)])
         if dtype == "F8_E4M3":

@@ -1,0 +1,204 @@
+"""What SGLang's code does to an expert after loading, found out from that code and done without it.
+
+What its Marlin runner reads are an expert's numbers in another order, with padding between them.
+SGLang's code makes that of one expert after another, waiting on the host for each; where every
+number goes is the same for all of them. So it is found out once: each number is marked with its own
+index, bit by bit, and what comes out is read. From then on one kernel lays out as many experts as
+are there, and nothing waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from ktd.cuda.rearrangement import FIXED, NIBBLES, Rearrangement, bytes_of, nibbles_of
+from ktd.sgl.one_expert import Layout, OneExpert
+
+_NUMBERS = ("_scale", "_bias")  # of fields whose elements are moved whole; others hold nibbles
+_MARKS = (3, 5)  # of nibbles: what FP4 and integers of four bits both have
+_WIDTHS = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+_EXPONENTS = (127, 128)  # of scales in bytes: 1 and 2
+_TRIALS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class LearntLayout:
+    """Lays out experts as SGLang's code does.
+
+    Attributes:
+        layout: What a slot is like.
+        moves: By parameter name, for what slots hold.
+    """
+
+    layout: Layout
+    moves: Mapping[str, Rearrangement]
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of one expert."""
+        return sum(like.numel() * like.element_size() for like in self.layout.slot.values())
+
+    def room_for(self, count: int, device: torch.device) -> dict[str, torch.Tensor]:
+        """Memory for so many, ``[count, …]`` by parameter name, with anything in it."""
+        return {
+            name: torch.empty((count, *like.shape), dtype=like.dtype, device=device)
+            for name, like in self.layout.slot.items()
+        }
+
+    def lay_out(self, rows: Mapping[str, torch.Tensor], slots: Mapping[str, torch.Tensor]) -> None:
+        """Writes experts into slots; on a GPU it is enqueued on the current stream.
+
+        Args:
+            rows: ``[C, …]`` by parameter name, as host memory has them.
+            slots: ``[C, …]``, each contiguous.
+        """
+        for name, moves in self.moves.items():
+            moves.apply(rows[name], slots[name])
+
+
+@torch.no_grad()
+def learnt(expert: OneExpert) -> LearntLayout | None:
+    """Finds out where each number of an expert goes; waits for the device.
+
+    Two experts of random numbers are then laid out both ways.
+
+    Args:
+        expert: SGLang's code; what its rows hold is overwritten.
+
+    Returns:
+        None: the code does more than to move numbers.
+    """
+    units = {name: _Units(row, expert.fields[name]) for name, row in expert.rows.items()}
+    if not all(units[name].are_of(like) for name, like in expert.layout.slot.items()):
+        return None
+    made = partial(_made, expert, units)
+    low, high = (made({name: u.marked(end) for name, u in units.items()}) for end in (0, 1))
+    found = {name: torch.zeros_like(low[name], dtype=torch.int32) for name in low}
+    for bit in range(max(unit.count - 1 for unit in units.values()).bit_length()):
+        marked = made({name: unit.indexed(bit) for name, unit in units.items()})
+        for name, numbers in marked.items():
+            found[name] |= (numbers == units[name].marks[1]).int() << bit
+    moves = {}
+    for name, index in found.items():
+        moved = low[name] != high[name]
+        marks = units[name].marks
+        if bool(((low[name] != marks[0]) | (high[name] != marks[1]))[moved].any()):
+            return None
+        moves[name] = units[name].moves(torch.where(moved, index, FIXED), low[name])
+    layout = LearntLayout(expert.layout, moves)
+    return layout if all(_agrees(expert, units, layout, seed) for seed in range(_TRIALS)) else None
+
+
+class _Units:
+    """The numbers of one tensor of an expert, in their order: nibbles, or elements.
+
+    Args:
+        row: The tensor.
+        field: Of ExpertWeights.
+
+    Attributes:
+        count: How many.
+        marks: Two numbers that stay what they are, as int32.
+    """
+
+    def __init__(self, row: torch.Tensor, field: str) -> None:
+        self._row = row
+        self._whole = field.endswith(_NUMBERS)
+        self._size = row.element_size()
+        if not self._whole:
+            self.marks = _MARKS
+            self.count = 2 * row.numel() * self._size
+            return
+        self.count = row.numel()
+        self.marks = _EXPONENTS
+        if row.is_floating_point():
+            one, two = torch.tensor([1.0, 2.0], dtype=row.dtype).view(_WIDTHS[self._size]).tolist()
+            self.marks = (one, two)
+
+    def are_of(self, tensor: torch.Tensor) -> bool:
+        """Whether it can have such numbers."""
+        return not self._whole or tensor.element_size() == self._size
+
+    def marked(self, which: int) -> torch.Tensor:
+        """Each number the same mark."""
+        return torch.full((self.count,), self.marks[which], dtype=torch.int32, device=self._device)
+
+    def indexed(self, bit: int) -> torch.Tensor:
+        """Each number marked with one bit of its index."""
+        index = torch.arange(self.count, dtype=torch.int32, device=self._device)
+        low, high = self.marks
+        return (index >> bit & 1) * (high - low) + low
+
+    def random(self, random: torch.Generator) -> torch.Tensor:
+        """Nibbles of any value; others as weights have them."""
+        if not self._whole:
+            found = torch.randint(16, (self.count,), generator=random, device="cpu")
+        elif self._row.is_floating_point():
+            normal = torch.randn(self.count, generator=random, device="cpu").to(self._row.dtype)
+            found = normal.view(_WIDTHS[self._size])
+        else:
+            found = torch.randint(96, 160, (self.count,), generator=random, device="cpu")
+        return found.int().to(self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._row.device
+
+    def write(self, numbers: torch.Tensor) -> None:
+        """Makes the tensor hold them."""
+        if self._whole:
+            bits = numbers.to(_WIDTHS[self._size]).view(torch.uint8)
+        else:
+            bits = bytes_of(numbers.to(torch.uint8).unsqueeze(0))
+        self._row.view(-1).view(torch.uint8).copy_(bits.view(-1))
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The numbers of a tensor of such, int32."""
+        row = tensor.contiguous().view(1, -1)
+        if not self._whole:
+            return nibbles_of(row)[0].int()
+        return row[0].view(_WIDTHS[self._size]).int()
+
+    def moves(self, index: torch.Tensor, constant: torch.Tensor) -> Rearrangement:
+        """Of numbers by ``index``, or else ``constant``; both int32, one for each number."""
+        each = 2 * self._size if self._whole else 1
+        steps = torch.arange(each, dtype=torch.int32, device=self._device)
+        places = torch.where(index.unsqueeze(1) < 0, FIXED, index.unsqueeze(1) * each + steps)
+        fixed = torch.where(index < 0, constant, 0)
+        if self._whole:
+            words = fixed.to(_WIDTHS[self._size]).view(torch.uint8)
+        else:
+            words = bytes_of(fixed.to(torch.uint8).unsqueeze(0)).view(-1)
+        return Rearrangement(
+            places.int().view(-1, NIBBLES).contiguous(), words.contiguous().view(torch.int32)
+        )
+
+
+def _made(
+    expert: OneExpert, units: Mapping[str, _Units], numbers: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """What SGLang's code makes of an expert of these numbers, as numbers."""
+    for name, unit in units.items():
+        unit.write(numbers[name])
+    return {name: units[name].read(tensor) for name, tensor in expert.converted().items()}
+
+
+def _agrees(
+    expert: OneExpert, units: Mapping[str, _Units], layout: LearntLayout, seed: int
+) -> bool:
+    random = torch.Generator(device="cpu").manual_seed(seed)
+    for unit in units.values():
+        unit.write(unit.random(random))
+    wanted = expert.converted()
+    found = layout.room_for(1, next(iter(expert.rows.values())).device)
+    layout.lay_out({name: row.unsqueeze(0) for name, row in expert.rows.items()}, found)
+    # As bytes: torch compares not every type.
+    return all(torch.equal(_bits(found[name][0]), _bits(tensor)) for name, tensor in wanted.items())
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)
