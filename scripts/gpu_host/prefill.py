@@ -3,13 +3,13 @@
     engine.sh run python3 scripts/gpu_host/prefill.py FOLDER [--layers 12] [--begin-after FILE]
         [option of ktd serve ...]
 
-Four servers of one model of Qwen3-30B-A3B's shape, BF16, generated weights, a tenth of its experts
-in slots, all started together and asked in turn, each time with another prompt: the CPU computes
-what is in no slot; it is streamed; it is streamed with a share for the CPU; and all experts in
-slots, for the time of everything else. In the same run: the link, DRAM, and SGLang's expert kernels
-alone. --tokens takes several lengths, which the same servers read one after the other. Leaves
-prefill-TOKENS.json and each server's log in FOLDER. Three minutes on 16 cores. With --begin-after
-the servers start at once, and all is measured when there is such a file.
+Four servers of one model of Qwen3-30B-A3B's shape, BF16 or as --shape says, generated weights, a
+tenth of its experts in slots, all started together and asked in turn, each time with another
+prompt: the CPU computes what is in no slot; it is streamed; it is streamed with a share for the
+CPU; and all experts in slots, for the time of everything else. In the same run: the link, DRAM, and
+SGLang's kernels for BF16 experts alone. --tokens takes several lengths, which the same servers read
+one after the other. Leaves prefill-TOKENS.json and each server's log in FOLDER. Three minutes on 16
+cores. With --begin-after the servers start at once, and all is measured when there is such a file.
 
 The aim is the smaller of (a) the CPU's rate and the link's, added, and (b) that at which DRAM gives
 the experts that have no slot, each by the tokens of a prompt.
@@ -161,7 +161,8 @@ def main(words: Sequence[str] | None = None) -> int:
         *("--chunked-prefill-size", str(longest), "--max-total-tokens", str(5 * longest)),
         *rest,
     )
-    options = {name: (*own, *common) for name, own in variants(args.ratio, gpu=gpu).items()}
+    # A server's own come last: those count, whatever else is given.
+    options = {name: (*common, *own) for name, own in variants(args.ratio, gpu=gpu).items()}
     prompts = Prompts.of_model(model, seed=0)
     with started(model, options, together=gpu) as servers:
         say(f"serving: {', '.join(servers)}")
@@ -173,7 +174,8 @@ def main(words: Sequence[str] | None = None) -> int:
             say(f"{tokens} tokens")
             ask = partial(prompts.tokens, tokens)
             seconds = read_prompts(servers, ask, runs=args.runs, seconds=args.seconds)
-            kernels = kernel_seconds(model, tokens) if gpu else None
+            alone = gpu and facts.expert_format == "bf16"
+            kernels = kernel_seconds(model, tokens) if alone else None
             lengths.append(
                 Figures(
                     tokens=tokens,

@@ -9,18 +9,21 @@ from ktd.cli.program import run
 from ktd.sgl import weight_reader
 from ktd.sgl.weight_file import WeightsUnreadable
 from ktd.sgl.weight_reader import WeightReader
-from ktd.shapes import catalogue
+from ktd.shapes import catalogue, tensors
 from ktd.shapes.qwen3_moe import ktd_tiny
+from ktd.shapes.tensors import Form
 from tests.live import LiveDaemon
 
 
-@pytest.fixture(params=["read ahead", "views", "fp8"])
+@pytest.fixture(params=["read ahead", "views", "fp8", "int4"])
 def folders(request, tmp_path, monkeypatch):
     """The same model twice; experts as views that are copied later, and scales beside weights."""
     if request.param == "views":
         monkeypatch.setattr(weight_reader, "_LEAST_VIEW", 1)
-    monkeypatch.setitem(catalogue._MODELS, "small-fp8", catalogue._Row(ktd_tiny, 2, 8, 4, fp8=True))
-    shape = "small-fp8" if request.param == "fp8" else "ktd-tiny"
+    monkeypatch.setattr(tensors, "GROUP", 32)  # what goes into its experts
+    for form in (Form.FP8, Form.INT4):
+        monkeypatch.setitem(catalogue._MODELS, form, catalogue._Row(ktd_tiny, 2, 8, 4, form))
+    shape = request.param if request.param in ("fp8", "int4") else "ktd-tiny"
     made = []
     for kind in ("written", "generated"):
         folder = tmp_path / kind

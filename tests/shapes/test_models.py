@@ -9,6 +9,12 @@ from ktd.shapes.catalogue import MODEL_NAMES, model_shape
 from ktd.shapes.moe import SHAPES
 
 GIB = 1 << 30
+_SCALES = ("_scale_inv", "_scale")
+
+
+def layer_of(name):
+    """The shape of a model's layers, in whatever form its weights are."""
+    return name.removesuffix("-fp8").removesuffix("-int4")
 
 
 def names_and_shapes(name):
@@ -17,7 +23,7 @@ def names_and_shapes(name):
     return {
         tensor.name: tensor.shape
         for tensor in shape.tensors
-        if not tensor.expert and not tensor.name.endswith("_scale_inv")
+        if not tensor.expert and not tensor.name.endswith(_SCALES)
     }
 
 
@@ -58,16 +64,34 @@ def test_models_have_their_published_size(name, billions, expert_gib):
     assert shape.expert_bytes / GIB == pytest.approx(expert_gib, rel=0.001)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in MODEL_NAMES if name.removesuffix("-fp8") in SHAPES]
-)
+@pytest.mark.parametrize("name", [name for name in MODEL_NAMES if layer_of(name) in SHAPES])
 def test_experts_are_as_the_layers_shape_says(name):
     """One catalogue for `ktd make-model` and `ktd bench kernels`."""
-    layer, config = SHAPES[name.removesuffix("-fp8")], model_shape(name, layers=1).config
+    layer, config = SHAPES[layer_of(name)], model_shape(name, layers=1).config
     tensors = [tensor for tensor in model_shape(name, layers=1).tensors if tensor.expert]
-    weights = {tensor.shape for tensor in tensors if not tensor.name.endswith("_scale_inv")}
+    weights = {
+        (outputs, 8 * inputs if tensor.dtype == "I32" else inputs)
+        for tensor in tensors
+        for outputs, inputs in [tensor.shape]
+        if not tensor.name.endswith(_SCALES)
+    }
     assert weights == {(layer.intermediate, layer.hidden), (layer.hidden, layer.intermediate)}
     assert config["num_experts_per_tok"] == layer.top_k
+
+
+def test_experts_in_int4_take_half_a_byte_and_a_scale_for_each_group():
+    """And nothing else is quantised: `ignore` names what is not."""
+    shape = model_shape("qwen3-30b-a3b-int4", layers=1)
+    whole = model_shape("qwen3-30b-a3b", layers=1)
+    assert shape.expert_bytes == whole.expert_bytes * (0.5 + 2 / 128) / 2
+    assert shape.other_bytes == whole.other_bytes
+    config = shape.config["quantization_config"]
+    for tensor in shape.tensors:
+        module = tensor.name.removesuffix(".weight")
+        if len(tensor.shape) > 1 and not tensor.expert and "embed" not in module:
+            assert any(
+                re.fullmatch(left.removeprefix("re:"), module) for left in config["ignore"]
+            ), module
 
 
 def test_names_are_unique():

@@ -51,6 +51,17 @@ def test_fp8_weights_times_their_scales_are_as_large():
     assert 400 < np.abs(weights).max() <= 448
 
 
+def test_int4_weights_times_their_scales_are_as_large():
+    """Any sixteen integers, around the middle."""
+    source = ValueSource(0)
+    packed = np.frombuffer(content(source, Tensor("w", "I32", (768, 256))), np.uint8)
+    weights = np.concatenate([packed & 15, packed >> 4]).astype(np.float32) - 8
+    scales = floats(content(source, Tensor("s", "BF16", (768, 16), Values.GROUP_SCALES)))
+    assert np.unique(weights).size == 16
+    assert weights.std() * scales.mean() == pytest.approx(DEVIATION, rel=0.05)
+    assert scales.min() > 0
+
+
 def test_a_seed_gives_the_same_bytes_and_another_one_others():
     """Two hosts that make the same model can be compared."""
     assert content(ValueSource(3), WEIGHT) == content(ValueSource(3), WEIGHT)
