@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("sglang", reason="SGLang is not installed")
 
 from ktd.experts.store import HostStore
+from ktd.sgl import scratch_expert
 from ktd.sgl.converted_slots import ConvertedSlots, RepackedSlots
 from ktd.sgl.copier import Copier
 from ktd.sgl.copy_lane import HostLane
@@ -121,9 +122,21 @@ def test_slots_have_room_for_s_experts_and_the_loader_finds_them_before(experts,
         assert not tensor.any(), name
 
 
+@pytest.fixture(params=[True, False], ids=["learnt", "by SGLang's code"])
+def is_learnt(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr(scratch_expert, "learnt", lambda _: None)
+    return request.param
+
+
 @pytest.mark.parametrize("mapped", [False, True], ids=["copied", "mapped"])
-def test_an_expert_passes_through_scratch_into_its_slot_by_the_copier(experts, host, mapped):
-    """In pieces at a limited rate, in place, one after the other, in the thread that copies."""
+def test_an_expert_passes_through_scratch_into_its_slot_by_the_copier(
+    experts, host, mapped, is_learnt, caplog
+):
+    """In pieces at a limited rate, in place, one after the other, in the thread that copies.
+
+    By what was learnt from SGLang's code, or by that code itself; then prefills do not stream.
+    """
     kept = in_pieces(host) if mapped else host
     layer, scratch = experts.layer(), ScratchExpert(expert_of(experts))
     slots = RepackedSlots(
@@ -134,7 +147,8 @@ def test_an_expert_passes_through_scratch_into_its_slot_by_the_copier(experts, h
         experts.attributes,
         scratch=scratch,
     )
-    assert slots.streams
+    assert slots.streams is is_learnt
+    assert ("long prefills do not stream" in caplog.text) is not is_learnt
     made = filled(slots, experts, layer, kept, (4, 0, 2))
     same_as_sglang(layer, experts, host, (4, 0, 2))
     addresses = [tensor.data_ptr() for tensor in made.slots.values()]

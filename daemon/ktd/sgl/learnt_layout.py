@@ -193,9 +193,10 @@ def _agrees(
     random = torch.Generator(device="cpu").manual_seed(seed)
     for unit in units.values():
         unit.write(unit.random(random))
-    wanted = expert.converted()
     found = layout.room_for(1, next(iter(expert.rows.values())).device)
     layout.lay_out({name: row.unsqueeze(0) for name, row in expert.rows.items()}, found)
+    # Last, for the code may work in place.
+    wanted = expert.converted()
     # As bytes: torch compares not every type.
     return all(torch.equal(_bits(found[name][0]), _bits(tensor)) for name, tensor in wanted.items())
 

@@ -7,6 +7,7 @@ it does more than to move numbers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from ktd.cuda.streams import new_stream
 from ktd.sgl.learnt_layout import learnt
 from ktd.sgl.one_expert import OneExpert
 from ktd.sgl.slot_source import SlotPart, SlotSource
+
+logger = logging.getLogger(__name__)
 
 
 class ScratchExpert:
@@ -34,6 +37,11 @@ class ScratchExpert:
     def __init__(self, expert: OneExpert) -> None:
         self.expert = expert
         self.layout = learnt(expert)
+        if self.layout is None:
+            logger.warning(
+                "This release of SGLang does more to experts after loading than to move numbers, so"
+                " its own code lays them out, one by one, and long prefills do not stream"
+            )
         self._device = next(iter(expert.rows.values())).device
         own = self.layout is None and self._device.type == "cuda"
         self._stream = new_stream(self._device) if own else None
