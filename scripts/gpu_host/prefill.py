@@ -174,8 +174,8 @@ def main(words: Sequence[str] | None = None) -> int:
             say(f"{tokens} tokens")
             ask = partial(prompts.tokens, tokens)
             seconds = read_prompts(servers, ask, runs=args.runs, seconds=args.seconds)
-            alone = gpu and facts.expert_format == "bf16"
-            kernels = kernel_seconds(model, tokens) if alone else None
+            known = gpu and facts.expert_format == "bf16"
+            kernels = kernel_seconds(model, tokens) if known else None
             lengths.append(
                 Figures(
                     tokens=tokens,

@@ -54,7 +54,9 @@ def test_log_probabilities_agree_with_transformers_at_any_placement(
         prefill_threshold=threshold,
     ) as host:
         host.ready()
-        assert host.ranks()[0].hello()["host_store_bytes"] == facts.host_store_bytes
+        hello = host.ranks()[0].hello()
+        assert hello["host_store_bytes"] == facts.host_store_bytes
+        assert (hello.get("prefill_buffer_bytes", 0) > 0) == (threshold is not None)
         texts = tiny_models.some_texts()
         wanted = expected(reference, texts)
         require_near([host.logprobs(ids) for ids in texts], wanted, "first placement")

@@ -62,6 +62,7 @@ def test_answers_at_every_placement_are_near_the_reference(name, words, threshol
         prefill_threshold=threshold,
     ) as host:
         host.ready()
+        assert host.ranks()[0].hello()["prefill_buffer_bytes"] > 0
         experts = range(count - 1)
         for batch, loads in enumerate((experts[:0], experts[::2], experts[1::2]), start=1):
             if loads:

@@ -27,10 +27,11 @@ from ktd.sgl import absent_ids
 from ktd.sgl.copier import Copier
 from ktd.sgl.copy_lane import lane_to
 from ktd.sgl.cuda_side import CudaSide, Streams
-from ktd.sgl.cuda_step import CudaStep, StreamedLayer
+from ktd.sgl.cuda_step import CudaStep, StreamedLayer, WithParameters
 from ktd.sgl.dispatch_rows import rows_like
 from ktd.sgl.expert_layer import ExpertLayer
 from ktd.sgl.gpu_slots import slots_on_gpu
+from ktd.sgl.learnt_layout import LearntLayout
 from ktd.sgl.limits import ExpertMath
 from tests.sgl.four_bits import KINDS, MXFP4, TOP_K, Experts, Sizes, in_pieces, runner_config
 from tests.sgl.gpu_sglang import stand_alone
@@ -39,6 +40,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 SIZES = Sizes(experts=16, hidden=512, width=256, group=32)
 WIDE = Sizes(experts=16, hidden=512, width=512, group=128)
+# One group in the second product, whose scales SGLang rearranges in place.
+NARROW = Sizes(experts=16, hidden=512, width=128, group=128)
 # Of each kind: SGLang reads the zero points of smaller groups than 128 wrongly.
 SIZES_OF = {kind: WIDE if kind == "awq" else SIZES for kind in KINDS}
 # SGLang pads hidden sizes of MXFP4 to 256 and widths to 128; gpt-oss has 2880 of both.
@@ -179,6 +182,7 @@ def error(found, wanted):
         *(pytest.param(kind, SIZES, id=f"{kind}-groups-of-32") for kind in KINDS),
         *(pytest.param(kind, WIDE, id=f"{kind}-groups-of-128") for kind in KINDS if kind != MXFP4),
         pytest.param(MXFP4, PADDED, id=f"{MXFP4}-padded"),
+        pytest.param("int4-marlin", NARROW, id="int4-marlin-one-group"),
     ],
 )
 def test_slots_hold_what_sglang_makes_of_all_experts(kind, sizes):
@@ -333,14 +337,46 @@ def test_long_prefills_stream_through_every_runner(kind, in_slots, most):
     assert layer.side.stream.pieces_of(0) == -(-(16 - in_slots) // most)
 
 
+@pytest.mark.parametrize("math", [None, ExpertMath(), HALVES], ids=["gpt-oss", "silu", "halves"])
 @pytest.mark.parametrize("in_slots", [0, 6])
-def test_padded_experts_stream(in_slots):
-    """Host memory has them without what SGLang pads them with."""
-    layer = Hybrid(MXFP4, in_slots, sizes=PADDED, stream=4)
+def test_padded_experts_stream(in_slots, math):
+    """Host memory has them without what SGLang pads them with, and without biases that are zero."""
+    layer = Hybrid(MXFP4, in_slots, sizes=PADDED, stream=4, math=math)
     dispatch = layer.batch(700)
     found = layer.hybrid(dispatch, decode=False)
     assert found.shape == dispatch.hidden_states.shape
     assert error(found, layer.stock(dispatch)) < layer.tolerance
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "int4-triton"])
+def test_a_half_is_filled_again_when_it_was_laid_out_and_not_before(kind, monkeypatch):
+    """Though that is a long time after the next pieces have come."""
+
+    def late(self, rows, slots):
+        torch.cuda._sleep(100_000_000)  # cycles: 50 ms
+        lay_out(self, rows, slots)
+
+    lay_out = LearntLayout.lay_out
+    layer = Hybrid(kind, 0, stream=3)
+    monkeypatch.setattr(LearntLayout, "lay_out", late)
+    dispatch = layer.batch(64)
+    found = layer.hybrid(dispatch, decode=False)
+    assert error(found, layer.stock(dispatch)) < layer.tolerance
+
+
+@pytest.mark.parametrize("in_slots", [0, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_trial_of_an_untried_release_admits_pieces(kind, in_slots):
+    """As `ktd.sgl.cuda_step` makes it, with what streams in the place of slots."""
+    layer = Hybrid(kind, in_slots, stream=4)
+    layer.side.begin_step(64, 0)
+    with layer.side.stream.next_piece(0) as piece:
+        view = WithParameters(layer.sglang, layer.slots.parameters(piece.tensors))
+        compute = partial(layer.slots.compute, view)
+        for rows in absent_ids.ROWS:
+            found = absent_ids.trial(compute, rows_like(layer.batch(1), rows), range(piece.count))
+            assert found.right, f"{rows} rows: {found}"
+    layer.side.launched()
 
 
 @pytest.mark.parametrize("kind", KINDS)

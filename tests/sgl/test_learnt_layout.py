@@ -17,7 +17,7 @@ FIELDS = {"w": "w13", "s": "w13_scale", "z": "w13_zeros", "b": "w13_bias"}
 class Code:
     """Stands for SGLang's: nibbles and numbers change places, and some are padded."""
 
-    def __init__(self, scale=torch.bfloat16, change=None):
+    def __init__(self, scale=torch.bfloat16, change=None, *, in_place=False):
         self.fields = FIELDS
         self.rows = {
             "w": torch.zeros(OUTPUTS, INPUTS // 8, dtype=torch.int32),
@@ -26,6 +26,7 @@ class Code:
             "b": torch.zeros(OUTPUTS, dtype=torch.bfloat16),
         }
         self.change = change or (lambda made: made)
+        self.in_place = in_place
         self.runs = 0
         self.order = torch.randperm(
             OUTPUTS * INPUTS, generator=torch.Generator().manual_seed(1), device="cpu"
@@ -43,6 +44,8 @@ class Code:
         fill = torch.full((2, OUTPUTS), 7, dtype=torch.uint8).to(scale.dtype)
         bias = self.rows["b"].view(2, -1).T.reshape(-1)
         padded = torch.cat([torch.tensor([9] * 16), nibbles])
+        if self.in_place:
+            self.rows["s"].copy_(self.rows["s"].flip(0))
         # The zero points are for another runner.
         return self.change(
             {
@@ -67,10 +70,11 @@ def bits(tensor):
     return tensor.contiguous().view(torch.uint8)
 
 
-@pytest.mark.parametrize("scale", [torch.bfloat16, torch.float16, torch.uint8])
-def test_experts_are_laid_out_as_the_code_does_it(scale):
-    """Several at once, to the last bit, with what pads them."""
-    code = Code(scale)
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("scale", [torch.bfloat16, torch.float16, torch.float32, torch.uint8])
+def test_experts_are_laid_out_as_the_code_does_it(scale, in_place):
+    """Several at once, to the last bit, with what pads them; the code may spoil what it gets."""
+    code = Code(scale, in_place=in_place)
     layout = learnt(code)
     assert layout is not None
     assert set(layout.moves) == {"w", "s", "b"}
@@ -106,13 +110,18 @@ def widened(made):
 
 
 def added(made):
-    """One number in a thousand is another one, which marks do not show."""
+    """One bias is another number if it is negative, which marks do not show."""
     rare = made["b"].clone()
     rare[3] = torch.where(rare[3] < 0, 0.0, rare[3].float()).to(rare.dtype)
     return made | {"b": rare}
 
 
-@pytest.mark.parametrize("change", [doubled, widened, added])
+def cut(made):
+    """Not words of 32 bits."""
+    return made | {"b": made["b"][:-1]}
+
+
+@pytest.mark.parametrize("change", [doubled, widened, added, cut])
 def test_code_that_does_more_than_to_move_numbers_is_not_learnt(change):
     """Then SGLang's own code goes on laying experts out."""
     assert learnt(Code(change=change)) is None

@@ -142,7 +142,10 @@ def test_experts_of_a_prefill_stream_are_laid_out_as_slots_are(sizes, math):
     room = layout.room_for(3, CPU)
     layout.lay_out({name: host[name][1:4] for name in layout.moves}, room)
     whole = experts.as_sglang_has(host, CPU)
-    for name, found in slots.slots.parameters(room).items():
+    piece = slots.slots.parameters(room)
+    # Biases too where a checkpoint has none, which SGLang's runner reads all the same.
+    assert set(piece) == {name for name, _ in whole.named_parameters()}
+    for name, found in piece.items():
         wanted = getattr(whole, name)[1:4]
         assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
         assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8)), name

@@ -20,8 +20,9 @@ BYTES_PER_REGISTERED_GIB = 2 << 20
 _CONTEXT = 3 * GIB // 2
 _GRAPHS_OF_A_LAYER = GIB // 10 // 48
 _BF16 = 2
-# Of one expert at once: its host rows, these turned round, what comes out, and what lies between;
-# and for each four bits of it the place, in 32, that they come from.
+# Of one expert at once: its host rows, as SGLang pads them, and two that lie between; and for each
+# four bits of it the place, in 32, that they come from. While that is found out it is some thirty,
+# when the first layer of many is there.
 _SCRATCH_COPIES = 4 + 8
 _BUFFERS = 2
 # Of a layer's experts; while some move, more are in no slot than have none for good.
@@ -215,6 +216,7 @@ def _stream_bytes(facts: ModelFacts, demand: Demand, slots: int) -> int:
     """Two halves on each rank, of whole experts, as ``ktd.sgl.prefill_stream`` reserves them.
 
     Where experts are repacked, host memory's, and room for those of one half as slots have them.
+    Zero points of symmetric GPTQ are in neither: one expert more may fit than is reckoned here.
     """
     if not demand.buffer_bytes or (slots == facts.total_experts and not demand.every_layer_streams):
         return 0

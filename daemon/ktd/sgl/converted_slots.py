@@ -52,6 +52,7 @@ class ConvertedSlots(SglangSlots):
         super().__init__(method, layer, loader, 1, attributes, **options)
         self._num_slots = num_slots
         self._layout = layout
+        self._alike: dict[str, torch.Tensor] = {}  # every expert's are the same: [1, …]
 
     def prepare(self, layer: nn.Module) -> None:
         """SGLang's own work after loading, on one expert; then room for S."""
@@ -68,7 +69,8 @@ class ConvertedSlots(SglangSlots):
             elif name in self._layout.host:
                 continue  # one expert's, which no runner reads
             else:
-                # Every expert's is the same: no checkpoint has it.
+                # No checkpoint has it.
+                self._alike[name] = parameter.data
                 memory = parameter.data.repeat_interleave(self._num_slots, 0)
             layer.register_parameter(name, nn.Parameter(memory, requires_grad=False))
 
@@ -103,6 +105,12 @@ class RepackedSlots(ConvertedSlots):
     def tensors(self, layer: nn.Module) -> dict[str, torch.Tensor]:
         """The slots as they are."""
         return {name: getattr(layer, name).data for name in self._layout.slot}
+
+    def parameters(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """With what no checkpoint has: the runner reads as many of each as there are experts."""
+        count = next(iter(tensors.values())).shape[0]
+        alike = {name: one.repeat_interleave(count, 0) for name, one in self._alike.items()}
+        return {**alike, **super().parameters(tensors)}
 
     def source(self, tensors: Mapping[str, ExpertTensor]) -> SlotSource:
         """Host rows, by way of the scratch expert."""

@@ -77,11 +77,11 @@ def learnt(expert: OneExpert) -> LearntLayout | None:
         return None
     made = partial(_made, expert, units)
     low, high = (made({name: u.marked(end) for name, u in units.items()}) for end in (0, 1))
-    found = {name: torch.zeros_like(low[name], dtype=torch.int32) for name in low}
+    found = {name: torch.zeros_like(numbers, dtype=torch.int32) for name, numbers in low.items()}
     for bit in range(max(unit.count - 1 for unit in units.values()).bit_length()):
         marked = made({name: unit.indexed(bit) for name, unit in units.items()})
         for name, numbers in marked.items():
-            found[name] |= (numbers == units[name].marks[1]).int() << bit
+            found[name] |= (numbers == units[name].marks[1]).int().bitwise_left_shift_(bit)
     moves = {}
     for name, index in found.items():
         moved = low[name] != high[name]
@@ -102,13 +102,15 @@ class _Units:
 
     Attributes:
         count: How many.
-        marks: Two numbers that stay what they are, as int32.
+        marks: Two numbers that stay what they are, by their bits.
     """
 
     def __init__(self, row: torch.Tensor, field: str) -> None:
         self._row = row
         self._whole = field.endswith(_NUMBERS)
         self._size = row.element_size()
+        self._width = _WIDTHS[self._size] if self._whole else torch.uint8
+        self._device = row.device
         if not self._whole:
             self.marks = _MARKS
             self.count = 2 * row.numel() * self._size
@@ -116,65 +118,57 @@ class _Units:
         self.count = row.numel()
         self.marks = _EXPONENTS
         if row.is_floating_point():
-            one, two = torch.tensor([1.0, 2.0], dtype=row.dtype).view(_WIDTHS[self._size]).tolist()
+            one, two = torch.tensor([1.0, 2.0], dtype=row.dtype).view(self._width).tolist()
             self.marks = (one, two)
 
     def are_of(self, tensor: torch.Tensor) -> bool:
-        """Whether it can have such numbers."""
-        return not self._whole or tensor.element_size() == self._size
+        """Whether it can have such numbers, in words of 32 bits."""
+        size = tensor.element_size()
+        return tensor.numel() * size % 4 == 0 and (not self._whole or size == self._size)
 
     def marked(self, which: int) -> torch.Tensor:
         """Each number the same mark."""
-        return torch.full((self.count,), self.marks[which], dtype=torch.int32, device=self._device)
+        return torch.full((self.count,), self.marks[which], dtype=self._width, device=self._device)
 
     def indexed(self, bit: int) -> torch.Tensor:
         """Each number marked with one bit of its index."""
         index = torch.arange(self.count, dtype=torch.int32, device=self._device)
         low, high = self.marks
-        return (index >> bit & 1) * (high - low) + low
+        # In place: of a large expert there are a hundred million.
+        index.bitwise_right_shift_(bit).bitwise_and_(1).mul_(high - low).add_(low)
+        return index.to(self._width)
 
-    def random(self, random: torch.Generator) -> torch.Tensor:
+    def drawn(self, random: torch.Generator) -> torch.Tensor:
         """Nibbles of any value; others as weights have them."""
-        if not self._whole:
-            found = torch.randint(16, (self.count,), generator=random, device="cpu")
-        elif self._row.is_floating_point():
+        if self._row.is_floating_point() and self._whole:
             normal = torch.randn(self.count, generator=random, device="cpu").to(self._row.dtype)
-            found = normal.view(_WIDTHS[self._size])
-        else:
-            found = torch.randint(96, 160, (self.count,), generator=random, device="cpu")
-        return found.int().to(self._device)
-
-    @property
-    def _device(self) -> torch.device:
-        return self._row.device
+            return normal.view(self._width).to(self._device)
+        least, most = (96, 160) if self._whole else (0, 16)
+        shape, whole = (self.count,), {"dtype": torch.uint8, "device": "cpu"}
+        return torch.randint(least, most, shape, generator=random, **whole).to(self._device)
 
     def write(self, numbers: torch.Tensor) -> None:
         """Makes the tensor hold them."""
-        if self._whole:
-            bits = numbers.to(_WIDTHS[self._size]).view(torch.uint8)
-        else:
-            bits = bytes_of(numbers.to(torch.uint8).unsqueeze(0))
-        self._row.view(-1).view(torch.uint8).copy_(bits.view(-1))
+        self._row.view(-1).view(torch.uint8).copy_(self._bytes(numbers))
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The numbers of a tensor of such, int32."""
+        """The numbers of a tensor of such, as they are now."""
         row = tensor.contiguous().view(1, -1)
-        if not self._whole:
-            return nibbles_of(row)[0].int()
-        return row[0].view(_WIDTHS[self._size]).int()
+        return row[0].view(self._width).clone() if self._whole else nibbles_of(row)[0]
+
+    def _bytes(self, numbers: torch.Tensor) -> torch.Tensor:
+        if self._whole:
+            return numbers.view(torch.uint8)
+        return bytes_of(numbers.unsqueeze(0)).view(-1)
 
     def moves(self, index: torch.Tensor, constant: torch.Tensor) -> Rearrangement:
-        """Of numbers by ``index``, or else ``constant``; both int32, one for each number."""
+        """Of numbers by ``index``, int32, or ``constant`` where it is negative."""
         each = 2 * self._size if self._whole else 1
         steps = torch.arange(each, dtype=torch.int32, device=self._device)
         places = torch.where(index.unsqueeze(1) < 0, FIXED, index.unsqueeze(1) * each + steps)
-        fixed = torch.where(index < 0, constant, 0)
-        if self._whole:
-            words = fixed.to(_WIDTHS[self._size]).view(torch.uint8)
-        else:
-            words = bytes_of(fixed.to(torch.uint8).unsqueeze(0)).view(-1)
+        fixed = torch.where(index < 0, constant, 0).to(self._width)
         return Rearrangement(
-            places.int().view(-1, NIBBLES).contiguous(), words.contiguous().view(torch.int32)
+            places.int().view(-1, NIBBLES).contiguous(), self._bytes(fixed).view(torch.int32)
         )
 
 
@@ -192,7 +186,7 @@ def _agrees(
 ) -> bool:
     random = torch.Generator(device="cpu").manual_seed(seed)
     for unit in units.values():
-        unit.write(unit.random(random))
+        unit.write(unit.drawn(random))
     found = layout.room_for(1, next(iter(expert.rows.values())).device)
     layout.lay_out({name: row.unsqueeze(0) for name, row in expert.rows.items()}, found)
     # Last, for the code may work in place.

@@ -74,7 +74,8 @@ class PrefillStream:
     Args:
         device: Where.
         threshold: Tokens of prefill from which a step is computed so.
-        budget: Bytes of the buffer, both halves, at most: a layer with more comes in pieces.
+        budget: Bytes of the buffer at most, both halves and what is laid out of one: a layer with
+            more comes in pieces.
         division: Between slots, the buffer and the CPU.
         help_: None: the CPU gets no share.
         experts: Of a layer, that a half holds at most; None: all.
@@ -139,11 +140,16 @@ class PrefillStream:
 
         Returns:
             Its place among those that pass through here.
+
+        Raises:
+            RuntimeError: The layout is another one than that of the layers before.
         """
         if layout is not None:
             host = {name: host[name] for name in layout.moves}
         if not self._halves:
             self._reserve(host, layout)
+        elif layout is not self._layout:
+            raise RuntimeError(f"experts of layer {layer.layer} are laid out otherwise")
         self._layers.append(layer)
         self._host.append(host)
         self._positions.append(position)
@@ -230,15 +236,19 @@ class PrefillStream:
         current.wait_event(half.filled)
         if self._layout is None:
             yield piece
-        else:
-            rows = {name: tensor[: piece.count] for name, tensor in half.tensors.items()}
-            room = {name: tensor[: piece.count] for name, tensor in self._laid_out.items()}
-            self._layout.lay_out(rows, room)
+            self._fill_again(half, current)
+            return
+        rows = {name: tensor[: piece.count] for name, tensor in half.tensors.items()}
+        room = {name: tensor[: piece.count] for name, tensor in self._laid_out.items()}
+        self._layout.lay_out(rows, room)
+        self._fill_again(half, current)
+        # The stream that computes it lays out the next one, so one place is enough.
+        yield replace(piece, tensors=self._laid_out)
+
+    def _fill_again(self, half: _Half, current: torch.cuda.Stream) -> None:
+        """Nothing enqueued later reads what is in a half."""
         half.free.record(current)
         self._fill_next()
-        if self._layout is not None:
-            # The stream that computes it lays out the next one, so one place is enough.
-            yield replace(piece, tensors=self._laid_out)
 
     def _fill_next(self) -> None:
         planned = next(self._planned, None)

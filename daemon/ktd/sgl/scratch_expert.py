@@ -39,8 +39,8 @@ class ScratchExpert:
         self.layout = learnt(expert)
         if self.layout is None:
             logger.warning(
-                "This release of SGLang does more to experts after loading than to move numbers, so"
-                " its own code lays them out, one by one, and long prefills do not stream"
+                "what SGLang does to experts after loading was not found out, so its own code lays "
+                "them out, one by one, and long prefills do not stream"
             )
         self._device = next(iter(expert.rows.values())).device
         own = self.layout is None and self._device.type == "cuda"

@@ -68,6 +68,8 @@ def qwen3_next_80b_a3b(name: str, layers: int, num_experts: int, *, form: Form) 
         tensors += _mlp(f"{at}.mlp", config, form=form)
         kept += [f"{at}.mlp.gate", f"{at}.mlp.shared_expert_gate"]
     tensors += [_norm("model.norm", hidden), *linear("lm_head", vocab, hidden)]
+    if form is Form.INT4:
+        raise ValueError("Qwen3-Next is not generated in INT4")
     if form is Form.FP8:
         config["quantization_config"] = {
             "activation_scheme": "dynamic",

@@ -87,8 +87,9 @@ class ValueSource:
         if dtype == "I32":
             return _bytes(np.concatenate([levels, levels[::-1]]))
         if values in (Values.SCALES, Values.GROUP_SCALES):
-            of = _E4M3_DEVIATION if values is Values.SCALES else _INT4_DEVIATION
-            return _bytes(_bf16(np.linspace(0.75, 1.25, _LEVELS) * (DEVIATION / of))[levels])
+            weights = _E4M3_DEVIATION if values is Values.SCALES else _INT4_DEVIATION
+            spread = np.linspace(0.75, 1.25, _LEVELS)
+            return _bytes(_bf16(spread * (DEVIATION / weights))[levels])
         normal = NormalDist()
         quantiles = np.array([normal.inv_cdf((level + 0.5) / _LEVELS) for level in range(_LEVELS)])
         if dtype == "F8_E4M3":
