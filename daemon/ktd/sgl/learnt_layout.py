@@ -143,9 +143,9 @@ class _Units:
         if self._row.is_floating_point() and self._whole:
             normal = torch.randn(self.count, generator=random, device="cpu").to(self._row.dtype)
             return normal.view(self._width).to(self._device)
+        found = torch.empty(self.count, dtype=torch.uint8, device="cpu")
         least, most = (96, 160) if self._whole else (0, 16)
-        shape, whole = (self.count,), {"dtype": torch.uint8, "device": "cpu"}
-        return torch.randint(least, most, shape, generator=random, **whole).to(self._device)
+        return found.random_(least, most, generator=random).to(self._device)
 
     def write(self, numbers: torch.Tensor) -> None:
         """Makes the tensor hold them."""
