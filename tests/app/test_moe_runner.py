@@ -80,13 +80,19 @@ async def test_prefills_of_w4a16_stream_on_either_runner(quantised):
     assert notes == []
 
 
-async def test_people_are_told_where_long_prefills_do_not_stream(quantised):
-    """In one line."""
-    spec, notes = await quantised(FACTS, host_memory="mmap")
-    assert spec.prefill_threshold is None
-    assert notes == [
+@pytest.mark.parametrize(
+    ("facts", "settings", "why"),
+    [
         (
-            "--host-memory mmap: the GPU cannot read experts from the page cache, so the CPU "
-            "computes those of long prefills too."
-        )
-    ]
+            FACTS,
+            {"host_memory": "mmap"},
+            "--host-memory mmap: the GPU cannot read experts from the page cache",
+        ),
+        (MXFP4, {}, "mxfp4 experts: streaming them was not tried on a GPU yet"),
+    ],
+)
+async def test_people_are_told_where_long_prefills_do_not_stream(quantised, facts, settings, why):
+    """In one line."""
+    spec, notes = await quantised(facts, **settings)
+    assert spec.prefill_threshold is None
+    assert notes == [f"{why}, so the CPU computes those of long prefills too."]

@@ -298,9 +298,12 @@ class EngineStarts:
         if facts.quantised is not None:
             what = f"{self._settings.named(_FORMAT_SETTING)} {facts.quantised.format}"
             why = "the GPU computes with other bytes than host memory holds"
-        else:
+        elif facts.mapped:
             what = f"{self._settings.named('host_memory')} mmap"
             why = "the GPU cannot read experts from the page cache"
+        else:
+            what = f"{facts.expert_format} experts"
+            why = "streaming them was not tried on a GPU yet"
         _log.warning(
             "long prefills are computed like others",
             note=f"{what}: {why}, so the CPU computes those of long prefills too.",

@@ -156,8 +156,8 @@ OPTIONS: tuple[Option, ...] = (
         "gpu_prefill_token_threshold",
         ("--kt-gpu-prefill-token-threshold", "--gpu-prefill-token-threshold"),
         values.integer, PLACEMENT,
-        "Tokens of a prefill from which experts without a slot stream to a GPU, unless host memory "
-        "has them quantised at load or in the page cache; and from which dynamic places experts.",
+        "Tokens of a prefill from which experts without a slot stream to a GPU, unless they are "
+        "MXFP4, quantised at load or in the page cache; and from which dynamic places experts.",
         shown_default="1024 on a GPU; dynamic never fires", metavar="TOKENS",
     ),
     Option(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ktd.cuda.streams import new_stream
-from ktd.sgl.learnt_layout import learnt
+from ktd.sgl.learnt_layout import LearntLayout, learnt
 from ktd.sgl.one_expert import OneExpert
 from ktd.sgl.slot_source import SlotPart, SlotSource
 
@@ -36,12 +36,7 @@ class ScratchExpert:
 
     def __init__(self, expert: OneExpert) -> None:
         self.expert = expert
-        self.layout = learnt(expert)
-        if self.layout is None:
-            logger.warning(
-                "what SGLang does to experts after loading was not found out, so its own code lays "
-                "them out, one by one, and long prefills do not stream"
-            )
+        self.layout = _learnt(expert)
         self._device = next(iter(expert.rows.values())).device
         own = self.layout is None and self._device.type == "cuda"
         self._stream = new_stream(self._device) if own else None
@@ -78,6 +73,21 @@ class ScratchExpert:
         with torch.no_grad():
             for name, tensor in self.expert.converted().items():
                 slot[name].copy_(tensor)
+
+
+def _learnt(expert: OneExpert) -> LearntLayout | None:
+    reason = "its code does more than to move numbers"
+    try:
+        layout = learnt(expert)
+    except RuntimeError as error:  # torch's: no memory for it, for one
+        layout, reason = None, str(error)
+    if layout is None:
+        logger.warning(
+            "what SGLang does to experts after loading was not found out (%s), so its own code "
+            "lays them out, one by one, and long prefills do not stream",
+            reason,
+        )
+    return layout
 
 
 def _one(expert: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
