@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ktd.bench.table import measurement
 from ktd.bench.table.cells import Cell, planned
 from ktd.bench.table.routing import KINDS, SHIFTING, STATIONARY
 
@@ -48,6 +49,20 @@ def test_shifting_rows_come_as_they_are_asked_for(script):
     assert columns == {"uniform", "frequency", "adaptive"}
     assert Cell(STATIONARY, 0.1, "uniform") not in found
     assert [cell for cell in found if cell.check] == [cell for cell in CELLS if cell.check]
+
+
+def test_the_time_counts_from_when_measuring_may_begin(script, monkeypatch):
+    """Not what went by while the host did other things."""
+    monkeypatch.setattr(measurement.time, "monotonic", lambda: 1000.0)
+    bench = object.__new__(script.WithSwaps)
+    bench._deadline = None
+    bench.put_off(300.0)
+    bench._check_time()
+    bench._deadline = 900.0
+    with pytest.raises(measurement.OutOfTime):
+        bench._check_time()
+    bench.put_off(300.0)
+    bench._check_time()
 
 
 def test_a_column_that_there_is_none_of_is_named(script):

@@ -7,7 +7,7 @@
 Swaps are measured before the cells, with --swap-ratio of all experts in slots and with the table's
 own routing; 100/20 is 100 experts a second by 20 calls (4 otherwise), and --swap-rates "" leaves
 them out. With --begin-after the engine starts at once and is measured when there is such a file:
-what else the host has to do is done meanwhile. With --shifting-ratios the rows where routing shifts
+what else the host has to do is done meanwhile, and --stop-after counts from then on. With --shifting-ratios the rows where routing shifts
 are those only, of --ratios, and in that order; with --stationary-columns the cells where it does
 not are those only, of --columns. Leaves table.json, table.md, table.svg and swap-RATE.json in
 FOLDER.
@@ -68,7 +68,9 @@ class WithSwaps(measurement.TableBench):
         async with super()._started(*arguments) as run:
             say("serving")
             if self.begin_after is not None:
+                before = time.monotonic()
                 await asyncio.to_thread(rest_until, self.begin_after, run.load)
+                self.put_off(time.monotonic() - before)
             link = await asyncio.to_thread(link_bytes_per_second)
             say(f"the link alone {0 if link is None else link / 1e9:.1f} GB/s")
             cell = cell_placement(
@@ -95,6 +97,11 @@ class WithSwaps(measurement.TableBench):
                 )
                 say(f"swaps, {name}: {json.dumps({k: found[k] for k in names})}")
             yield run
+
+    def put_off(self, seconds: float) -> None:
+        """The time is over so much later."""
+        if self._deadline is not None:
+            self._deadline += seconds
 
     def _request(self) -> dict[str, Any]:
         """What swaps were measured with."""
