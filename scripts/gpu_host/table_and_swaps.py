@@ -7,10 +7,10 @@
 Swaps are measured before the cells, with --swap-ratio of all experts in slots and with the table's
 own routing; 100/20 is 100 experts a second by 20 calls (4 otherwise), and --swap-rates "" leaves
 them out. With --begin-after the engine starts at once and is measured when there is such a file:
-what else the host has to do is done meanwhile, and --stop-after counts from then on. With --shifting-ratios the rows where routing shifts
-are those only, of --ratios, and in that order; with --stationary-columns the cells where it does
-not are those only, of --columns. Leaves table.json, table.md, table.svg and swap-RATE.json in
-FOLDER.
+what else the host has to do is done meanwhile, and --stop-after counts from then on. With
+--shifting-ratios the rows where routing shifts are those only, of --ratios, and in that order; with
+--stationary-columns the cells where it does not are those only, of --columns. Leaves table.json,
+table.md, table.svg and swap-RATE.json in FOLDER.
 """
 
 from __future__ import annotations
