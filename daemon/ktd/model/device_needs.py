@@ -21,7 +21,7 @@ _CONTEXT = 3 * GIB // 2
 _GRAPHS_OF_A_LAYER = GIB // 10 // 48
 _BF16 = 2
 # Of one expert at once: its host rows, as SGLang pads them, and two that lie between; and for each
-# four bits of it the place, in 32, that they come from. While that is found out it is some thirty,
+# four bits of it the place, in 32, that they come from. While that is found out it is up to 45,
 # when the first layer of many is there.
 _SCRATCH_COPIES = 4 + 8
 _BUFFERS = 2

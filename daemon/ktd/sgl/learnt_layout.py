@@ -81,14 +81,14 @@ def learnt(expert: OneExpert) -> LearntLayout | None:
     for bit in range(max(unit.count - 1 for unit in units.values()).bit_length()):
         marked = made({name: unit.indexed(bit) for name, unit in units.items()})
         for name, numbers in marked.items():
-            found[name] |= (numbers == units[name].marks[1]).int().bitwise_left_shift_(bit)
+            found[name].add_(numbers == units[name].marks[1], alpha=1 << bit)
     moves = {}
     for name, index in found.items():
         moved = low[name] != high[name]
         marks = units[name].marks
         if bool(((low[name] != marks[0]) | (high[name] != marks[1]))[moved].any()):
             return None
-        moves[name] = units[name].moves(torch.where(moved, index, FIXED), low[name])
+        moves[name] = units[name].moves(index.masked_fill_(~moved, FIXED), low[name])
     layout = LearntLayout(expert.layout, moves)
     return layout if all(_agrees(expert, units, layout, seed) for seed in range(_TRIALS)) else None
 
@@ -163,9 +163,11 @@ class _Units:
 
     def moves(self, index: torch.Tensor, constant: torch.Tensor) -> Rearrangement:
         """Of numbers by ``index``, int32, or ``constant`` where it is negative."""
-        each = 2 * self._size if self._whole else 1
-        steps = torch.arange(each, dtype=torch.int32, device=self._device)
-        places = torch.where(index.unsqueeze(1) < 0, FIXED, index.unsqueeze(1) * each + steps)
+        places = index
+        if self._whole:
+            each = 2 * self._size
+            steps = torch.arange(each, dtype=torch.int32, device=self._device)
+            places = torch.where(index.unsqueeze(1) < 0, FIXED, index.unsqueeze(1) * each + steps)
         fixed = torch.where(index < 0, constant, 0).to(self._width)
         return Rearrangement(
             places.int().view(-1, NIBBLES).contiguous(), self._bytes(fixed).view(torch.int32)
